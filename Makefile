@@ -1,0 +1,33 @@
+# make demo | test | chat | lint: each creates .venv and installs what it needs, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test chat lint clean
+
+demo: $(VENV)/.base
+	$(BIN)/mmvl demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+chat: $(VENV)/.base
+	$(BIN)/mmvl chat
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("mmvl needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,dev]'
+	touch $@ $(VENV)/.base
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,1 @@
+"""Training data: WebDataset shards, manifests, mixtures, packing, importers and renderers."""

@@ -1,0 +1,1 @@
+"""Tensor operations: public functions with their plain PyTorch references (Triton kernels join them)."""

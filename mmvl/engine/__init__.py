@@ -1,0 +1,1 @@
+"""Generation: requests, sampling, batching over the hybrid cache."""

@@ -1,0 +1,1 @@
+"""Training: recipes, loader, DeepSpeed loop, tokenizer."""

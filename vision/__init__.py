@@ -1,0 +1,1 @@
+"""Images to image tokens: tiling, ViT, adapter."""
