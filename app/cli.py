@@ -1,0 +1,267 @@
+"""The command line `mmvl`: what each command is called and takes. The work itself is one import away from each.
+
+Everything heavy is imported inside the commands, so that `mmvl --help` and a misspelt option answer at once.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmvl.app import errors
+
+app = typer.Typer(
+    help="Ask about pictures and documents, caption folders, and train vision-language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help starts in half the time, and a wrong option is one line
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data = typer.Typer(
+    help="Make, import and look at training data (WebDataset shards).", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(data, name="data")
+
+Model = Annotated[
+    Path | None, typer.Option("--model", metavar="DIR", help="Model in Hugging Face layout.  [default: mmvl-tiny]")
+]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 ...  [default: a GPU if there is one]")
+]
+Question = Annotated[str, typer.Option("-q", "--question", metavar="TEXT", help="What to ask about the files.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, metavar="N", help="Longest answer, in tokens.")]
+Temperature = Annotated[float, typer.Option(min=0.0, metavar="T", help="0 is greedy: the likeliest token each time.")]
+TopP = Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, metavar="P", help="Nucleus: keep this probability.")]
+TopK = Annotated[int, typer.Option("--top-k", min=0, metavar="K", help="Keep the K likeliest tokens; 0 keeps all.")]
+MinP = Annotated[
+    float, typer.Option("--min-p", min=0.0, max=1.0, metavar="P", help="Drop tokens under P times the likeliest's.")
+]
+Penalty = Annotated[
+    float, typer.Option("--repetition-penalty", min=0.01, metavar="X", help="Above 1 discourages repeats.")
+]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Makes sampling repeatable.")]
+Stop = Annotated[list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text; repeatable.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
+) -> None:
+    if debug:
+        os.environ["MMVL_DEBUG"] = "1"
+    if version:
+        import mmvl
+
+        print(f"mmvl {mmvl.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def ask(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Pictures and PDFs.", show_default=False)],
+    question: Question,
+    model: Model = None,
+    device: Device = None,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = None,
+    stop: Stop = None,
+    stats: Annotated[
+        bool | None, typer.Option("--stats/--no-stats", help="Timings on stderr.  [default: on a terminal]")
+    ] = None,
+) -> None:
+    """Ask one question about pictures and PDF pages; the answer streams to stdout."""
+    from mmvl.app.ask import ask as run
+
+    run(
+        files,
+        question,
+        lambda: _open_model(model, device),
+        stats=sys.stderr.isatty() if stats is None else stats,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=stop or [],
+    )
+
+
+@app.command()
+def caption(
+    source: Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Folders and files.", show_default=False)],
+    dest: Annotated[Path, typer.Option("-o", "--output", metavar="DEST.jsonl", help="One JSON row a picture.")],
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What to ask of each picture.")] = "Describe the image.",
+    on_existing: Annotated[
+        str,
+        typer.Option(metavar="skip|overwrite", help="If DEST exists: keep its good rows and go on, or start afresh."),
+    ] = "skip",
+    model: Model = None,
+    device: Device = None,
+    max_tokens: MaxTokens = 128,
+    temperature: Temperature = 0.0,
+    seed: Seed = None,
+) -> None:
+    """Caption folders of pictures and PDFs into a JSONL file. Exit code 3: some rows failed, each says why."""
+    from mmvl.app.caption import caption as run
+
+    failed = run(
+        source,
+        dest,
+        lambda: _open_model(model, device),
+        model_name=str(model) if model else "mmvl-tiny",
+        prompt=prompt,
+        on_existing=on_existing,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    if failed:
+        raise typer.Exit(errors.SOME_ROWS_FAILED)
+
+
+@app.command()
+def chat(
+    model: Model = None,
+    device: Device = None,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 is every network.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="0: 7860, or the next free one.")] = 0,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")] = True,
+) -> None:
+    """Open the chat page: upload pictures and PDFs, ask, read along."""
+    from mmvl.app.chat import serve
+
+    serve(_open_model(model, device), host=host, port=port, open_browser=browser)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="See mmvl/recipes.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe; repeatable.")
+    ] = None,
+) -> None:
+    """Train as a recipe says."""
+    if not recipe.is_file():
+        raise FileNotFoundError(f"no such recipe: {recipe}")
+    from mmvl.training.train import train as run
+
+    run(recipe, overrides or [])
+
+
+@app.command(name="eval")
+def evaluate(
+    task: Annotated[str, typer.Argument(help="A task's name; a wrong one lists them.", show_default=False)],
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N questions.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")] = None,
+    model: Model = None,
+    device: Device = None,
+) -> None:
+    """Measure a model on a task."""
+    from mmvl.evaluation import run
+
+    run(task, limit=limit, json_path=json_file, model=model, device=device)
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, devices, memory, and what would not work here and why."""
+    from mmvl.app.doctor import print_report
+
+    print_report()
+
+
+@app.command()
+def demo(model: Model = None, device: Device = None) -> None:
+    """Ask the model about the example files that come with mmvl."""
+    from mmvl.app.demo import demo as run
+
+    run(lambda: _open_model(model, device))
+
+
+@data.command("render")
+def data_render(
+    name: Annotated[str, typer.Argument(help="A renderer's name; a wrong one lists them.", show_default=False)],
+    dest: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the shards go.")],
+    count: Annotated[int, typer.Option("-n", "--count", min=1, metavar="N", help="How many samples.")] = 1000,
+    seed: Annotated[int, typer.Option(metavar="N", help="The same seed gives the same shards.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes; 0 is one a core.")] = 0,
+) -> None:
+    """Render pictures of text and their transcriptions into shards."""
+    from mmvl.datasets import render
+
+    print(render(name, dest, count=count, seed=seed, workers=workers))
+
+
+@data.command("import")
+def data_import(
+    name: Annotated[str, typer.Argument(help="An importer's name; a wrong one lists them.", show_default=False)],
+    dest: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the shards go.")],
+    source: Annotated[Path | None, typer.Option(metavar="PATH", help="Where the data set lies.")] = None,
+) -> None:
+    """Import a public data set into shards."""
+    from mmvl.datasets import import_
+
+    print(import_(name, dest, source=source))
+
+
+@data.command("manifest")
+def data_manifest(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of shards.", show_default=False)],
+) -> None:
+    """Check every shard of a folder and write its manifest.json."""
+    from mmvl.datasets import manifest
+
+    print(manifest(folder))
+
+
+@data.command("inspect")
+def data_inspect(
+    path: Annotated[Path, typer.Argument(metavar="SHARD|DIR", help="A shard or a folder.", show_default=False)],
+    limit: Annotated[int, typer.Option(min=0, metavar="N", help="How many samples to print.")] = 3,
+) -> None:
+    """Print what a shard holds: counts, kinds, sources, and its first samples."""
+    from mmvl.datasets import inspect
+
+    print(inspect(path, limit=limit))
+
+
+def _open_model(model: Path | None, device: str | None):
+    from mmvl import VLM
+
+    return VLM(model, device=device)
+
+
+def main() -> None:
+    """The console script. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done with failed rows, 130 interrupted."""
+    try:
+        app(prog_name="mmvl")
+    except BrokenPipeError:
+        _close_stdout_quietly()
+        sys.exit(errors.FAILED)
+    except KeyboardInterrupt:
+        sys.exit(errors.INTERRUPTED)
+    except Exception as error:
+        sys.exit(errors.report(error, errors.debugging()))
+
+
+def _close_stdout_quietly() -> None:
+    """The reader of our pipe is gone: without this, Python complains once more when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

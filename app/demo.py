@@ -1,0 +1,41 @@
+"""`mmvl demo`: asks the model about the example files and prints what was asked, what it said, and how fast."""
+
+import time
+
+from mmvl.app.ask import timings
+from mmvl.app.examples import load_examples
+from mmvl.app.pages import open_pages, user_turn
+from mmvl.app.safe_text import for_terminal
+
+
+def demo(open_model, max_tokens: int = 200) -> None:
+    """Raises ValueError or OSError if the model or an example cannot be used."""
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    examples = load_examples()
+    start = time.perf_counter()
+    with console.status("opening the model"):
+        vlm = open_model()
+    console.print(f"{describe(vlm)}, opened in {time.perf_counter() - start:.1f} s\n")
+
+    tokens = seconds = 0.0
+    for example in examples:
+        with console.status(f"looking at {example.file.name}"):
+            answer = vlm.chat([user_turn(open_pages([example.file]), example.question)], max_tokens=max_tokens)
+        tokens += answer.completion_tokens
+        seconds += answer.prefill_seconds + answer.decode_seconds
+        body = Text.assemble(
+            (example.question, "bold"), "\n", for_terminal(answer.text), "\n", (timings(answer), "dim")
+        )
+        console.print(Panel(body, title=Text(example.file.name, "cyan"), title_align="left"))
+    speed = f"{tokens:.0f} tokens in {seconds:.1f} s: {tokens / max(seconds, 1e-9):.1f} tokens/s, pictures included"
+    console.print(f"\n{speed}")
+    console.print("Ask about your own: [bold]mmvl ask FILE -q TEXT[/]. Open the chat page: [bold]mmvl chat[/]")
+
+
+def describe(vlm) -> str:
+    """Which model answers and where it runs."""
+    return f"{vlm.name} on {vlm.device}"
