@@ -1,0 +1,117 @@
+"""The released tiling rule: an RGB image -> a squashed thumbnail and tiles of a centred, aspect-true canvas.
+
+An image of W x H pixels is scaled to fit the best canvas ("grid pinpoint"), centred on black and cut into tiles. The
+ViT sees each tile by itself. Of the canvas's patches only the rows and columns that hold picture become image tokens
+(counted with floor rounding, as released; LLaVA-NeXT rounds differently), and each row ends in a newline token. The
+thumbnail, the whole image squashed to one tile, comes first.
+
+Legend: N tiles, T tile edge in pixels; sizes are always (width, height).
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mmvl.vision.config import TilingConfig
+
+
+@dataclass
+class TiledImage:
+    """One image, ready for the ViT.
+
+    tiles_N3TT: uint8, not yet normalised, thumbnail first, then the canvas's tiles row by row.
+    size: (width, height) of the original in pixels. grid: (width, height) of the chosen canvas in pixels.
+    num_tokens: image tokens, newline tokens included.
+    """
+
+    tiles_N3TT: torch.Tensor
+    size: tuple[int, int]
+    grid: tuple[int, int]
+    num_tokens: int
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of everything that decides the image's embedding: a key for caches of embeddings."""
+        shape = (*self.tiles_N3TT.shape, *self.size, *self.grid, self.num_tokens)
+        digest = hashlib.sha256(repr(shape).encode())
+        digest.update(self.tiles_N3TT.contiguous().numpy())
+        return digest.hexdigest()
+
+
+@lru_cache(maxsize=65536)
+def best_grid(width: int, height: int, grid_pinpoints: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+    """The canvas (width, height) that keeps most pixels of the image, and of those the one with least black."""
+    best, best_key = None, None
+    for grid_w, grid_h in grid_pinpoints:
+        scale = min(grid_w / width, grid_h / height)
+        kept = min(int(width * scale) * int(height * scale), width * height)
+        key = (-kept, grid_w * grid_h - kept)
+        if best_key is None or key < best_key:
+            best, best_key = (grid_w, grid_h), key
+    return best
+
+
+@lru_cache(maxsize=65536)
+def picture_patches(size: tuple[int, int], grid: tuple[int, int], patch: int) -> tuple[int, int]:
+    """(columns, rows) of canvas patches that hold picture and become image tokens; floor rounding as released.
+
+    A very long or very tall image gets 0 rows or columns: then only its thumbnail is seen, as in the released model.
+    """
+    (width, height), columns, rows = size, grid[0] // patch, grid[1] // patch
+    if width / height > columns / rows:
+        filled = int(height * columns) // width
+        rows -= 2 * ((rows - filled) // 2)
+    else:
+        filled = int(width * rows) // height
+        columns -= 2 * ((columns - filled) // 2)
+    return columns, rows
+
+
+def token_count(width: int, height: int, tiling: TilingConfig) -> int:
+    """Image tokens of a `width` x `height` image: the thumbnail's patches, the picture's, a newline for each row."""
+    if width <= 0 or height <= 0:
+        raise ValueError(f"an image of {width}x{height} pixels has nothing in it")
+    grid = best_grid(width, height, tiling.grid_pinpoints)
+    columns, rows = picture_patches((width, height), grid, tiling.patch)
+    return tiling.thumbnail_tokens + (columns + 1) * rows
+
+
+def fitted_size(size: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of the image scaled to touch the canvas; at least one pixel (the released code fails at zero)."""
+    (width, height), (grid_w, grid_h) = size, grid
+    if width / height > grid_w / grid_h:
+        return grid_w, max(1, int(grid_w * height / width))
+    return max(1, int(grid_h * width / height)), grid_h
+
+
+def tile_image(image: Image.Image, tiling: TilingConfig) -> TiledImage:
+    """Cut an RGB image into its thumbnail and tiles; bicubic scaling, up as well as down.
+
+    Raises ValueError for another colour mode (`images.open_image` converts) or an empty image.
+    """
+    if image.mode != "RGB":
+        raise ValueError(f"tiling needs an RGB image, this one is {image.mode}: open it with open_image first")
+    num_tokens = token_count(*image.size, tiling)
+    T = tiling.tile
+    grid = grid_w, grid_h = best_grid(*image.size, tiling.grid_pinpoints)
+    across, down = grid_w // T, grid_h // T
+
+    fitted = image.resize(fitted_size(image.size, grid), Image.Resampling.BICUBIC)
+    left, top = (grid_w - fitted.width) // 2, (grid_h - fitted.height) // 2
+    if fitted.size == (T, T):  # then the thumbnail is the same picture
+        thumbnail = fitted
+    else:
+        thumbnail = image.resize((T, T), Image.Resampling.BICUBIC)
+
+    canvas_YX3 = np.zeros((grid_h, grid_w, 3), dtype=np.uint8)
+    canvas_YX3[top : top + fitted.height, left : left + fitted.width] = np.asarray(fitted)
+    tiles_N3TT = np.empty((1 + across * down, 3, T, T), dtype=np.uint8)
+    tiles_N3TT[0] = np.asarray(thumbnail).transpose(2, 0, 1)
+    tiles_N3TT[1:].reshape(down, across, 3, T, T)[:] = canvas_YX3.reshape(down, T, across, T, 3).transpose(
+        0, 2, 4, 1, 3
+    )
+    return TiledImage(torch.from_numpy(tiles_N3TT), image.size, grid, num_tokens)
