@@ -1,0 +1,295 @@
+"""WebDataset shards: writing them, streaming them, and reading any sample of them at random.
+
+A shard is a tar. A sample is `<key>.json` and, under the same key, the files its messages name (`<key>.0.png`):
+    {"source": str, "kind": "text", "text": str}
+    {"source": str, "kind": "caption" | "vqa" | "conversation", "meta": {...}, "messages": [
+        {"role": "user", "content": [{"type": "image", "file": "0.png"}, {"type": "text", "text": "..."}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "..."}]}]}
+Plain `webdataset` reads these shards too. It is not what reads them here, because with every one of its handlers a tar
+that was cut short ends silently, its last sample without some of its files; here damage is named and counted.
+"""
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import webdataset
+from webdataset.tariterators import base_plus_ext
+
+KINDS = ("text", "caption", "vqa", "conversation")
+
+
+class SampleError(ValueError):
+    """One sample cannot be used; the message names the shard, the key and the reason."""
+
+
+class ShardError(ValueError):
+    """A shard as a whole cannot be trusted: unreadable, too many bad samples in a row, not as its manifest says."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A checked sample: every file its messages name is in `members` (name such as "0.png" -> bytes)."""
+
+    key: str
+    json: dict
+    members: dict[str, bytes]
+
+
+@dataclass
+class ReadReport:
+    """What reading came across: `samples` good ones, and one line in `problems` for every bad one."""
+
+    samples: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+class ShardWriter:
+    """Writes samples to `dir/prefix-00000.tar`, -00001, ...; a new shard starts when max_bytes would be passed.
+
+    A shard appears under its name only when complete (it is `.part` before). The same samples give the same bytes.
+    Use as a context manager; `shards` lists the finished paths, `samples` counts.
+    """
+
+    def __init__(self, dir: str | Path, prefix: str, max_bytes: int = 256 << 20, first: int = 0):
+        self.dir, self.prefix, self.max_bytes, self.next_number = Path(dir), prefix, max_bytes, first
+        self.dir.mkdir(parents=True, exist_ok=True)
+        if "." in prefix or "/" in prefix:
+            raise ValueError(f"shard prefix '{prefix}' must have no dot or slash: keys are cut at the first dot")
+        self.shards: list[Path] = []
+        self.samples = 0
+        self._tar = None
+        self._bytes = 0
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        self.close(keep=kind is None)
+
+    def write(self, record: dict, members: dict[str, bytes] | None = None) -> str:
+        """Append one sample (checked as a reader would) and return its key."""
+        members = members or {}
+        key = f"{self.prefix}-{self.next_number:05d}-{self.samples:07d}"
+        payload = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+        _check(record, members, key)
+        size = sum(1024 + len(data) for data in members.values()) + 1024 + len(payload)
+        if self._tar is not None and self._bytes + size > self.max_bytes:
+            self._finish()
+            key = f"{self.prefix}-{self.next_number:05d}-{self.samples:07d}"
+        if self._tar is None:
+            self._path = self.dir / f"{self.prefix}-{self.next_number:05d}.tar"
+            self._tar = webdataset.TarWriter(str(self._path) + ".part", encoder=False, mtime=0, compress=False)
+            self._bytes = 0
+        self._tar.write({"__key__": key, "json": payload, **members})
+        self._bytes += size
+        self.samples += 1
+        return key
+
+    def close(self, keep: bool = True) -> None:
+        """Finish the open shard, or remove it when `keep` is False (after an error)."""
+        if self._tar is None:
+            return
+        if keep:
+            self._finish()
+        else:
+            self._tar.close()
+            self._tar = None
+            os.unlink(str(self._path) + ".part")
+
+    def _finish(self) -> None:
+        self._tar.close()
+        self._tar = None
+        os.replace(str(self._path) + ".part", self._path)
+        self.shards.append(self._path)
+        self.next_number += 1
+
+
+def read_shard(
+    path: str | Path, *, report: ReadReport | None = None, expected: int | None = None, max_bad_in_row: int = 20
+) -> Iterator[Sample]:
+    """Stream the good samples of one shard in file order.
+
+    Bad ones (no JSON, corrupt JSON, a listed file missing, cut off) become a line in `report.problems`; without a
+    report they raise SampleError. `expected` is the manifest's count. ShardError when more than `max_bad_in_row` follow
+    one another, or when the shard was cut short or its count is wrong and there is no report to say so in.
+    """
+    problems = report.problems if report is not None else None
+    entries = index_shard(path, problems=problems, expected=expected)
+    bad = 0
+    with open(path, "rb") as file:
+        for entry in entries:
+            try:
+                sample = read_entry(file, entry, path)
+            except SampleError as error:
+                if report is None:
+                    raise
+                report.problems.append(str(error))
+                bad += 1
+                if bad > max_bad_in_row:
+                    raise ShardError(f"{path}: over {max_bad_in_row} bad samples in a row, last: {error}") from error
+                continue
+            bad = 0
+            if report is not None:
+                report.samples += 1
+            yield sample
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one sample lies in its shard: member name -> (offset, size), "json" among them."""
+
+    key: str
+    spans: dict[str, tuple[int, int]]
+
+
+def index_shard(path: str | Path, *, problems: list[str] | None = None, expected: int | None = None) -> list[Entry]:
+    """Entries of all samples, from the tar headers alone. Damage goes to `problems`, or raises ShardError if None."""
+
+    def damaged(reason: str) -> None:
+        if problems is None:
+            raise ShardError(f"{path}: {reason}")
+        problems.append(f"{path}: {reason}")
+
+    size = os.path.getsize(path)
+    entries: list[Entry] = []
+    seen: set[str] = set()
+    try:
+        # errorlevel and ignore_zeros stay at their defaults: a wrong checksum in the first header is "not a tar".
+        with tarfile.open(path, "r:") as tar:
+            end = 0
+            while True:
+                try:
+                    member = tar.next()
+                except tarfile.ReadError as error:
+                    damaged(f"cut short or damaged after {len(entries)} samples ({error})")
+                    return entries[:-1]
+                if member is None:
+                    break
+                tar.members = []  # tarfile keeps every header otherwise
+                if not member.isfile():
+                    continue
+                key, name = base_plus_ext(member.name)
+                if key is None:
+                    damaged(f"member '{member.name}' has no extension")
+                    continue
+                end = member.offset_data + member.size
+                if end > size:
+                    damaged(f"cut short inside '{member.name}'")
+                    return entries if not entries or entries[-1].key != key else entries[:-1]
+                if not entries or entries[-1].key != key:
+                    if key in seen:
+                        damaged(f"key '{key}' occurs twice")
+                        continue
+                    seen.add(key)
+                    entries.append(Entry(key, {}))
+                entries[-1].spans[name.lower()] = (member.offset_data, member.size)
+    except tarfile.ReadError as error:
+        damaged(f"not a readable tar ({error})")
+        return entries
+    # A whole tar ends with two blocks of zeros; one cut exactly between members is told only by their absence.
+    end = -(-end // 512) * 512
+    with open(path, "rb") as file:
+        file.seek(end)
+        if len(tail := file.read(1024)) < 1024 or any(tail):
+            damaged(f"cut short or damaged after {len(entries)} samples (no end marker)")
+            entries = entries[:-1]
+    if expected is not None and len(entries) != expected:
+        damaged(f"{len(entries)} samples where the manifest says {expected}")
+    return entries
+
+
+def read_entry(file, entry: Entry, path: str | Path) -> Sample:
+    """Read and check one sample from an open shard. SampleError names shard, key and reason."""
+    where = f"{path}: sample '{entry.key}'"
+    members = {}
+    for name, (offset, size) in entry.spans.items():
+        file.seek(offset)
+        members[name] = file.read(size)
+        if len(members[name]) != size:
+            raise SampleError(f"{where}: cut short inside '{name}'")
+    payload = members.pop("json", None)
+    if payload is None:
+        raise SampleError(f"{where}: no .json member")
+    try:
+        record = json.loads(payload)
+    except ValueError as error:
+        raise SampleError(f"{where}: corrupt JSON ({error})") from error
+    _check(record, members, where)
+    return Sample(entry.key, record, members)
+
+
+def _check(record: dict, members: dict[str, bytes], where: str) -> None:
+    """SampleError unless the record has the documented shape and every file it names."""
+    if not isinstance(record, dict) or record.get("kind") not in KINDS or not isinstance(record.get("source"), str):
+        raise SampleError(f"{where}: needs 'source' and a 'kind' out of {', '.join(KINDS)}")
+    if record["kind"] == "text":
+        if not isinstance(record.get("text"), str) or not record["text"]:
+            raise SampleError(f"{where}: kind 'text' without text")
+        return
+    messages = record.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise SampleError(f"{where}: no messages")
+    for message in messages:
+        if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
+            raise SampleError(f"{where}: a message without a known role")
+        if not isinstance(message.get("content"), list):
+            raise SampleError(f"{where}: a message whose content is not a list")
+        for part in message["content"]:
+            if part.get("type") == "image":
+                if part.get("file") not in members:
+                    raise SampleError(f"{where}: file '{part.get('file')}' is named but missing")
+            elif part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise SampleError(f"{where}: a part that is neither image nor text")
+
+
+class ShardSource:
+    """Random access to the samples of several shards: `len(source)`, `source[i] -> Sample`.
+
+    Opening reads the tar headers only. Damage found then is in `problems`; a bad sample raises SampleError when read
+    (a `Mixture` skips and counts it). Picklable; each process opens the files anew.
+    """
+
+    def __init__(self, shards: list[str | Path], expected: dict[str, int] | None = None):
+        self.problems: list[str] = []
+        self.shards = [str(path) for path in shards]
+        self._where: list[tuple[int, Entry]] = []
+        for number, path in enumerate(self.shards):
+            count = (expected or {}).get(os.path.basename(path))
+            self._where += [(number, e) for e in index_shard(path, problems=self.problems, expected=count)]
+        if not self._where:
+            raise ShardError(f"no samples in {len(self.shards)} shards ({', '.join(self.shards[:3]) or 'none given'})")
+        self._files: dict[tuple[int, int], object] = {}
+
+    @classmethod
+    def from_dir(cls, dir: str | Path, prefix: str = "") -> "ShardSource":
+        """All `prefix*.tar` of a directory, in order of name; counts are held to manifest.json where there is one."""
+        dir = Path(dir)
+        shards = sorted(dir.glob(f"{prefix}*.tar"))
+        if not shards:
+            raise FileNotFoundError(f"no shards {dir}/{prefix}*.tar; write some with `mmvl data render` or `import`")
+        expected = None
+        if (dir / "manifest.json").exists():
+            listed = json.loads((dir / "manifest.json").read_text())["shards"]
+            expected = {shard["name"]: shard["samples"] for shard in listed}
+            gone = [name for name in expected if name.startswith(prefix) and not (dir / name).exists()]
+            if gone:
+                raise ShardError(f"{dir}: shards of the manifest are missing: {', '.join(gone)}")
+        return cls(list(shards), expected)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __getitem__(self, index: int) -> Sample:
+        number, entry = self._where[index]
+        # Keyed by process: a file position shared over fork would let workers read each other's bytes.
+        handle = (os.getpid(), number)
+        if handle not in self._files:
+            self._files[handle] = open(self.shards[number], "rb")
+        return read_entry(self._files[handle], entry, self.shards[number])
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_files": {}}
