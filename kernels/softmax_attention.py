@@ -1,0 +1,79 @@
+"""Causal softmax attention on packed tokens, with grouped key/value heads (GQA) and keys that may reach further back.
+
+Each sequence has Lq new tokens and Lk >= Lq keys; the queries are its last Lq positions (mask aligned bottom right).
+On CUDA in 16 bits one variable-length flash call serves all sequences; elsewhere a loop over sequences.
+
+Legend: T query tokens, U key tokens, S sequences, H query heads, G key/value heads, K head dim.
+"""
+
+import inspect
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
+
+_VARLEN_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.11 may not have it yet
+
+
+def softmax_attention(
+    q_THK: torch.Tensor,
+    k_UGK: torch.Tensor,
+    v_UGK: torch.Tensor,
+    cu_q_S1: torch.Tensor,
+    cu_k_S1: torch.Tensor,
+    lengths_q: tuple[int, ...],
+    lengths_k: tuple[int, ...],
+    scale: float,
+) -> torch.Tensor:
+    """softmax(scale * q k^T) v, causal, within each sequence; (T, H, K) in the dtype of `q_THK`.
+
+    H must be a multiple of G: query head h reads key head h // (H / G). `cu_*` are int32 on the device (read by the
+    flash kernel), `lengths_*` the same numbers on the host. In self-attention without a past pass the same
+    `cu_q_S1` object twice.
+    """
+    H, G = q_THK.shape[1], k_UGK.shape[1]
+    if H % G:
+        raise ValueError(f"{H} query heads are not a multiple of {G} key/value heads")
+    if _has_flash(q_THK):
+        if _VARLEN_GQA:
+            options = {"enable_gqa": H != G}
+        else:
+            options = {}
+            k_UGK, v_UGK = (x.repeat_interleave(H // G, dim=1) for x in (k_UGK, v_UGK))
+        return varlen_attn(
+            q_THK, k_UGK, v_UGK, cu_q_S1, cu_k_S1, max(lengths_q), max(lengths_k),
+            scale=scale, window_size=(-1, 0), **options,
+        )  # fmt: skip
+    outputs = [
+        _one_sequence(q, k, v, scale)
+        for q, k, v in zip(q_THK.split(lengths_q), k_UGK.split(lengths_k), v_UGK.split(lengths_k), strict=True)
+    ]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _has_flash(q: torch.Tensor) -> bool:
+    return (
+        q.is_cuda
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and q.shape[-1] % 8 == 0
+        and q.shape[-1] <= 256
+        and torch.cuda.get_device_capability(q.device) >= (8, 0)
+    )
+
+
+def _one_sequence(q_LHK, k_MGK, v_MGK, scale):
+    L, H, K = q_LHK.shape
+    M, G = k_MGK.shape[:2]
+    q_HLK, k_GMK, v_GMK = (x.transpose(0, 1) for x in (q_LHK, k_MGK, v_MGK))
+    if L == 1:
+        # one query sees every key: the query heads of a group become its queries, so nothing is repeated
+        o = F.scaled_dot_product_attention(q_HLK.reshape(1, G, H // G, K), k_GMK[None], v_GMK[None], scale=scale)
+        return o.reshape(1, H, K)
+    k_HMK, v_HMK = (x[:, None].expand(G, H // G, M, K).reshape(H, M, K) for x in (k_GMK, v_GMK))
+    mask = None
+    if L != M:
+        mask = torch.ones(L, M, dtype=torch.bool, device=q_LHK.device).tril(M - L)
+    o = F.scaled_dot_product_attention(
+        q_HLK[None], k_HMK[None], v_HMK[None], attn_mask=mask, is_causal=mask is None, scale=scale
+    )
+    return o[0].transpose(0, 1)

@@ -1,0 +1,123 @@
+"""The decoder on packed tokens: embedding, layers, final norm, head. One code path trains and generates.
+
+Every layer, with (alpha, beta) from the config and r the normed input (post-norm) or the plain input:
+    h = norm(x);  x = r * alpha + attention(h) * beta;  m = norm(x);  x = r * alpha + experts(m) * beta
+Legend: T tokens, D model width, V vocabulary, L layers, E experts.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmvl.kernels.norm import rms_norm
+from mmvl.kernels.rope import rope_tables
+
+from .config import LIGHTNING, TextConfig
+from .init import init_decoder
+from .lightning import LightningLayer
+from .moe import SharedMlp, SparseMoe, mix_shared
+from .packed import Packed
+from .softmax import SoftmaxLayer
+
+
+@dataclass(frozen=True)
+class DecoderOutput:
+    hidden_TD: torch.Tensor  # after the final norm
+    balance_loss: torch.Tensor  # fp32 scalar, mean over layers; top_k when perfectly balanced
+    expert_counts_LE: torch.Tensor  # int64: token-expert pairs of each expert
+
+
+class DecoderLayer(nn.Module):
+    """One layer: (T, D) -> (T, D), balance loss, expert counts (E,)."""
+
+    def __init__(self, config: TextConfig, layer: int):
+        super().__init__()
+        self.postnorm, self.eps = config.postnorm, config.rms_norm_eps
+        self.is_lightning = config.attn_type_list[layer] == LIGHTNING
+        self.attention_alpha, self.attention_beta = config.attention_factors(layer)
+        self.mlp_alpha, self.mlp_beta = config.layernorm_mlp_alpha, config.layernorm_mlp_beta
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn = (LightningLayer if self.is_lightning else SoftmaxLayer)(config, layer)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.block_sparse_moe = SparseMoe(config)
+        self.has_shared = config.shared_intermediate_size > 0
+        if self.has_shared:
+            self.shared_mlp = SharedMlp(config)
+            self.coefficient = nn.Linear(config.hidden_size, 1, bias=False)
+
+    def forward(self, x_TD: torch.Tensor, packed: Packed, rope, cache=None):
+        h_TD = rms_norm(x_TD, self.input_layernorm.weight, self.eps)
+        if self.is_lightning:
+            attended_TD = self.self_attn(h_TD, packed, cache)
+        else:
+            attended_TD = self.self_attn(h_TD, packed, rope, cache)
+        residual_TD = h_TD if self.postnorm else x_TD
+        x_TD = residual_TD * self.attention_alpha + attended_TD * self.attention_beta
+
+        m_TD = rms_norm(x_TD, self.post_attention_layernorm.weight, self.eps)
+        y_TD, balance, counts_E = self.block_sparse_moe(m_TD)
+        if self.has_shared:
+            y_TD = mix_shared(y_TD, self.shared_mlp(m_TD), m_TD, self.coefficient)
+        residual_TD = m_TD if self.postnorm else x_TD
+        return residual_TD * self.mlp_alpha + y_TD * self.mlp_beta, balance, counts_E
+
+
+class DecoderBody(nn.Module):
+    """What lies under `model.` in the released names: embedding, layers, final norm."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+
+class Decoder(nn.Module):
+    """The text model. Its weights are uninitialised until `init_weights` or a checkpoint fills them."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.config = config
+        self.model = DecoderBody(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def init_weights(self, seed: int = 0) -> None:
+        """Fill all weights, reproducibly from `seed`: Xavier with DeepNorm gains (see init.py)."""
+        init_decoder(self, seed)
+
+    def embed(self, ids_T: torch.Tensor) -> torch.Tensor:
+        """Token ids (T,) -> embeddings (T, D)."""
+        return self.model.embed_tokens(ids_T)
+
+    def forward(self, x_TD: torch.Tensor, packed: Packed, cache=None) -> DecoderOutput:
+        """Run all layers over the packed embeddings.
+
+        With `cache` (a HybridCache whose `pack` made `packed`) the sequences continue where they stopped, and the
+        cache is advanced by the new tokens; do that under torch.no_grad.
+        """
+        if x_TD.shape[0] != packed.num_tokens:
+            raise ValueError(f"{x_TD.shape[0]} embeddings for a packed batch of {packed.num_tokens} tokens")
+        if cache is not None:
+            cache.check(packed)
+        rope = rope_tables(packed.positions_T, self.config.rotary_dim, self.config.rope_theta)
+        balances, counts = [], []
+        for layer in self.model.layers:
+            x_TD, balance, counts_E = layer(x_TD, packed, rope, cache)
+            balances.append(balance)
+            counts.append(counts_E)
+        if cache is not None:
+            cache.advance(packed)
+        hidden_TD = rms_norm(x_TD, self.model.norm.weight, self.config.rms_norm_eps)
+        return DecoderOutput(hidden_TD, torch.stack(balances).mean(), torch.stack(counts))
+
+    def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
+        """(T, D) -> fp32 logits (T, V), the product in fp32: rounded to 16 bits, near ties would be broken at random.
+
+        Pass only the positions that are needed.
+        """
+        weight = self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+        dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
+        return F.linear(hidden_TD.to(dtype), weight.to(dtype))

@@ -1,0 +1,69 @@
+"""The lightning attention layer: linear attention with decay, output norm and output gate.
+
+Legend: T tokens, S sequences, D model width, H heads, K head dim, C = H * K.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmvl.kernels.lightning_attention import lightning_attention
+from mmvl.kernels.norm import gated_rms_norm
+
+from .config import TextConfig
+from .packed import Packed
+
+OUTPUT_NORM_EPS = 1e-6  # the released layer does not pass rms_norm_eps to its output norm
+
+
+def alibi_slopes(num_heads: int) -> list[float]:
+    """The slopes of ALiBi (arXiv 2108.12409): 2^(-8 (h + 1) / H); other counts interleave those of 2H."""
+    power = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2.0 ** (-8.0 * (h + 1) / power) for h in range(power)]
+    if power < num_heads:
+        slopes += alibi_slopes(2 * power)[0::2][: num_heads - power]
+    return slopes
+
+
+def layer_slopes(num_heads: int, layer: int, num_layers: int) -> list[float]:
+    """Decay rates of one layer, one a head: ALiBi slopes, falling linearly to nearly zero over the depth."""
+    factor = 1 - layer / max(num_layers - 1, 1) + 1e-5
+    return [slope * factor for slope in alibi_slopes(num_heads)]
+
+
+class LightningLayer(nn.Module):
+    """Attention over packed tokens (T, D) -> (T, D); parameter names are the released ones."""
+
+    def __init__(self, config: TextConfig, layer: int):
+        super().__init__()
+        self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
+        self.pool_index = config.lightning_layers.index(layer)
+        channels = self.num_heads * self.head_dim
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * channels, bias=False)
+        self.output_gate = nn.Linear(config.hidden_size, channels, bias=False)
+        self.norm = nn.RMSNorm(channels, eps=OUTPUT_NORM_EPS)
+        self.out_proj = nn.Linear(channels, config.hidden_size, bias=False)
+        # no buffer: casting the module to 16 bits must not touch the decays
+        self.slopes = layer_slopes(self.num_heads, layer, config.num_hidden_layers)
+        self._slopes_on_device: dict[torch.device, torch.Tensor] = {}
+
+    def slopes_H(self, device: torch.device) -> torch.Tensor:
+        """The layer's decay rates (H,), fp64 on `device`, copied there once; the kernel rounds them as it computes."""
+        if device not in self._slopes_on_device:
+            self._slopes_on_device[device] = torch.tensor(self.slopes, dtype=torch.float64, device=device)
+        return self._slopes_on_device[device]
+
+    def forward(self, x_TD: torch.Tensor, packed: Packed, cache=None) -> torch.Tensor:
+        # per head the rows are [q | k | v], and SiLU is on all three
+        qkv_TH3K = F.silu(self.qkv_proj(x_TD)).view(-1, self.num_heads, 3 * self.head_dim)
+        q_THK, k_THK, v_THK = qkv_TH3K.split(self.head_dim, dim=-1)
+        state_SHKK = None if cache is None else cache.read_states(self.pool_index, packed)
+        o_THK, state_SHKK = lightning_attention(
+            q_THK, k_THK, v_THK, self.slopes_H(x_TD.device), packed.cu_seqlens_S1, state_SHKK, plan=packed.plan
+        )
+        if cache is not None:
+            cache.write_states(self.pool_index, packed, state_SHKK)
+        gated_TC = gated_rms_norm(o_THK.flatten(1), self.output_gate(x_TD), self.norm.weight, OUTPUT_NORM_EPS)
+        return self.out_proj(gated_TC)

@@ -1,0 +1,72 @@
+"""A batch as packed tokens: which tokens belong to which sequence, and where in it they stand.
+
+There is no padding and no mask: all tokens of all sequences lie one after the other along T. Whatever every layer
+needs (offsets, positions, block plan, cache indices) is computed on the host once per batch and kept here.
+
+Legend: T new tokens, U tokens with keys (past and new), S sequences.
+"""
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+
+from mmvl.kernels.lightning_attention import BlockPlan, plan_blocks
+
+
+@dataclass(frozen=True)
+class KeyIndex:
+    """Where the keys of a packed batch lie in a paged pool, as flat token indices (page * page_size + offset)."""
+
+    write_T: torch.Tensor  # int64: of the new tokens
+    read_U: torch.Tensor | None  # int64: of all tokens of all sequences in order; None if no sequence has a past
+    cu_seqlens_S1: torch.Tensor  # int32: offsets of the sequences in U
+    lengths: tuple[int, ...]  # past and new tokens of each sequence
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One packed batch; make it with `from_lengths`, or with `HybridCache.pack` to continue cached sequences."""
+
+    lengths: tuple[int, ...]  # new tokens of each sequence
+    starts: tuple[int, ...]  # tokens of each sequence before these
+    cu_seqlens_S1: torch.Tensor  # int32
+    positions_T: torch.Tensor  # int64, absolute in the sequence
+    plan: BlockPlan  # for lightning attention
+    slots: tuple[int, ...] | None = None  # cache slot of each sequence
+    slots_S: torch.Tensor | None = None  # the same, int64 on the device
+    keys: KeyIndex | None = None  # for softmax attention over a cache
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.positions_T)
+
+    @property
+    def last_S(self) -> torch.Tensor:
+        """Index along T of each sequence's last token, int64."""
+        return self.cu_seqlens_S1[1:].long() - 1
+
+    @classmethod
+    def from_lengths(cls, lengths, device, starts=None, **cache_fields) -> "Packed":
+        """Sequences of `lengths` tokens (each >= 1), the first of them at positions `starts` (default 0).
+
+        Raises ValueError if there is no sequence, or an empty one, or `starts` does not match.
+        """
+        lengths = tuple(int(n) for n in lengths)
+        if not lengths or min(lengths) < 1:
+            raise ValueError(f"a packed batch needs sequences of at least 1 token, got lengths {lengths}")
+        starts = (0,) * len(lengths) if starts is None else tuple(int(n) for n in starts)
+        if len(starts) != len(lengths) or min(starts) < 0:
+            raise ValueError(f"starts {starts} do not match the {len(lengths)} sequences")
+        cu_seqlens = torch.tensor((0, *accumulate(lengths)), dtype=torch.int32)
+        length_S = torch.tensor(lengths)
+        shift_S = torch.tensor(starts) - cu_seqlens[:-1]
+        positions_T = torch.arange(sum(lengths)) + shift_S.repeat_interleave(length_S)
+        return cls(
+            lengths=lengths,
+            starts=starts,
+            cu_seqlens_S1=cu_seqlens.to(device),
+            positions_T=positions_T.to(device),
+            plan=plan_blocks(lengths, device),
+            **cache_fields,
+        )
