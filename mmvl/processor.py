@@ -47,7 +47,7 @@ class Prompt:
 class Processor:
     """Tokenizer, chat template and tiling of one model. Safe to use from several threads and to send to workers.
 
-    eos_token_ids: ids that end an answer; by default that of `<end_of_sentence>`.
+    eos_ids: ids that end an answer; by default that of `<end_of_sentence>`.
     tokenizer_config: further keys of tokenizer_config.json, kept for `save`.
     """
 
@@ -58,7 +58,7 @@ class Processor:
         chat_template: str = CHAT_TEMPLATE,
         *,
         image_token: str = IMAGE,
-        eos_token_ids: Sequence[int] | None = None,
+        eos_ids: Sequence[int] | None = None,
         tokenizer_config: dict | None = None,
     ):
         self.tokenizer, self.tiling, self.chat_template = tokenizer, tiling, chat_template
@@ -68,11 +68,11 @@ class Processor:
         self._split_special = re.compile("(" + "|".join(map(re.escape, sorted(self._special_ids, key=len)[::-1])) + ")")
         self._plain = _without_added_tokens(tokenizer)
         self._template = _compile(chat_template)
-        self.image_token_id = self._id(image_token)
-        self.bos_token_id = self._id(_text(self.tokenizer_config.get("bos_token"), BOS))
-        self.eos_token_id = self._id(_text(self.tokenizer_config.get("eos_token"), EOS))
-        self.eos_token_ids = tuple(eos_token_ids) if eos_token_ids else (self.eos_token_id,)
-        self.end_of_document_token_id = self._special_ids.get(END_OF_DOCUMENT)
+        self.image_id = self._id(image_token)
+        self.bos_id = self._id(_text(self.tokenizer_config.get("bos_token"), BOS))
+        self.eos_id = self._id(_text(self.tokenizer_config.get("eos_token"), EOS))
+        self.eos_ids = tuple(eos_ids) if eos_ids else (self.eos_id,)
+        self.end_of_document_id = self._special_ids.get(END_OF_DOCUMENT)
         # the model's vocabulary may be padded beyond this: such ids must never be sampled
         self.valid_vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
@@ -105,18 +105,18 @@ class Processor:
             template = template_file.read_text(encoding="utf-8") if template_file.is_file() else CHAT_TEMPLATE
         preprocessor = directory / "preprocessor_config.json"
         tiling = TilingConfig.from_dicts(config, _read_json(preprocessor) if preprocessor.is_file() else None)
-        eos = config.get("eos_token_id")
+        eos = config.get("eos_token_id", config.get("text_config", {}).get("eos_token_id"))
         processor = cls(
             tokenizer,
             tiling,
             template,
-            eos_token_ids=[eos] if isinstance(eos, int) else eos,
+            eos_ids=[eos] if isinstance(eos, int) else eos,
             tokenizer_config=tokenizer_config,
         )
-        wanted = config.get("image_token_index", processor.image_token_id)
-        if wanted != processor.image_token_id:
+        wanted = config.get("image_token_index", processor.image_id)
+        if wanted != processor.image_id:
             raise ValueError(
-                f"{directory}: config.json says image token {wanted}, the tokenizer says {processor.image_token_id}"
+                f"{directory}: config.json says image token {wanted}, the tokenizer says {processor.image_id}"
             )
         return processor
 
@@ -212,10 +212,10 @@ class Processor:
             flush()
             if piece == self.image_token:
                 if seen < len(images):
-                    prompt.append([self.image_token_id] * images[seen].num_tokens, False)
+                    prompt.append([self.image_id] * images[seen].num_tokens, False)
                 seen += 1
             else:
-                ends = self._special_ids[piece] == self.eos_token_id
+                ends = self._special_ids[piece] == self.eos_id
                 prompt.append([self._special_ids[piece]], answering and ends)
                 answering = False
         flush()
