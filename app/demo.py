@@ -2,6 +2,7 @@
 
 import time
 
+from mmvl.app.about import about
 from mmvl.app.ask import timings
 from mmvl.app.examples import load_examples
 from mmvl.app.pages import open_pages, user_turn
@@ -19,7 +20,7 @@ def demo(open_model, max_tokens: int = 200) -> None:
     start = time.perf_counter()
     with console.status("opening the model"):
         vlm = open_model()
-    console.print(f"{describe(vlm)}, opened in {time.perf_counter() - start:.1f} s\n")
+    console.print(f"{about(vlm)}, opened in {time.perf_counter() - start:.1f} s\n")
 
     tokens = seconds = 0.0
     for example in examples:
@@ -34,8 +35,3 @@ def demo(open_model, max_tokens: int = 200) -> None:
     speed = f"{tokens:.0f} tokens in {seconds:.1f} s: {tokens / max(seconds, 1e-9):.1f} tokens/s, pictures included"
     console.print(f"\n{speed}")
     console.print("Ask about your own: [bold]mmvl ask FILE -q TEXT[/]. Open the chat page: [bold]mmvl chat[/]")
-
-
-def describe(vlm) -> str:
-    """Which model answers and where it runs."""
-    return f"{vlm.name} on {vlm.device}"
