@@ -1,0 +1,253 @@
+"""Checkpoints in the released layout: config.json, safetensors with an index, the released tensor names.
+
+Two dialects of names are read: the released one (`language_model.model.layers.0.block_sparse_moe.experts.3.w1.weight`)
+and the one of transformers (stacked experts, `model.language_model....`). The released one is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mmvl.config import VLConfig
+from mmvl.model import VLModel
+from mmvl.text_backbone import names as text_names
+from mmvl.text_backbone.config import TextConfig
+from mmvl.text_backbone.decoder import Decoder
+from mmvl.vision import names as vision_names
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+TEXT_PREFIX = "language_model."
+
+
+def released_names(config: VLConfig | TextConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor that a released checkpoint of this config holds: name -> shape."""
+    if isinstance(config, TextConfig):
+        return text_names.released_names(config)
+    text = {TEXT_PREFIX + name: shape for name, shape in text_names.released_names(config.text).items()}
+    return text | vision_names.released_names(config.vision, config.text.hidden_size)
+
+
+def names_digest(names: Iterable[str]) -> str:
+    """SHA-256 over the sorted names, one a line: a fingerprint of a checkpoint's layout."""
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+
+
+def to_released(state: Mapping[str, Tensor], config: VLConfig | TextConfig) -> dict[str, Tensor]:
+    """A module's state dict -> tensors under their released names."""
+    if isinstance(config, TextConfig):
+        return text_names.to_released(dict(state))
+    text = {k.removeprefix(TEXT_PREFIX): v for k, v in state.items() if k.startswith(TEXT_PREFIX)}
+    rest = {k: v for k, v in state.items() if not k.startswith(TEXT_PREFIX)}
+    return {TEXT_PREFIX + k: v for k, v in text_names.to_released(text).items()} | vision_names.to_released(rest)
+
+
+def from_released(tensors: Mapping[str, Tensor], config: VLConfig | TextConfig) -> dict[str, Tensor]:
+    """The inverse of `to_released`."""
+    if isinstance(config, TextConfig):
+        return text_names.from_released(dict(tensors))
+    text = {k.removeprefix(TEXT_PREFIX): v for k, v in tensors.items() if k.startswith(TEXT_PREFIX)}
+    rest = {k: v for k, v in tensors.items() if not k.startswith(TEXT_PREFIX)}
+    return {TEXT_PREFIX + k: v for k, v in text_names.from_released(text).items()} | vision_names.from_released(rest)
+
+
+_NATIVE_PREFIXES = (
+    (re.compile(r"^model\.language_model\."), "language_model.model."),
+    (re.compile(r"^model\.vision_tower\.(?!vision_model\.)"), "vision_tower.vision_model."),
+    (re.compile(r"^model\.vision_tower\."), "vision_tower."),
+    (re.compile(r"^model\.multi_modal_projector\."), "multi_modal_projector."),
+    (re.compile(r"^model\.image_newline$"), "image_newline"),
+)
+
+
+def from_native(tensors: Mapping[str, Tensor], vision: bool) -> dict[str, Tensor]:
+    """Names of transformers' MiniMax and MiniMax-VL-01 classes -> released names; released names pass through.
+
+    Stacked `experts.gate_up_proj` (E, 2I, D) is w1 over w3; `experts.down_proj` (E, D, I) is w2.
+    """
+    out: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if vision:
+            for pattern, new in _NATIVE_PREFIXES:
+                name = pattern.sub(new, name)
+            if name == "lm_head.weight":
+                name = "language_model.lm_head.weight"
+        name = name.replace(".mlp.gate.weight", ".block_sparse_moe.gate.weight")
+        if name.endswith(".mlp.experts.gate_up_proj"):
+            base = name.removesuffix(".mlp.experts.gate_up_proj") + ".block_sparse_moe.experts"
+            for e, (w1, w3) in enumerate(zip(*tensor.chunk(2, dim=1), strict=True)):
+                out[f"{base}.{e}.w1.weight"], out[f"{base}.{e}.w3.weight"] = w1, w3
+        elif name.endswith(".mlp.experts.down_proj"):
+            base = name.removesuffix(".mlp.experts.down_proj") + ".block_sparse_moe.experts"
+            out |= {f"{base}.{e}.w2.weight": w2 for e, w2 in enumerate(tensor)}
+        else:
+            out[name] = tensor
+    return out
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file of a model directory.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: not JSON, or not an object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path.name} in {path.parent}: not a model directory in Hugging Face layout")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path} is not valid JSON ({e}); fetch or save the model again") from e
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__} where an object is needed")
+    return value
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a model directory, by its index if it has one.
+
+    Raises:
+        FileNotFoundError: no weights, or a file that the index names is missing.
+    """
+    if (directory / INDEX).is_file():
+        weight_map = read_json(directory / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError(f"{directory / INDEX} has no weight_map; fetch or save the model again")
+        files = [directory / name for name in sorted(set(weight_map.values()))]
+        if any(f.parent != directory for f in files):
+            raise ValueError(f"{directory / INDEX} names files outside of {directory}; refused")
+    else:
+        files = [directory / WEIGHTS]
+    missing = [f.name for f in files if not f.is_file()]
+    if missing:
+        raise FileNotFoundError(f"no weights in {directory}: {_some(missing)} missing; fetch or save the model again")
+    return files
+
+
+def read_tensors(directory: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """All tensors of a model directory.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing, corrupt, or cut short.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path in weight_files(directory):
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as f:
+                tensors |= {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+        except SafetensorError as e:
+            raise ValueError(f"{path} is not a readable safetensors file ({e}); fetch or save the model again") from e
+    return tensors
+
+
+def check_tensors(tensors: Mapping[str, Tensor], config: VLConfig | TextConfig, where: str) -> None:
+    """Refuse missing, surplus and misshapen tensors, all listed in one message.
+
+    Raises:
+        ValueError
+    """
+    want = released_names(config)
+    problems = []
+    if missing := sorted(want.keys() - tensors.keys()):
+        problems.append(f"{len(missing)} missing: {_some(missing)}")
+    if surplus := sorted(tensors.keys() - want.keys()):
+        problems.append(f"{len(surplus)} surplus: {_some(surplus)}")
+    wrong = [
+        f"{name} is {list(tensors[name].shape)}, config.json says {list(shape)}"
+        for name, shape in sorted(want.items())
+        if name in tensors and tuple(tensors[name].shape) != tuple(shape)
+    ]
+    if wrong:
+        problems.append(f"{len(wrong)} misshapen: {_some(wrong)}")
+    if problems:
+        raise ValueError(f"the tensors in {where} do not fit its config.json: " + "; ".join(problems))
+
+
+def _some(items: list[str], most: int = 6) -> str:
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def load_config(directory: str | Path) -> VLConfig | TextConfig:
+    """The config of a model directory: a `VLConfig`, or a `TextConfig` for a text-only one."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"no model directory at {directory}")
+    d = read_json(directory / "config.json")
+    if "vision_config" not in d:
+        return TextConfig.from_dict(d)
+    preprocessor = directory / "preprocessor_config.json"
+    return VLConfig.from_dict(d, read_json(preprocessor) if preprocessor.is_file() else None)
+
+
+def load_model(directory: str | Path, device="cpu", dtype: torch.dtype | None = None) -> VLModel | Decoder:
+    """Load a model directory: a `VLModel`, or a `Decoder` where there is no vision half.
+
+    `dtype` None keeps the dtype of the files.
+
+    Raises:
+        FileNotFoundError, ValueError: one line that says what is wrong and where.
+    """
+    directory = Path(directory)
+    config = load_config(directory)
+    vision = isinstance(config, VLConfig)
+    tensors = from_native(read_tensors(directory, device), vision)
+    if (config.text if vision else config).tie_word_embeddings:
+        tensors.pop(("language_model." if vision else "") + "lm_head.weight", None)
+    check_tensors(tensors, config, str(directory))
+    if dtype is not None:
+        tensors = {name: t.to(dtype) for name, t in tensors.items()}
+    with torch.device("meta"):
+        model: nn.Module = VLModel(config) if vision else Decoder(config)
+    model.load_state_dict(from_released(tensors, config), assign=True)
+    left = [n for n, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
+    assert not left, f"never loaded: {left}"
+    return model.to(device).requires_grad_(False).eval()
+
+
+def save_model(model: VLModel | Decoder, directory: str | Path, *, dtype=None, max_shard_bytes=5 * 10**9) -> None:
+    """Write config.json and safetensors under the released names; the same weights give the same bytes.
+
+    `dtype` None keeps the model's dtype. Tokenizer and processor files are the processor's to save.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = to_released(model.state_dict(), model.config)
+    tensors = {
+        name: t.detach().to("cpu", dtype or t.dtype, copy=True).contiguous() for name, t in sorted(tensors.items())
+    }
+    check_tensors(tensors, model.config, "the model in memory")
+    write_json(directory / "config.json", model.config.to_dict() | {"torch_dtype": _dtype_name(tensors)})
+    for old in (*directory.glob("model-*-of-*.safetensors"), directory / INDEX, directory / WEIGHTS):
+        old.unlink(missing_ok=True)
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, t in tensors.items():
+        if shards[-1] and size + t.nbytes > max_shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = t
+        size += t.nbytes
+    if len(shards) == 1:
+        save_file(shards[0], directory / WEIGHTS, metadata={"format": "pt"})
+        return
+    files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    for file, shard in zip(files, shards, strict=True):
+        save_file(shard, directory / file, metadata={"format": "pt"})
+    weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+    total = sum(t.nbytes for t in tensors.values())
+    write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _dtype_name(tensors: Mapping[str, Tensor]) -> str:
+    return str(next(iter(tensors.values())).dtype).removeprefix("torch.")

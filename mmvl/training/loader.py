@@ -1,0 +1,181 @@
+"""Shards -> samples -> mixture by token deficit -> packed batches, in worker processes ahead of the device.
+
+The stream of batches is a pure function of the recipe: it is made of a fixed number of virtual workers, each with its
+own part of every source, its own mixture and its own packer, and takes one batch from each in turn. Worker processes
+own virtual workers, so their number changes nothing but speed, and the state of a virtual worker is a few counters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from mmvl.data.mixture import Mixture
+from mmvl.data.packing import Packer
+from mmvl.data.shards import Sample, ShardSource
+from mmvl.processor import Processor, Prompt
+from mmvl.training.batch import Batch, Example
+from mmvl.training.recipe import DataSpec
+
+
+def encode_sample(sample: Sample, processor: Processor) -> Prompt:
+    """A sample of the shards -> token ids, tiled images and the mask of what is learned.
+
+    Text is learned whole and ends in `<end_of_document>`; of a conversation, what the assistant says.
+    """
+    if sample.json["kind"] == "text":
+        ids = processor.encode_text(sample.json["text"]) + [processor.end_of_document_id]
+        return Prompt(token_ids=ids, images=[], loss_mask=[True] * len(ids))
+    messages = [
+        {
+            "role": message["role"],
+            "content": [
+                {"type": "image", "image": sample.members[part["file"]]} if part["type"] == "image" else part
+                for part in message["content"]
+            ],
+        }
+        for message in sample.json["messages"]
+    ]
+    return processor.encode(messages, add_generation_prompt=False)
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Sample -> Example; refuses what is longer than the recipe allows (the mixture counts it as skipped)."""
+
+    processor: Processor
+    max_tokens: int
+
+    def __call__(self, sourced: tuple[int, Sample]) -> Example:
+        source, sample = sourced
+        prompt = encode_sample(sample, self.processor)
+        if len(prompt.token_ids) > self.max_tokens:
+            raise ValueError(
+                f"sample {sample.key} has {len(prompt.token_ids)} tokens, max_sample_tokens is {self.max_tokens}"
+            )
+        return Example(prompt, source)
+
+
+class _Numbered:
+    """A source whose samples carry the source's index in the recipe."""
+
+    def __init__(self, number: int, shards: ShardSource):
+        self.number, self.shards = number, shards
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, i: int) -> tuple[int, Sample]:
+        return self.number, self.shards[i]
+
+
+def source_names(data: DataSpec) -> list[str]:
+    """The name of each source of a recipe: the last part of its path.
+
+    Raises:
+        ValueError: two sources share a name.
+    """
+    names = [s.path.name for s in data.sources]
+    if len(set(names)) != len(names):
+        raise ValueError(f"data.sources: two sources are called alike ({', '.join(sorted(names))}); rename a directory")
+    return names
+
+
+class PackedBatches(IterableDataset):
+    """Endless ((batch, state of its virtual worker after it, samples skipped so far by source), virtual worker).
+
+    `first` is the virtual worker whose turn it is. A loader takes from its worker processes in turn, so with process w
+    of n owning every n-th turn the batches come in the order of the turns, however many processes there are.
+    """
+
+    def __init__(self, data: DataSpec, processor: Processor, seed: int, states: list[dict | None], first: int):
+        self.data, self.processor, self.seed, self.states = data, processor, seed, states
+        self.turns = [(first + i) % data.virtual_workers for i in range(data.virtual_workers)]
+        names = source_names(data)
+        self.sources = {
+            name: _Numbered(i, ShardSource.from_dir(spec.path))
+            for i, (name, spec) in enumerate(zip(names, data.sources, strict=True))
+        }
+        self.problems = [p for s in self.sources.values() for p in s.shards.problems]
+        self.weights = {name: spec.weight for name, spec in zip(names, data.sources, strict=True)}
+
+    def _stream(self, virtual: int) -> Iterator[tuple[Batch, dict, dict]]:
+        mixture = Mixture(
+            self.sources,
+            self.weights,
+            self.seed,
+            encode=Encode(self.processor, self.data.max_sample_tokens),
+            part=(virtual, self.data.virtual_workers),
+        )
+        packer = Packer(self.data.batch_tokens, self.data.batch_tiles or None, open_rows=2)
+        if state := self.states[virtual]:
+            mixture.load_state_dict(state["mixture"])
+            packer.load_state_dict(state["packer"], mixture.fetch)
+        for draw in mixture:
+            if (row := packer.add(draw)) is not None:
+                batch = Batch.collate([d.item for d in row], len(self.sources), self.processor.image_id)
+                skipped = mixture.skipped + packer.too_long
+                yield batch, {"mixture": mixture.state_dict(), "packer": packer.state_dict()}, dict(skipped)
+
+    def __iter__(self):
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        streams = [(self._stream(v), v) for v in self.turns[worker::workers]]
+        while True:
+            for stream, v in streams:
+                yield next(stream), v
+
+
+class Loader:
+    """Batches with the state that resumes after each: `for batch in loader`, then `loader.state`.
+
+    `skipped` counts samples that could not be used, by source; `problems` lists damage found when opening shards.
+    """
+
+    def __init__(self, data: DataSpec, processor: Processor, seed: int, state: dict | None = None, pin: bool = False):
+        """`state` is another loader's `state`, or None to begin.
+
+        Raises:
+            ValueError, FileNotFoundError: shards missing or unreadable, or a state of other data.
+        """
+        count = data.virtual_workers
+        self._states: list[dict | None] = list(state["virtual_workers"]) if state else [None] * count
+        self._next = state["next"] if state else 0
+        if len(self._states) != count:
+            raise ValueError(
+                f"the checkpoint was made with {len(self._states)} virtual workers, the recipe says {count}; keep it"
+            )
+        self._dataset = PackedBatches(data, processor, seed, self._states, self._next)
+        self.problems = self._dataset.problems
+        self._skipped: dict[int, dict[str, int]] = {}
+        self._data = data
+        self._loader = DataLoader(
+            self._dataset,
+            batch_size=None,
+            num_workers=data.workers,
+            prefetch_factor=4 if data.workers else None,
+            pin_memory=pin,
+            multiprocessing_context="fork" if data.workers else None,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        for (batch, state, skipped), virtual in self._loader:
+            self._states[virtual] = state
+            self._skipped[virtual] = skipped
+            self._next = (virtual + 1) % self._data.virtual_workers
+            yield batch
+
+    @property
+    def state(self) -> dict:
+        """JSON-able; taken after a batch, it resumes with the next one."""
+        return {"virtual_workers": list(self._states), "next": self._next}
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        total: dict[str, int] = {}
+        for by_source in self._skipped.values():
+            for source, n in by_source.items():
+                total[source] = total.get(source, 0) + n
+        return total
