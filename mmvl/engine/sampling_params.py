@@ -1,0 +1,69 @@
+"""How one request wants its tokens chosen and when it wants to stop: a checked, immutable record."""
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """Settings of one request; wrong values raise `ValueError` in one line.
+
+    max_tokens: most tokens to generate; clipped to what is left of the context after the prompt.
+    temperature: 0 is greedy (the default); else logits are divided by it.
+    top_k: only the k most likely tokens are drawn from; 0 is off.
+    top_p: only the smallest set of tokens whose probability reaches p; 1 is off.
+    min_p: only tokens at least min_p times as likely as the likeliest; 0 is off.
+    repetition_penalty: logits of tokens in the prompt or the answer are divided (if positive) or multiplied
+        (if negative) by it, as in CTRL (arXiv 1909.05858, section 4.1); 1 is off.
+    seed: of the request's own random numbers; None draws a fresh one. A request with a seed draws the same
+        tokens alone or beside others.
+    stop: strings that end the answer; the string itself is not part of the answer. A single string is a list of one.
+    """
+
+    max_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        object.__setattr__(self, "stop", stop)
+        checks = {
+            "max_tokens": (_is_int(self.max_tokens) and self.max_tokens >= 1, "a whole number, at least 1"),
+            "temperature": (_is_real(self.temperature) and 0 <= self.temperature < float("inf"), "0 or more"),
+            "top_p": (_is_real(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1"),
+            "top_k": (_is_int(self.top_k) and self.top_k >= 0, "a whole number, 0 (off) or more"),
+            "min_p": (_is_real(self.min_p) and 0 <= self.min_p <= 1, "between 0 (off) and 1"),
+            "repetition_penalty": (
+                _is_real(self.repetition_penalty) and 0 < self.repetition_penalty < float("inf"),
+                "above 0 (1 is off)",
+            ),
+            "seed": (
+                self.seed is None or (_is_int(self.seed) and 0 <= self.seed < 2**63),
+                "a whole number from 0 to 2**63 - 1, or None",
+            ),
+            "stop": (all(isinstance(text, str) and text for text in stop), "a list of strings that are not empty"),
+        }
+        for name, (good, expected) in checks.items():
+            if not good:
+                raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+
+    @classmethod
+    def from_kwargs(cls, **settings) -> "SamplingParams":
+        """Build from keyword arguments; an unknown name is a `ValueError` that lists the known ones."""
+        known = [field.name for field in fields(cls)]
+        for name in settings:
+            if name not in known:
+                raise ValueError(f"unknown sampling setting {name!r}; known are: {', '.join(known)}")
+        return cls(**settings)
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_real(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

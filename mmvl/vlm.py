@@ -1,0 +1,246 @@
+"""mmvl in Python: open a model, ask about images.
+
+    from mmvl import VLM
+    print(VLM().ask("photo.png", "what is in the image?"))
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mmvl.checkpoint import load_model
+from mmvl.engine.engine import Engine, Update
+from mmvl.engine.request import FinishReason, Request
+from mmvl.engine.runner import Runner
+from mmvl.engine.sampling_params import SamplingParams
+from mmvl.media import load_media
+from mmvl.model import VLModel
+from mmvl.processor import Processor
+
+MMVL_TINY = Path(__file__).parent / "models" / "mmvl-tiny"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer. `image_tokens` are part of `prompt_tokens`; `completion_tokens` counts the end token as well.
+
+    finish_reason: "stop" (end of the turn, or a stop string), "length" (max_tokens or the context) or "abort".
+    prefill_seconds: from the request's start to its first token; decode_seconds: from there to the last.
+    """
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    image_tokens: int
+    completion_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+
+    @classmethod
+    def of(cls, request: Request) -> Answer:
+        return cls(
+            request.text,
+            request.finish_reason,
+            request.prompt_tokens,
+            request.image_tokens,
+            len(request.output_ids),
+            request.prefill_seconds,
+            request.decode_seconds,
+        )
+
+
+class Stream:
+    """An answer as it is generated: iterate for pieces of text; `last` (and the StopIteration's value) is the `Answer`.
+
+    `close()`, leaving its `with` block, or dropping it aborts the request and frees its place in the batch at once.
+    """
+
+    def __init__(self, runner: Runner, prompt, params: SamplingParams):
+        self._closed = True  # until submitted, for __del__
+        self._runner = runner
+        self._updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
+        self._request = runner.submit(prompt, params, self._updates.put)
+        self._closed = False
+        self.last: Answer | None = None
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> str:
+        while self.last is None:
+            update = self._updates.get()
+            if update.finished:
+                self._closed = True
+                self.last = Answer.of(self._request)
+            if update.error is not None:
+                raise update.error
+            if update.delta:
+                return update.delta
+        raise StopIteration(self.last)
+
+    def close(self) -> None:
+        """Abort if it still runs. `last` is then the answer so far."""
+        if not self._closed:
+            self._closed = True
+            self._runner.abort(self._request)
+            self.last = self.last or Answer.of(self._request)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._closed:
+            self._runner.drop(self._request)
+
+
+class VLM:
+    """A model that answers. Thread-safe: calls from several threads run in one batch and progress together.
+
+    model: directory in Hugging Face layout; None is the `mmvl-tiny` that comes with mmvl.
+    device: "cpu", "cuda", "cuda:1", ...; None takes a GPU if there is one.
+    dtype: a torch dtype or its name; None is bfloat16 on a GPU and float32 on the CPU.
+    max_sequences: answers generated at the same time; further ones wait.
+
+    In `ask`, `chat`, `stream` and `batch`, `sampling` takes the fields of `SamplingParams`. A conversation is a list of
+    `{"role": "user" | "assistant" | "system", "content": str or list of parts}`, a part being
+    `{"type": "text", "text": str}` or `{"type": "image", "image": path | bytes | PIL.Image}`; the path of a PDF stands
+    for all its pages.
+
+    Raises:
+        FileNotFoundError, ValueError: the model, an image or a setting cannot be used; one line says why.
+    """
+
+    def __init__(self, model=None, *, device=None, dtype=None, max_sequences: int = 32):
+        self.directory = Path(model) if model is not None else MMVL_TINY
+        self.device = _device(device)
+        self.dtype = _dtype(dtype, self.device)
+        loaded = load_model(self.directory, device=self.device, dtype=self.dtype)
+        if not isinstance(loaded, VLModel):
+            raise ValueError(f"{self.directory} holds a text model without the vision half; mmvl needs both to answer")
+        self.processor = Processor.from_pretrained(self.directory)
+        self.engine = Engine(loaded, self.processor, max_sequences=max_sequences)
+        self._runner = Runner(self.engine)
+        self._max_sequences = max_sequences
+
+    def ask(self, images, question: str, **sampling) -> str:
+        """The answer to one question about images (path, bytes, PIL image, or a list of these; PDFs give pages)."""
+        return self.chat(user_turn(images, question), **sampling).text
+
+    def chat(self, messages: list[dict], **sampling) -> Answer:
+        """The assistant's next turn of a conversation."""
+        with self.stream(messages, **sampling) as stream:
+            for _ in stream:
+                pass
+        return stream.last
+
+    def stream(self, messages: list[dict], **sampling) -> Stream:
+        """Like `chat`, piece by piece. Pieces are whole characters and, joined, the answer."""
+        return Stream(self._runner, self._encode(messages), SamplingParams.from_kwargs(**sampling))
+
+    def batch(self, conversations: Iterable[list[dict]], **sampling) -> Iterator[tuple[int, Answer | Exception]]:
+        """Answer many conversations, as they finish: (index, answer), or (index, error) where one cannot be answered.
+
+        The iterable is read as places get free. Closing the iterator aborts what still runs.
+        """
+        return self._batch(conversations, SamplingParams.from_kwargs(**sampling))
+
+    def _batch(self, conversations, params) -> Iterator[tuple[int, Answer | Exception]]:
+        updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
+        in_flight: dict[Request, int] = {}
+        source = enumerate(conversations)
+        more = True
+        try:
+            while more or in_flight:
+                # Twice the places, so that the next ones wait, encoded, when a place gets free.
+                while more and len(in_flight) < 2 * self._max_sequences:
+                    index, messages = next(source, (None, None))
+                    if index is None:
+                        more = False
+                        break
+                    try:
+                        request = self._runner.submit(self._encode(messages), params, updates.put)
+                    except (ValueError, OSError) as error:
+                        yield index, error
+                    else:
+                        in_flight[request] = index
+                if not in_flight:
+                    continue
+                update = updates.get()
+                if update.finished:
+                    yield in_flight.pop(update.request), update.error or Answer.of(update.request)
+        finally:
+            for request in in_flight:
+                self._runner.drop(request)
+
+    def _encode(self, messages: list[dict]):
+        return self.processor.encode(_with_pages(_checked(messages)), add_generation_prompt=True)
+
+
+def user_turn(images, question: str) -> list[dict]:
+    """A conversation of one turn: the images (one, a list, or None), then the question."""
+    if images is None:
+        images = []
+    elif not isinstance(images, list | tuple):
+        images = [images]
+    parts = [{"type": "image", "image": image} for image in images]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+
+
+def _checked(messages: list[dict]) -> list[dict]:
+    """Refuse a conversation that has no question at its end."""
+    if not messages:
+        raise ValueError("the conversation is empty; ask something")
+    last = messages[-1]
+    if last.get("role") != "user":
+        raise ValueError(f"the last turn is of role {last.get('role')!r}; it must be the user's question")
+    content = last.get("content")
+    texts = [content] if isinstance(content, str) else [p.get("text") for p in content or [] if p.get("type") == "text"]
+    if not any(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError("the question is empty; ask something")
+    return messages
+
+
+def _with_pages(messages: list[dict]) -> list[dict]:
+    """Open the media: each image part becomes one part a page."""
+    return [message | {"content": _open_parts(message.get("content"))} for message in messages]
+
+
+def _open_parts(content):
+    if not isinstance(content, list | tuple):
+        return content
+    parts = []
+    for part in content:
+        if part.get("type") == "image":
+            parts += [{"type": "image", "image": page.image} for page in load_media(part.get("image"))]
+        else:
+            parts.append(part)
+    return parts
+
+
+def _device(device) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}; use cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"no device {str(chosen)!r} here: torch sees {torch.cuda.device_count()} GPUs")
+    return chosen
+
+
+def _dtype(dtype, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if chosen not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype {dtype!r} is not one of float32, bfloat16, float16")
+    return chosen

@@ -1,0 +1,232 @@
+"""Continuous batching: alone or beside others, in chunks or at once, a request gets the same text."""
+
+import pytest
+import torch
+from PIL import Image
+
+from mmvl.checkpoint import load_model
+from mmvl.engine import Engine, SamplingParams
+from mmvl.processor import Processor
+from mmvl.text_backbone.packed import Packed
+
+# Temperature 3 makes the tiny random model say different things; greedy repeats itself soon.
+PARAMS = [
+    SamplingParams(max_tokens=12),
+    SamplingParams(max_tokens=20, temperature=3.0, seed=1),
+    SamplingParams(max_tokens=5, temperature=2.0, top_p=0.9, seed=2),
+    SamplingParams(max_tokens=17, temperature=3.0, top_k=40, min_p=0.01, repetition_penalty=1.3, seed=3),
+    SamplingParams(max_tokens=9, repetition_penalty=1.5),
+    SamplingParams(max_tokens=1, temperature=1.0, seed=4),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_dir):
+    return load_model(tiny_model_dir, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_model_dir):
+    return Processor.from_pretrained(tiny_model_dir)
+
+
+@pytest.fixture(scope="module")
+def prompts(processor):
+    """Six prompts of different lengths, some with one or two images."""
+    red, wide = Image.new("RGB", (20, 20), "red"), Image.new("RGB", (90, 30), "green")
+    contents = [
+        "hi",
+        [{"type": "image", "image": red}, {"type": "text", "text": "what colour is the shape?"}],
+        "is there a circle? " * 5,
+        [{"type": "image", "image": wide}, {"type": "image", "image": red}, {"type": "text", "text": "日本?"}],
+        "what is it",
+        [{"type": "text", "text": "before "}, {"type": "image", "image": wide}, {"type": "text", "text": " after"}],
+    ]
+    return [processor.encode([{"role": "user", "content": content}]) for content in contents]
+
+
+def run(engine, requests):
+    """Step until all are done. -> the joined deltas of each."""
+    deltas = {request.number: "" for request in requests}
+    for _ in range(10_000):
+        if not engine.has_work:
+            break
+        for update in engine.step():
+            deltas[update.request.number] += update.delta
+    assert not engine.has_work, "the engine does not come to an end"
+    return [deltas[request.number] for request in requests]
+
+
+def outputs(model, processor, prompts, params, **settings):
+    engine = Engine(model, processor, **settings)
+    requests = [engine.submit(prompt, p) for prompt, p in zip(prompts, params, strict=True)]
+    texts = run(engine, requests)
+    assert texts == [request.text for request in requests]
+    assert_empty(engine)
+    return [request.output_ids for request in requests]
+
+
+def assert_empty(engine):
+    """Every slot and page is free again."""
+    assert engine.cache.free_slots == engine.max_sequences
+    assert engine.cache.free_pages == engine._unpromised_pages == engine.num_pages
+
+
+@pytest.fixture(scope="module")
+def alone(model, processor, prompts):
+    """The tokens of each request when it has the engine to itself."""
+    return [outputs(model, processor, [prompt], [p])[0] for prompt, p in zip(prompts, PARAMS, strict=True)]
+
+
+def test_greedy_is_the_likeliest_token_of_the_plain_forward_pass(model, processor, prompts, alone):
+    """No cache, no chunks, no batch: the whole sequence again for every token."""
+    prompt = prompts[0]
+    ids = list(prompt.token_ids)
+    for token in alone[0]:
+        hidden_TD = model.language_model(
+            model.embed(torch.tensor(ids)), Packed.from_lengths([len(ids)], "cpu")
+        ).hidden_TD
+        logits_V = model.language_model.logits(hidden_TD[-1:])[0, : processor.valid_vocab_size]
+        logits_V[processor.image_id] = float("-inf")
+        assert token == int(logits_V.argmax())
+        ids.append(token)
+
+
+def test_the_samples_differ_enough_to_mean_something(alone):
+    assert len({tuple(ids) for ids in alone}) == len(alone)
+    assert len(set(alone[1])) > 5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"max_batch_tokens": 7},  # every prompt in many chunks, cut inside images as well
+        {"max_batch_tokens": 1},
+        {"max_batch_tokens": 33, "max_sequences": 2},
+        {"max_sequences": 4, "max_cached_tokens": 256},  # the KV pool is the bottleneck
+    ],
+)
+def test_the_same_tokens_alone_and_in_any_batch(model, processor, prompts, alone, settings):
+    assert outputs(model, processor, prompts, PARAMS, **settings) == alone
+    assert outputs(model, processor, prompts[::-1], PARAMS[::-1], **settings) == alone[::-1]
+
+
+def test_requests_that_come_while_others_run(model, processor, prompts, alone):
+    engine = Engine(model, processor, max_batch_tokens=16)
+    requests = []
+    for prompt, params in zip(prompts, PARAMS, strict=True):
+        requests.append(engine.submit(prompt, params))
+        engine.step()
+        engine.step()
+    run(engine, requests)
+    assert [request.output_ids for request in requests] == alone
+
+
+def test_many_more_requests_than_slots(model, processor, prompts, alone):
+    assert outputs(model, processor, prompts * 4, PARAMS * 4, max_sequences=3) == alone * 4
+
+
+def test_decoding_goes_on_beside_the_prefill_of_a_long_prompt(model, processor, prompts):
+    engine = Engine(model, processor, max_batch_tokens=8)
+    first = engine.submit(prompts[0], SamplingParams(max_tokens=30))
+    while first.first_token is None:
+        engine.step()
+    second = engine.submit(prompts[2], SamplingParams(max_tokens=2))
+    before = len(first.output_ids)
+    while second.first_token is None:
+        engine.step()
+    # 7 prompt tokens a step beside the one that decodes.
+    assert len(first.output_ids) - before == -(-second.prompt_tokens // 7)
+
+
+def test_abort_frees_at_once_and_leaves_the_others_alone(model, processor, prompts, alone):
+    engine = Engine(model, processor, max_sequences=4)
+    requests = [engine.submit(prompt, params) for prompt, params in zip(prompts, PARAMS, strict=True)]
+    engine.step()
+    engine.step()
+    free = engine.cache.free_slots
+    engine.abort(requests[1])
+    assert engine.cache.free_slots == free + 1
+    engine.abort(requests[5])  # still waits
+    engine.abort(requests[1])  # twice is nothing
+    run(engine, requests)
+    assert [r.finish_reason for r in (requests[1], requests[5])] == ["abort", "abort"]
+    assert requests[5].output_ids == []
+    for n in (0, 2, 3, 4):
+        assert requests[n].output_ids == alone[n]
+    assert_empty(engine)
+
+
+def test_stop_string_ends_the_answer_before_it(model, processor, prompts, alone):
+    whole = processor.decode(alone[1])
+    stop = next(whole[i : i + 2] for i in range(4, len(whole)) if "\ufffd" not in whole[i : i + 2])
+    engine = Engine(model, processor)
+    params = SamplingParams(max_tokens=20, temperature=3.0, seed=1, stop=[stop])
+    request = engine.submit(prompts[1], params)
+    [text] = run(engine, [request])
+    assert text == request.text == whole[: whole.index(stop)]
+    assert request.finish_reason == "stop"
+    assert len(request.output_ids) < len(alone[1])
+    assert_empty(engine)
+
+
+def test_the_end_token_ends_the_answer_and_is_not_text(model, processor, prompts, monkeypatch, alone):
+    end = alone[1][6]
+    monkeypatch.setattr(processor, "eos_ids", (end,))
+    engine = Engine(model, processor)
+    request = engine.submit(prompts[1], PARAMS[1])
+    run(engine, [request])
+    cut = alone[1].index(end)
+    assert request.output_ids == alone[1][: cut + 1]
+    assert request.finish_reason == "stop"
+    assert processor.decode(alone[1][:cut]).startswith(request.text)
+
+
+def test_max_tokens_is_exact_or_clipped_to_the_context(model, processor, prompts):
+    engine = Engine(model, processor)
+    exact = engine.submit(prompts[0], SamplingParams(max_tokens=7))
+    clipped = engine.submit(prompts[2], SamplingParams(max_tokens=100_000))
+    run(engine, [exact, clipped])
+    assert (len(exact.output_ids), exact.finish_reason) == (7, "length")
+    assert (clipped.prompt_tokens + len(clipped.output_ids), clipped.finish_reason) == (256, "length")
+
+
+def test_a_question_longer_than_the_context_is_refused(model, processor):
+    engine = Engine(model, processor)
+    prompt = processor.encode([{"role": "user", "content": "0123456789" * 30}])
+    with pytest.raises(ValueError, match=r"longer than the context: it has 3\d\d tokens, and the model reads 256"):
+        engine.submit(prompt)
+    assert not engine.has_work
+
+
+def test_images_that_do_not_match_the_prompt_are_refused(model, processor, prompts):
+    prompt = prompts[1]
+    broken = type(prompt)(token_ids=prompt.token_ids, images=prompt.images * 2)
+    with pytest.raises(ValueError, match="placeholders"):
+        Engine(model, processor).submit(broken)
+
+
+def test_an_image_seen_before_is_not_encoded_again(model, processor, prompts, monkeypatch):
+    engine = Engine(model, processor)
+    calls = []
+    encode = model.embed_images
+    monkeypatch.setattr(model, "embed_images", lambda batch: calls.append(len(batch.tiles_N3tt)) or encode(batch))
+    requests = [engine.submit(prompts[n], SamplingParams(max_tokens=3)) for n in (1, 1, 3)]
+    run(engine, requests)
+    # One call; the red image, which all three ask about, is in it once.
+    assert calls == [sum(len(image.tiles_N3TT) for image in prompts[3].images)]
+    again = engine.submit(prompts[3], SamplingParams(max_tokens=3))
+    run(engine, [again])
+    assert len(calls) == 1
+    assert again.output_ids == requests[2].output_ids
+
+
+def test_an_unseeded_request_can_be_repeated_from_the_seed_it_drew(model, processor, prompts):
+    engine = Engine(model, processor)
+    request = engine.submit(prompts[0], SamplingParams(max_tokens=10, temperature=3.0))
+    run(engine, [request])
+    params = SamplingParams(max_tokens=10, temperature=3.0, seed=request.sampler_state.seed)
+    again = engine.submit(prompts[0], params)
+    run(engine, [again])
+    assert again.output_ids == request.output_ids

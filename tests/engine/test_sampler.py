@@ -1,0 +1,136 @@
+"""The sampler against plain arithmetic on small distributions. S sequences, V vocabulary."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmvl.engine import SamplingParams
+from mmvl.engine.sampler import Sampler, SamplerState, apply_repetition_penalty, draw
+
+PROBS = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15])
+LOGITS_1V = PROBS.log()[None]
+
+
+def frequencies(params: SamplingParams, n: int = 2000) -> dict[int, float]:
+    """Shares of the ids drawn for n evenly spaced uniforms: exact to 1/n, no luck involved."""
+    uniforms = [(i + 0.5) / n for i in range(n)]
+    drawn = draw(LOGITS_1V.expand(n, -1), [params] * n, uniforms)
+    return {token: count / n for token, count in Counter(drawn).items()}
+
+
+def close(got: dict[int, float], expected: dict[int, float]) -> bool:
+    return got.keys() == expected.keys() and all(abs(got[i] - expected[i]) < 2e-3 for i in expected)
+
+
+def test_draws_follow_the_distribution():
+    assert close(frequencies(SamplingParams(temperature=1.0)), dict(enumerate(PROBS.tolist())))
+
+
+def test_temperature_is_a_power_of_the_distribution():
+    squared = PROBS**2 / (PROBS**2).sum()
+    assert close(frequencies(SamplingParams(temperature=0.5)), dict(enumerate(squared.tolist())))
+
+
+def test_top_k_keeps_the_k_likeliest():
+    assert close(frequencies(SamplingParams(temperature=1.0, top_k=2)), {1: 0.4 / 0.7, 3: 0.3 / 0.7})
+
+
+def test_top_p_keeps_the_token_that_crosses():
+    # 0.4 + 0.3 < 0.75 <= 0.4 + 0.3 + 0.15
+    expected = {1: 0.4 / 0.85, 3: 0.3 / 0.85, 4: 0.15 / 0.85}
+    assert close(frequencies(SamplingParams(temperature=1.0, top_p=0.75)), expected)
+    assert close(frequencies(SamplingParams(temperature=1.0, top_p=1e-6)), {1: 1.0})
+
+
+def test_top_p_counts_over_what_top_k_left():
+    # Of the two left, 0.4 / 0.7 = 0.57 reaches 0.5 alone.
+    assert close(frequencies(SamplingParams(temperature=1.0, top_k=2, top_p=0.5)), {1: 1.0})
+
+
+def test_min_p_is_relative_to_the_likeliest():
+    # 0.5 * 0.4 = 0.2
+    assert close(frequencies(SamplingParams(temperature=1.0, min_p=0.5)), {1: 0.4 / 0.7, 3: 0.3 / 0.7})
+
+
+def test_min_p_looks_at_the_distribution_after_temperature():
+    # Squared, 0.3 is 0.5625 of 0.4.
+    assert set(frequencies(SamplingParams(temperature=0.5, min_p=0.6))) == {1}
+    assert set(frequencies(SamplingParams(temperature=1.0, min_p=0.6))) == {1, 3}
+
+
+def test_tiny_temperature_is_greedy_and_does_not_overflow():
+    logits_1V = torch.tensor([[100.0, 99.9, -3e4]])
+    assert draw(logits_1V, [SamplingParams(temperature=1e-300)], [0.999]) == [0]
+
+
+def test_repetition_penalty_makes_seen_tokens_less_likely_on_both_sides_of_zero():
+    logits_V = torch.tensor([2.0, -2.0, 3.0])
+    penalised = apply_repetition_penalty(logits_V, torch.tensor([True, True, False]), 2.0)
+    assert penalised.tolist() == [1.0, -4.0, 3.0]
+
+
+def test_repetition_penalty_counts_the_prompt_and_the_answer():
+    sampler = Sampler(valid_vocab_size=4)
+    state = SamplerState(SamplingParams(repetition_penalty=4.0), prompt_ids=[0, 3, 99])
+    logits = [4.0, 3.0, 2.0, -1.0]
+    # 4 / 4 < 3, so the second wins; then 3 / 4 < 2, so the third; then 0.5 < 0.75 < 1.
+    assert [sampler(torch.tensor([logits]), [state])[0] for _ in range(3)] == [1, 2, 0]
+
+
+def test_greedy_takes_the_likeliest_id_that_the_tokenizer_has():
+    logits_SV = torch.tensor([[1.0, 2.0, 3.0, 9.0], [5.0, 2.0, 8.0, 9.0]])
+    states = [SamplerState(SamplingParams(), [0]) for _ in range(2)]
+    assert Sampler(valid_vocab_size=3)(logits_SV.clone(), states) == [2, 2]
+    assert Sampler(valid_vocab_size=3, banned_ids=[2])(logits_SV.clone(), states) == [1, 0]
+
+
+def test_masked_ids_are_never_drawn():
+    states = [SamplerState(SamplingParams(temperature=100.0, seed=s), [0]) for s in range(200)]
+    drawn = Sampler(valid_vocab_size=4, banned_ids=[1])(torch.zeros(200, 6), states)
+    assert set(drawn) == {0, 2, 3}
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_broken_logits_are_an_error_not_a_token(broken):
+    with pytest.raises(RuntimeError, match="not finite"):
+        Sampler(valid_vocab_size=3)(torch.tensor([[0.0, broken, 1.0]]), [SamplerState(SamplingParams(), [0])])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_a_row_is_drawn_the_same_alone_and_in_any_batch(data):
+    rows = data.draw(st.integers(1, 6))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
+    logits_SV = torch.randn(rows, 50, generator=generator) * 3
+    params = [
+        SamplingParams(
+            temperature=data.draw(st.sampled_from([0.0, 0.5, 1.0, 2.0])),
+            top_k=data.draw(st.integers(0, 60)),
+            top_p=data.draw(st.floats(0.01, 1)),
+            min_p=data.draw(st.floats(0, 1)),
+            repetition_penalty=data.draw(st.sampled_from([1.0, 1.5])),
+            seed=data.draw(st.integers(0, 9)),
+        )
+        for _ in range(rows)
+    ]
+    sampler = Sampler(valid_vocab_size=48)
+    together = [SamplerState(p, [1, 2]) for p in params]
+    alone = [SamplerState(p, [1, 2]) for p in params]
+    for _ in range(3):
+        batch = sampler(logits_SV.clone(), together)
+        assert batch == [sampler(logits_SV[row : row + 1].clone(), [alone[row]])[0] for row in range(rows)]
+
+
+def test_a_seed_repeats_and_no_seed_does_not():
+    def draws(seed):
+        state = SamplerState(SamplingParams(temperature=1.0, seed=seed), [0])
+        return [Sampler(1000)(torch.zeros(1, 1000), [state])[0] for _ in range(8)], state.seed
+
+    assert draws(7) == draws(7)
+    first, seed = draws(None)
+    assert first != draws(None)[0]
+    assert draws(seed)[0] == first
