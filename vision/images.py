@@ -72,10 +72,10 @@ def _decode(file, name: str, max_pixels: int) -> Image.Image:
 def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width <= 0 or height <= 0:
-        raise ValueError(f"{name} is {width}x{height} pixels: there is nothing in it")
+        raise ValueError(f"{name} is {width} x {height} pixels: there is nothing in it")
     if width * height > max_pixels:
         raise ValueError(
-            f"{name} has {width}x{height} pixels, more than the limit of {max_pixels / 1e6:g} million: scale it down"
+            f"{name} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} million: scale it down"
         )
     try:
         image.load()

@@ -74,7 +74,7 @@ def picture_patches(size: tuple[int, int], grid: tuple[int, int], patch: int) ->
 def token_count(width: int, height: int, tiling: TilingConfig) -> int:
     """Image tokens of a `width` x `height` image: the thumbnail's patches, the picture's, a newline for each row."""
     if width <= 0 or height <= 0:
-        raise ValueError(f"an image of {width}x{height} pixels has nothing in it")
+        raise ValueError(f"an image of {width} x {height} pixels has nothing in it")
     grid = best_grid(width, height, tiling.grid_pinpoints)
     columns, rows = picture_patches((width, height), grid, tiling.patch)
     return tiling.thumbnail_tokens + (columns + 1) * rows
