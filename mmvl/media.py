@@ -152,7 +152,7 @@ def _message(error: dict, name: str, max_pages: int) -> str:
             return f"{name} is encrypted and needs a password: save it without one"
         case "size":
             width, height = error["points"]
-            return f"{where} is {width}x{height} points, too long and thin to be shown"
+            return f"{where} is {width} x {height} points, too long and thin to be shown"
         case "pages":
             return f"{name} has {error['count']} pages, more than the limit of {max_pages}: choose some of them"
         case "range":

@@ -173,8 +173,8 @@ class Processor:
                 add_generation_prompt=add_generation_prompt,
                 stand_ins=stand_ins,
             )
-        except jinja2.TemplateError as error:
-            raise ValueError(f"the chat template fails on these messages: {error.message}") from None
+        except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError) as error:
+            raise ValueError(f"the chat template fails on these messages: {error}") from error
         return self._tokenize(rendered, stand_ins.strings, self.tile(images))
 
     def encode_raw(self, text: str, images: Sequence = ()) -> Prompt:
