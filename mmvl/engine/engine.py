@@ -235,7 +235,7 @@ class Engine:
         found = {digest: self._image_cache.get(digest) for digest in images}
         missing = [images[digest] for digest, image_ID in found.items() if image_ID is None]
         if missing:
-            batch = ImageBatch.from_images(missing, self.processor.tiling).to(self.model.device)
+            batch = ImageBatch.from_images(missing).to(self.model.device)
             split = self.model.embed_images(batch).split([image.num_tokens for image in missing])
             found |= {image.digest: image_ID for image, image_ID in zip(missing, split, strict=True)}
         for digest, image_ID in found.items():

@@ -102,14 +102,15 @@ def test_the_samples_differ_enough_to_mean_something(alone):
     [
         {},
         {"max_batch_tokens": 7},  # every prompt in many chunks, cut inside images as well
-        {"max_batch_tokens": 1},
+        {"max_batch_tokens": 3, "max_sequences": 1},
         {"max_batch_tokens": 33, "max_sequences": 2},
         {"max_sequences": 4, "max_cached_tokens": 256},  # the KV pool is the bottleneck
     ],
 )
 def test_the_same_tokens_alone_and_in_any_batch(model, processor, prompts, alone, settings):
-    assert outputs(model, processor, prompts, PARAMS, **settings) == alone
-    assert outputs(model, processor, prompts[::-1], PARAMS[::-1], **settings) == alone[::-1]
+    order = [4, 1, 5, 0, 3, 2]
+    got = outputs(model, processor, [prompts[n] for n in order], [PARAMS[n] for n in order], **settings)
+    assert got == [alone[n] for n in order]
 
 
 def test_requests_that_come_while_others_run(model, processor, prompts, alone):
@@ -124,7 +125,7 @@ def test_requests_that_come_while_others_run(model, processor, prompts, alone):
 
 
 def test_many_more_requests_than_slots(model, processor, prompts, alone):
-    assert outputs(model, processor, prompts * 4, PARAMS * 4, max_sequences=3) == alone * 4
+    assert outputs(model, processor, prompts * 3, PARAMS * 3, max_sequences=4) == alone * 3
 
 
 def test_decoding_goes_on_beside_the_prefill_of_a_long_prompt(model, processor, prompts):
@@ -183,7 +184,8 @@ def test_the_end_token_ends_the_answer_and_is_not_text(model, processor, prompts
     assert processor.decode(alone[1][:cut]).startswith(request.text)
 
 
-def test_max_tokens_is_exact_or_clipped_to_the_context(model, processor, prompts):
+def test_max_tokens_is_exact_or_clipped_to_the_context(model, processor, prompts, monkeypatch):
+    monkeypatch.setattr(processor, "eos_ids", ())
     engine = Engine(model, processor)
     exact = engine.submit(prompts[0], SamplingParams(max_tokens=7))
     clipped = engine.submit(prompts[2], SamplingParams(max_tokens=100_000))
