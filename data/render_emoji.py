@@ -1,0 +1,113 @@
+"""Renderer: a colour emoji on a plain ground, and its Unicode name as the answer.
+
+The font is Noto Color Emoji (SIL OFL 1.1, pictures Apache-2.0); it holds bitmaps of one size, 109, scaled afterwards.
+"""
+
+import random
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from mmvl.data.drawing import assistant, encode, user
+from mmvl.data.order import derive
+from mmvl.data.parallel import write_shards
+
+_BITMAP_SIZE = 109
+
+QUESTIONS = (
+    "What is this?", "What does the picture show?", "Caption this image.", "What is in the picture?",
+    "Which emoji is this?", "Name this emoji.", "Describe the picture.",
+)  # fmt: skip
+
+# Pictographs of Unicode; left out are letters, arrows, clocks, keycaps and skin tones, whose names say little.
+_RANGES = (
+    (0x2600, 0x27BF), (0x1F300, 0x1F3FA), (0x1F400, 0x1F4FF), (0x1F507, 0x1F54E), (0x1F567, 0x1F5FF),
+    (0x1F600, 0x1F64F), (0x1F680, 0x1F6FF), (0x1F900, 0x1F9FF), (0x1FA70, 0x1FAFF),
+)  # fmt: skip
+_DULL = ("SQUARED", "CIRCLED", "SIGN OF", "INPUT SYMBOL", "BLACK SQUARE", "DINGBAT", "FITZPATRICK", "ZODIAC", "ARROW")
+
+
+def find_font(fonts: str | Path) -> str:
+    """Path of NotoColorEmoji.ttf in a directory tree."""
+    found = sorted(Path(fonts).rglob("NotoColorEmoji*.ttf"))
+    if not found:
+        raise FileNotFoundError(f"{fonts}: no NotoColorEmoji.ttf (Debian package fonts-noto-color-emoji)")
+    return str(found[0])
+
+
+def emoji_name(char: str) -> str:
+    """Plain lower-case name: "grinning face", "red heart"."""
+    name = unicodedata.name(char).lower()
+    for part in ("black ", "white ", "heavy ", " symbol", " with no good gesture"):
+        name = name.replace(part, "")
+    return {"heart": "red heart"}.get(name, name).strip()
+
+
+def find_emoji(font_path: str) -> list[tuple[str, str]]:
+    """[(character, name)] of every single-character pictograph that the font draws in colour."""
+    font = ImageFont.truetype(font_path, _BITMAP_SIZE, layout_engine=ImageFont.Layout.BASIC)
+    missing = bytes(draw_emoji(font, "\U0010fffe").tobytes())
+    found, names = [], set()
+    for first, last in _RANGES:
+        for code in range(first, last + 1):
+            char = chr(code)
+            name = unicodedata.name(char, "")
+            if not name or any(word in name for word in _DULL):
+                continue
+            picture = draw_emoji(font, char)
+            if picture.getbbox() is None or picture.tobytes() == missing or emoji_name(char) in names:
+                continue
+            names.add(emoji_name(char))
+            found.append((char, emoji_name(char)))
+    return found
+
+
+def draw_emoji(font: ImageFont.FreeTypeFont, char: str) -> Image.Image:
+    """The bitmap of one emoji, RGBA 136 x 128 pixels."""
+    image = Image.new("RGBA", (136, 128), (0, 0, 0, 0))
+    ImageDraw.Draw(image).text((0, 0), char, font=font, embedded_color=True)
+    return image
+
+
+def render_emoji(
+    out_dir: str | Path,
+    count: int,
+    seed: int = 0,
+    workers: int = 0,
+    *,
+    fonts: str | Path,
+    min_size: int = 40,
+    max_size: int = 112,
+    prefix: str = "emoji",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Write `count` pictures of one emoji each, min_size to max_size pixels high, and return the shards."""
+    path = find_font(fonts)
+    emoji = find_emoji(path)
+    font = ImageFont.truetype(path, _BITMAP_SIZE, layout_engine=ImageFont.Layout.BASIC)
+
+    def make(index: int) -> tuple[dict, dict[str, bytes]]:
+        turn, position = divmod(index, len(emoji))
+        char, name = emoji[position]
+        rng = random.Random(derive("emoji", seed, turn, char))
+        picture = draw_emoji(font, char)
+        picture = picture.crop(picture.getbbox())
+        height = rng.randint(min_size, max_size)
+        picture = picture.resize((max(1, round(picture.width * height / picture.height)), height), Image.LANCZOS)
+        ground = (255, 255, 255) if rng.random() < 0.5 else tuple(rng.randint(120, 255) for _ in range(3))
+        edges = [rng.randint(2, 2 + height // 2) for _ in range(4)]
+        size = (picture.width + edges[0] + edges[1], height + edges[2] + edges[3])
+        image = Image.new("RGBA", size, (*ground, 255))
+        image.alpha_composite(picture, (edges[0], edges[2]))
+        extension, data = encode(image.convert("RGB"), rng, jpeg=0.3)
+        record = {
+            "source": "emoji",
+            "kind": "caption",
+            "messages": [user(rng.choice(QUESTIONS), f"0.{extension}"), assistant(name)],
+            "meta": {"emoji": f"U+{ord(char):04X}"},
+        }
+        return record, {f"0.{extension}": data}
+
+    return write_shards(out_dir, prefix, count, make, workers, progress=progress)
