@@ -1,0 +1,234 @@
+"""The Python API: five lines for a user, many threads at once for the chat page, one clear line for every mistake."""
+
+import gc
+import threading
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+import mmvl
+from mmvl.engine import Engine
+from mmvl.vlm import VLM, Answer, user_turn
+
+SEEDED = {"temperature": 3.0, "max_tokens": 24, "seed": 5}
+
+
+@pytest.fixture(scope="module")
+def vlm(tiny_model_dir):
+    return VLM(tiny_model_dir, device="cpu")
+
+
+@pytest.fixture
+def slow(vlm, monkeypatch):
+    """Answers of 150 tokens or so, that take a second: the end token is not one."""
+    monkeypatch.setattr(vlm.processor, "eos_ids", ())
+    step = Engine.step
+    monkeypatch.setattr(Engine, "step", lambda engine: time.sleep(0.005) or step(engine))
+    return vlm
+
+
+def wait_until(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+def idle(vlm) -> bool:
+    engine = vlm.engine
+    return not engine.has_work and engine.cache.free_slots == engine.max_sequences
+
+
+def test_the_five_lines(vlm, picture_path):
+    assert mmvl.VLM is VLM
+    answer = vlm.ask(picture_path, "what colour is the shape?", max_tokens=8)
+    assert isinstance(answer, str)
+    assert vlm.device.type == "cpu" and vlm.dtype == torch.float32
+
+
+def test_every_kind_of_image_gives_the_same_answer(vlm, picture_path):
+    picture = Image.open(picture_path)
+    sources = [picture_path, str(picture_path), picture_path.read_bytes(), picture, [picture_path]]
+    answers = {vlm.ask(source, "what colour?", **SEEDED) for source in sources}
+    assert len(answers) == 1
+    other = Image.new("RGB", picture.size, "yellow")
+    assert vlm.ask(other, "what colour?", **SEEDED) not in answers
+
+
+def test_answer_counts_its_tokens_and_seconds(vlm, picture_path):
+    answer = vlm.chat(user_turn([picture_path, picture_path], "and now?"), max_tokens=4)
+    one = vlm.chat(user_turn(picture_path, "and now?"), max_tokens=4)
+    assert answer.image_tokens == 2 * one.image_tokens > 0
+    assert answer.prompt_tokens - one.prompt_tokens == one.image_tokens
+    assert 1 <= answer.completion_tokens <= 4
+    assert answer.finish_reason in ("stop", "length")
+    assert answer.prefill_seconds > 0 and answer.decode_seconds >= 0
+
+
+def test_a_stream_is_the_answer_in_pieces(vlm, picture_path):
+    messages = user_turn(picture_path, "describe it")
+    whole = vlm.chat(messages, **SEEDED)
+    stream = vlm.stream(messages, **SEEDED)
+    pieces = []
+    while True:
+        try:
+            pieces.append(next(stream))
+        except StopIteration as end:
+            assert end.value is stream.last
+            break
+    assert "".join(pieces) == whole.text == stream.last.text
+    assert len(pieces) > 3 and all(pieces)
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_the_pages_of_a_pdf_are_images(vlm, picture_path, tmp_path):
+    picture = Image.open(picture_path)
+    picture.save(tmp_path / "one.pdf")
+    picture.save(tmp_path / "two.pdf", save_all=True, append_images=[picture])
+    one, two = (vlm.chat(user_turn(tmp_path / name, "what?"), max_tokens=2) for name in ("one.pdf", "two.pdf"))
+    assert two.image_tokens == 2 * one.image_tokens > 0
+
+
+def test_closing_a_stream_frees_its_slot_at_once(slow):
+    stream = slow.stream(user_turn(None, "talk"), max_tokens=200)
+    next(stream)
+    assert not idle(slow)
+    stream.close()
+    assert idle(slow)
+    assert stream.last.finish_reason == "abort"
+    assert list(stream) == []
+
+
+def test_leaving_and_dropping_a_stream_abort_it(slow):
+    with slow.stream(user_turn(None, "talk"), max_tokens=200) as stream:
+        next(stream)
+    assert idle(slow)
+    stream = slow.stream(user_turn(None, "talk"), max_tokens=200)
+    next(stream)
+    del stream
+    gc.collect()
+    wait_until(lambda: idle(slow))
+
+
+def test_a_stream_may_be_closed_from_another_thread(slow):
+    stream = slow.stream(user_turn(None, "talk"), max_tokens=200)
+    pieces = []
+    reader = threading.Thread(target=lambda: pieces.extend(stream))
+    reader.start()
+    wait_until(lambda: pieces)
+    stream.close()
+    reader.join(timeout=10)
+    assert not reader.is_alive()
+    assert stream.last.finish_reason == "abort" and idle(slow)
+
+
+def test_streams_of_several_threads_progress_together(slow):
+    """Each has to see every other one's first piece before it ends, and gets the text it gets alone."""
+    questions = [f"question {n}" for n in range(4)]
+    settings = {"max_tokens": 60, "temperature": 3.0, "seed": 8}
+    alone = [slow.ask(None, question, **settings) for question in questions]
+    seen = threading.Barrier(len(questions), timeout=30)
+    texts = [None] * len(questions)
+
+    def read(n):
+        stream = slow.stream(user_turn(None, questions[n]), **settings)
+        first = next(stream)
+        still_running = stream.last is None
+        seen.wait()
+        texts[n] = (first + "".join(stream), still_running)
+
+    threads = [threading.Thread(target=read, args=(n,)) for n in range(len(questions))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert texts == [(text, True) for text in alone]
+    assert idle(slow)
+
+
+def test_no_thread_is_left_when_all_is_said(vlm):
+    vlm.ask(None, "hello", max_tokens=2)
+    wait_until(lambda: not any(thread.name == "mmvl-engine" for thread in threading.enumerate()))
+
+
+def test_batch_answers_all_and_says_which_could_not_be_answered(vlm, picture_path, tmp_path):
+    missing = tmp_path / "missing.png"
+    conversations = [user_turn(picture_path if n % 2 else None, f"question {n}") for n in range(70)]
+    conversations[3] = user_turn(missing, "what?")
+    conversations[69] = user_turn(None, "  ")
+    got = dict(vlm.batch(iter(conversations), max_tokens=3, temperature=2.0, seed=1))
+    assert sorted(got) == list(range(70))
+    assert isinstance(got[3], FileNotFoundError) and isinstance(got[69], ValueError)
+    for n in (0, 1, 42):
+        assert got[n].text == vlm.chat(conversations[n], max_tokens=3, temperature=2.0, seed=1).text
+    assert all(isinstance(answer, Answer) for n, answer in got.items() if n not in (3, 69))
+
+
+def test_batch_reads_its_source_as_places_get_free_and_stops_when_closed(vlm):
+    taken = []
+
+    def source():
+        for n in range(10_000):
+            taken.append(n)
+            yield user_turn(None, f"question {n}")
+
+    answers = vlm.batch(source(), max_tokens=2)
+    next(answers)
+    answers.close()
+    assert len(taken) < 200
+    wait_until(lambda: idle(vlm))
+
+
+def test_a_broken_step_reaches_every_caller_and_the_next_request_works(vlm, monkeypatch):
+    def broken(engine):
+        raise RuntimeError("out of memory, say")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "step", broken)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            vlm.ask(None, "hello")
+        got = dict(vlm.batch([user_turn(None, "a"), user_turn(None, "b")]))
+        assert [type(error) for error in got.values()] == [RuntimeError, RuntimeError]
+    assert idle(vlm)
+    assert vlm.chat(user_turn(None, "hello"), max_tokens=2).completion_tokens <= 2
+
+
+@pytest.mark.parametrize("question", ["", " \n\t"])
+def test_an_empty_question_is_refused(vlm, picture_path, question):
+    with pytest.raises(ValueError, match="question is empty"):
+        vlm.ask(picture_path, question)
+
+
+def test_mistakes_get_one_clear_line(vlm, picture_path, tmp_path):
+    text = tmp_path / "notes.png"
+    text.write_text("not a picture")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    cases = [
+        (FileNotFoundError, "nowhere.png", lambda: vlm.ask(tmp_path / "nowhere.png", "what?")),
+        (ValueError, "notes.png", lambda: vlm.ask(text, "what?")),
+        (ValueError, "longer than the context", lambda: vlm.ask(picture_path, "why? " * 400)),
+        (ValueError, "temperature", lambda: vlm.ask(picture_path, "what?", temperature=-1)),
+        (ValueError, "temprature", lambda: vlm.ask(picture_path, "what?", temprature=1)),
+        (ValueError, "conversation is empty", lambda: vlm.chat([])),
+        (ValueError, "must be the user's", lambda: vlm.chat([{"role": "assistant", "content": "hi"}])),
+        (FileNotFoundError, "no-such-model", lambda: VLM(tmp_path / "no-such-model")),
+        (FileNotFoundError, "config.json", lambda: VLM(empty)),
+        (ValueError, "device", lambda: VLM(device="abacus")),
+        (ValueError, "GPU", lambda: VLM(device="cuda:77")),
+        (ValueError, "dtype", lambda: VLM(device="cpu", dtype="int3")),
+    ]
+    for kind, words, call in cases:
+        with pytest.raises(kind, match=words) as caught:
+            call()
+        assert "\n" not in str(caught.value), words
+    assert idle(vlm)
+
+
+def test_a_model_directory_without_weights_is_refused(tiny_model_dir, tmp_path):
+    (tmp_path / "config.json").write_bytes((tiny_model_dir / "config.json").read_bytes())
+    with pytest.raises(FileNotFoundError, match="no weights"):
+        VLM(tmp_path)
