@@ -49,24 +49,24 @@ def plan_blocks(lengths, device, block: int | None = None) -> BlockPlan:
         raise ValueError(f"lightning attention needs sequences of at least 1 token, got lengths {lengths}")
     if block is None:
         block = min(MAX_BLOCK, max(MIN_BLOCK, 1 << (max(lengths) - 1).bit_length()))
-    length_S = torch.tensor(lengths)
-    blocks_S = (length_S + block - 1) // block
+    blocks = [-(-n // block) for n in lengths]
+    num_blocks, num_tokens = sum(blocks), sum(lengths)
+    length_S, blocks_S = torch.tensor(lengths), torch.tensor(blocks)
     last_S = blocks_S.cumsum(0) - 1
     first_S = last_S - blocks_S + 1
-    num_blocks = int(blocks_S.sum())
-    ordinal_N = torch.arange(num_blocks) - first_S.repeat_interleave(blocks_S)
-    left_N = length_S.repeat_interleave(blocks_S) - ordinal_N * block
+    ordinal_N = torch.arange(num_blocks) - first_S.repeat_interleave(blocks_S, output_size=num_blocks)
+    left_N = length_S.repeat_interleave(blocks_S, output_size=num_blocks) - ordinal_N * block
     tokens_N = left_N.clamp(max=block)
     rows_T = None
-    if num_blocks * block != int(length_S.sum()):
-        start_S = length_S.cumsum(0) - length_S
-        rows_T = torch.arange(int(length_S.sum())) + (first_S * block - start_S).repeat_interleave(length_S)
+    if num_blocks * block != num_tokens:
+        shift_S = first_S * block - (length_S.cumsum(0) - length_S)
+        rows_T = torch.arange(num_tokens) + shift_S.repeat_interleave(length_S, output_size=num_tokens)
         rows_T = rows_T.to(device)
     return BlockPlan(
         lengths=lengths,
         block=block,
         num_blocks=num_blocks,
-        longest=int(blocks_S.max()),
+        longest=max(blocks),
         rows_T=rows_T,
         tokens_N=tokens_N.to(device),
         end_N=(ordinal_N * block + tokens_N).to(device),

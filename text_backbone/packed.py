@@ -61,7 +61,8 @@ class Packed:
         cu_seqlens = torch.tensor((0, *accumulate(lengths)), dtype=torch.int32)
         length_S = torch.tensor(lengths)
         shift_S = torch.tensor(starts) - cu_seqlens[:-1]
-        positions_T = torch.arange(sum(lengths)) + shift_S.repeat_interleave(length_S)
+        num_tokens = sum(lengths)
+        positions_T = torch.arange(num_tokens) + shift_S.repeat_interleave(length_S, output_size=num_tokens)
         return cls(
             lengths=lengths,
             starts=starts,

@@ -1,0 +1,75 @@
+"""Packed causal GQA attention against explicit loops in fp64."""
+
+import math
+
+import pytest
+import torch
+
+from mmvl.kernels.softmax_attention import softmax_attention
+
+CASES = {
+    "no past": ([5, 1, 9], [5, 1, 9]),
+    "decoding": ([1, 1, 1], [7, 1, 20]),
+    "chunk after a past": ([4, 6], [10, 6]),
+    "prefill beside decoding": ([1, 33, 1, 2], [50, 33, 1, 9]),
+}
+
+
+def by_loops(q, k, v, lengths_q, lengths_k, scale):
+    q, k, v = q.double().cpu(), k.double().cpu(), v.double().cpu()
+    group = q.shape[1] // k.shape[1]
+    out, at_q, at_k = torch.zeros_like(q), 0, 0
+    for n, m in zip(lengths_q, lengths_k, strict=True):
+        for i in range(n):
+            seen = m - n + i + 1
+            for h in range(q.shape[1]):
+                scores = [scale * float(q[at_q + i, h] @ k[at_k + j, h // group]) for j in range(seen)]
+                weights = [math.exp(x - max(scores)) for x in scores]
+                for j in range(seen):
+                    out[at_q + i, h] += weights[j] / sum(weights) * v[at_k + j, h // group]
+        at_q, at_k = at_q + n, at_k + m
+    return out
+
+
+def offsets(lengths, device):
+    return torch.tensor([sum(lengths[:i]) for i in range(len(lengths) + 1)], dtype=torch.int32, device=device)
+
+
+def run(q, k, v, lengths_q, lengths_k, scale):
+    cu_q = offsets(lengths_q, q.device)
+    cu_k = cu_q if lengths_q == lengths_k else offsets(lengths_k, q.device)
+    return softmax_attention(q, k, v, cu_q, cu_k, tuple(lengths_q), tuple(lengths_k), scale)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 5e-3)], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("lengths_q, lengths_k", CASES.values(), ids=CASES)
+def test_equals_explicit_loops(lengths_q, lengths_k, groups, dtype, tolerance, device, rmse_ratio):
+    torch.manual_seed(0)
+    q = torch.randn(sum(lengths_q), 4, 16, device=device).to(dtype)
+    k, v = (torch.randn(sum(lengths_k), groups, 16, device=device).to(dtype) for _ in range(2))
+    out = run(q, k, v, lengths_q, lengths_k, 0.25)
+    assert out.dtype == dtype
+    assert rmse_ratio(out, by_loops(q, k, v, lengths_q, lengths_k, 0.25)) < tolerance
+
+
+@pytest.mark.parametrize("lengths_q, lengths_k", [([2, 1, 3], [2, 1, 3]), ([2, 1], [4, 2])], ids=["no past", "past"])
+def test_gradients_equal_finite_differences(lengths_q, lengths_k):
+    torch.manual_seed(0)
+    q = torch.randn(sum(lengths_q), 2, 2, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(sum(lengths_k), 1, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda *x: run(*x, lengths_q, lengths_k, 0.5), (q, k, v))
+
+
+def test_documents_do_not_leak():
+    q, k, v = (torch.randn(12, 2, 8, requires_grad=True) for _ in range(3))
+    run(q, k, v, [5, 4, 3], [5, 4, 3], 1.0)[5:9].square().sum().backward()
+    for x in (q, k, v):
+        assert x.grad[:5].count_nonzero() == 0 and x.grad[9:].count_nonzero() == 0
+        assert x.grad[5:9].count_nonzero() > 0
+
+
+def test_heads_that_do_not_divide_are_refused():
+    q, k = torch.randn(2, 3, 8), torch.randn(2, 2, 8)
+    with pytest.raises(ValueError, match="3 query heads are not a multiple of 2"):
+        run(q, k, k, [2], [2], 1.0)

@@ -1,0 +1,105 @@
+"""The invariant everything rests on: any split of a sequence, alone or beside strangers, gives the same.
+
+Legend: a chunk is a run of tokens given to the decoder at once; a round is one packed batch of chunks.
+"""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmvl.text_backbone.cache import HybridCache
+from mmvl.text_backbone.packed import Packed
+
+
+@pytest.fixture(scope="module")
+def decoder(make_config, make_decoder):
+    return make_decoder(make_config())
+
+
+def one_shot(decoder, ids, dtype=torch.float32):
+    """Hidden states and lightning states of one sequence, alone and at once."""
+    cache = HybridCache(decoder.config, max_sequences=1, max_tokens=len(ids), device="cpu", dtype=dtype)
+    slot = cache.allocate()
+    hidden = decoder(decoder.embed(ids), cache.pack([(slot, len(ids))]), cache).hidden_TD
+    return hidden, cache.state(slot)
+
+
+def in_rounds(decoder, sequences, chunks, page_size=4, dtype=torch.float32):
+    """Sequence s in chunks of chunks[s] tokens; round r packs the r-th chunk of every sequence that has one."""
+    needed = sum(-(-len(ids) // page_size) * page_size for ids in sequences)
+    cache = HybridCache(
+        decoder.config, max_sequences=len(sequences), max_tokens=needed, page_size=page_size, device="cpu", dtype=dtype
+    )
+    slots = [cache.allocate() for _ in sequences]
+    hidden = [[] for _ in sequences]
+    for r in range(max(map(len, chunks))):
+        now = [s for s in range(len(chunks)) if r < len(chunks[s])]
+        packed = cache.pack([(slots[s], chunks[s][r]) for s in now])
+        ids = torch.cat([sequences[s][cache.length(slots[s]) :][: chunks[s][r]] for s in now])
+        out = decoder(decoder.embed(ids), packed, cache).hidden_TD
+        for s, part in zip(now, out.split(packed.lengths), strict=True):
+            hidden[s].append(part)
+    return [torch.cat(parts) for parts in hidden], [cache.state(slot) for slot in slots]
+
+
+def draw_ids(lengths, vocab, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, vocab, (n,), generator=generator) for n in lengths]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    chunks=st.lists(st.lists(st.integers(1, 70), min_size=1, max_size=4), min_size=1, max_size=4),
+    page_size=st.integers(1, 32),
+    seed=st.integers(0, 10_000),
+)
+@torch.no_grad()
+def test_any_split_beside_any_strangers(decoder, rmse_ratio, chunks, page_size, seed):
+    sequences = draw_ids([sum(c) for c in chunks], decoder.config.vocab_size, seed)
+    hidden, states = in_rounds(decoder, sequences, chunks, page_size)
+    for ids, out, state in zip(sequences, hidden, states, strict=True):
+        alone, alone_state = one_shot(decoder, ids)
+        assert rmse_ratio(out, alone) < 1e-5
+        assert rmse_ratio(state, alone_state) < 1e-5
+
+
+@torch.no_grad()
+def test_token_by_token(decoder, rmse_ratio):
+    lengths = (70, 1, 66)
+    sequences = draw_ids(lengths, decoder.config.vocab_size)
+    hidden, states = in_rounds(decoder, sequences, [[1] * n for n in lengths])
+    for ids, out, state in zip(sequences, hidden, states, strict=True):
+        alone, alone_state = one_shot(decoder, ids)
+        assert rmse_ratio(out, alone) < 1e-5 and rmse_ratio(state, alone_state) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "lengths", [(1,), (64,), (65,), (1,) * 40, (1, 130, 1, 64)], ids=["one", "block", "block+1", "ones", "mixed"]
+)
+@torch.no_grad()
+def test_without_a_cache_as_in_training(decoder, rmse_ratio, lengths):
+    sequences = draw_ids(lengths, decoder.config.vocab_size)
+    out = decoder(decoder.embed(torch.cat(sequences)), Packed.from_lengths(lengths, "cpu")).hidden_TD
+    for ids, part in zip(sequences, out.split(lengths), strict=True):
+        assert rmse_ratio(part, one_shot(decoder, ids)[0]) < 1e-5
+
+
+@torch.no_grad()
+def test_in_bf16(make_config, make_decoder, rmse_ratio):
+    decoder = make_decoder(make_config(), torch.bfloat16)
+    chunks = [[30, 1, 1, 80], [64, 3], [1] * 20]
+    sequences = draw_ids([sum(c) for c in chunks], decoder.config.vocab_size)
+    hidden, states = in_rounds(decoder, sequences, chunks, dtype=torch.bfloat16)
+    for ids, out, state in zip(sequences, hidden, states, strict=True):
+        alone, alone_state = one_shot(decoder, ids, torch.bfloat16)
+        assert out.dtype == torch.bfloat16 and state.dtype == torch.float32
+        assert rmse_ratio(out, alone) < 5e-3 and rmse_ratio(state, alone_state) < 5e-3
+
+
+def test_documents_do_not_leak(decoder):
+    x = decoder.embed(torch.cat(draw_ids((40, 70, 1), decoder.config.vocab_size))).detach().requires_grad_()
+    hidden = decoder(x, Packed.from_lengths((40, 70, 1), "cpu")).hidden_TD
+    (hidden[40:110] * torch.linspace(-1, 1, decoder.config.hidden_size)).sum().backward()
+    assert x.grad[:40].count_nonzero() == 0 and x.grad[110:].count_nonzero() == 0
+    assert (x.grad[40:110].abs().sum(-1) > 0).all()
