@@ -88,7 +88,7 @@ class TilingConfig:
     def from_dicts(cls, config: dict, preprocessor: dict | None = None) -> "TilingConfig":
         """From a model's config.json and, where there is one, its preprocessor_config.json (which wins on colours).
 
-        The two must agree on the canvas sizes, since the model counts image tokens by its own.
+        Raises ValueError where the two contradict each other, or ask for another rule than this tiling.
         """
         preprocessor = preprocessor or {}
         vision = VisionConfig.from_dict(config["vision_config"])
@@ -96,6 +96,12 @@ class TilingConfig:
         theirs = _grids(preprocessor.get("image_grid_pinpoints"))
         if theirs and set(theirs) != set(grids):
             raise ValueError("image_grid_pinpoints differ between config.json and preprocessor_config.json")
+        if (mode := preprocessor.get("process_image_mode", "anyres")) != "anyres":
+            raise ValueError(f"preprocessor_config.json: process_image_mode is {mode!r}, only 'anyres' is supported")
+        size = preprocessor.get("size")
+        edges = set(size.values() if isinstance(size, dict) else size or ())
+        if edges - {vision.image_size}:
+            raise ValueError(f"preprocessor_config.json: size is {size}, config.json has image_size {vision.image_size}")
         return cls(
             tile=vision.image_size,
             patch=vision.patch_size,

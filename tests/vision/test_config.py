@@ -49,6 +49,11 @@ def test_tiling_from_files():
 def test_tiling_refuses():
     with pytest.raises(ValueError, match="differ"):
         TilingConfig.from_dicts(CONFIG, {"image_grid_pinpoints": [[112, 112]]})
+    with pytest.raises(ValueError, match="process_image_mode"):
+        TilingConfig.from_dicts(CONFIG, {"process_image_mode": "resize"})
+    for size in ({"height": 336, "width": 336}, [112, 336]):
+        with pytest.raises(ValueError, match="image_size 112"):
+            TilingConfig.from_dicts(CONFIG, {"size": size})
     with pytest.raises(ValueError, match="120x112"):
         TilingConfig(112, 14, ((120, 112),))
     with pytest.raises(ValueError, match="empty"):
