@@ -6,15 +6,15 @@ from mmvl.app.pages import checked_question, open_pages, user_turn
 from mmvl.app.safe_text import for_terminal
 
 
-def ask(files, question: str, open_model, *, stats: bool, **sampling) -> None:
+def ask(files, question: str, open_model, *, pages: str | None = None, stats: bool, **sampling) -> None:
     """Opens the files before the model, so that a bad file is told at once.
 
     `open_model` is called without arguments and returns an `mmvl.VLM`.
     Raises ValueError or OSError when a file, the question or the model cannot be used.
     """
     question = checked_question(question)
-    pages = open_pages(files)
-    answer = print_answer(open_model(), [user_turn(pages, question)], **sampling)
+    pictures = open_pages(files, pages)
+    answer = print_answer(open_model(), [user_turn(pictures, question)], **sampling)
     if stats:
         print(timings(answer), file=sys.stderr)
 

@@ -97,8 +97,8 @@ class _Run:
             except (ValueError, OSError) as error:
                 self._fail({"file": name}, error)
                 pages = []
-            for page_number, page in enumerate(pages, 1):
-                key = {"file": name, "page": page_number} if path.suffix.lower() == ".pdf" else {"file": name}
+            for page in pages:
+                key = {"file": name} if page.number is None else {"file": name, "page": page.number}
                 if (name, key.get("page")) in self.rows.done:
                     continue
                 self._in_flight[number] = key

@@ -65,6 +65,9 @@ def root(
 def ask(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Pictures and PDFs.", show_default=False)],
     question: Question,
+    pages: Annotated[
+        str | None, typer.Option(metavar="1-3,7", help="Of PDFs, only these pages.  [default: all]")
+    ] = None,
     model: Model = None,
     device: Device = None,
     max_tokens: MaxTokens = 256,
@@ -86,6 +89,7 @@ def ask(
         files,
         question,
         lambda: _open_model(model, device),
+        pages=pages,
         stats=sys.stderr.isatty() if stats is None else stats,
         max_tokens=max_tokens,
         temperature=temperature,
@@ -142,9 +146,10 @@ def chat(
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")] = True,
 ) -> None:
     """Open the chat page: upload pictures and PDFs, ask, read along."""
+    vlm = _open_model(model, device)
     from mmvl.app.chat import serve
 
-    serve(_open_model(model, device), host=host, port=port, open_browser=browser)
+    serve(vlm, host=host, port=port, open_browser=browser)
 
 
 @app.command()
@@ -171,9 +176,9 @@ def evaluate(
     device: Device = None,
 ) -> None:
     """Measure a model on a task."""
-    from mmvl.evaluation import run
+    from mmvl.evaluation.run import evaluate as run
 
-    run(task, limit=limit, json_path=json_file, model=model, device=device)
+    run(task, model=model, limit=limit, json_path=json_file, device=device)
 
 
 @app.command()
@@ -192,40 +197,52 @@ def demo(model: Model = None, device: Device = None) -> None:
     run(lambda: _open_model(model, device))
 
 
+Dest = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the shards go.")]
+DataSeed = Annotated[int, typer.Option("--seed", metavar="N", help="The same seed gives the same shards.")]
+Workers = Annotated[int, typer.Option("--workers", min=0, metavar="N", help="Processes; 0 is one a core.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of its own; repeatable.")
+]
+
+
 @data.command("render")
 def data_render(
-    name: Annotated[str, typer.Argument(help="A renderer's name; a wrong one lists them.", show_default=False)],
-    dest: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the shards go.")],
+    name: Annotated[str, typer.Argument(help="A renderer; a wrong name lists them.", show_default=False)],
+    dest: Dest,
     count: Annotated[int, typer.Option("-n", "--count", min=1, metavar="N", help="How many samples.")] = 1000,
-    seed: Annotated[int, typer.Option(metavar="N", help="The same seed gives the same shards.")] = 0,
-    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes; 0 is one a core.")] = 0,
+    seed: DataSeed = 0,
+    workers: Workers = 0,
+    settings: Settings = None,
 ) -> None:
-    """Render pictures of text and their transcriptions into shards."""
-    from mmvl.datasets import render
+    """Render pictures and what they say into shards."""
+    from mmvl.app.data import make
 
-    print(render(name, dest, count=count, seed=seed, workers=workers))
+    make("render", name, dest, count=count, seed=seed, workers=workers, settings=settings or [])
 
 
 @data.command("import")
 def data_import(
-    name: Annotated[str, typer.Argument(help="An importer's name; a wrong one lists them.", show_default=False)],
-    dest: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the shards go.")],
-    source: Annotated[Path | None, typer.Option(metavar="PATH", help="Where the data set lies.")] = None,
+    name: Annotated[str, typer.Argument(help="An importer; a wrong name lists them.", show_default=False)],
+    dest: Dest,
+    count: Annotated[int, typer.Option("-n", "--count", min=0, metavar="N", help="How many samples; 0 is all.")] = 0,
+    seed: DataSeed = 0,
+    workers: Workers = 0,
+    settings: Settings = None,
 ) -> None:
     """Import a public data set into shards."""
-    from mmvl.datasets import import_
+    from mmvl.app.data import make
 
-    print(import_(name, dest, source=source))
+    make("import", name, dest, count=count, seed=seed, workers=workers, settings=settings or [])
 
 
 @data.command("manifest")
 def data_manifest(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of shards.", show_default=False)],
 ) -> None:
-    """Check every shard of a folder and write its manifest.json."""
-    from mmvl.datasets import manifest
+    """Check every shard of a folder and write its manifest."""
+    from mmvl.app.data import manifest
 
-    print(manifest(folder))
+    manifest(folder)
 
 
 @data.command("inspect")
@@ -233,10 +250,11 @@ def data_inspect(
     path: Annotated[Path, typer.Argument(metavar="SHARD|DIR", help="A shard or a folder.", show_default=False)],
     limit: Annotated[int, typer.Option(min=0, metavar="N", help="How many samples to print.")] = 3,
 ) -> None:
-    """Print what a shard holds: counts, kinds, sources, and its first samples."""
-    from mmvl.datasets import inspect
+    """Print what shards hold: counts, kinds, sources, damage, and the first samples. Exit code 3: some are damaged."""
+    from mmvl.app.data import inspect
 
-    print(inspect(path, limit=limit))
+    if inspect(path, limit):
+        raise typer.Exit(errors.SOME_ROWS_FAILED)
 
 
 def _open_model(model: Path | None, device: str | None):

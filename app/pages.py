@@ -6,14 +6,14 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".
 MEDIA_SUFFIXES = IMAGE_SUFFIXES | {".pdf"}
 
 
-def open_pages(files) -> list:
-    """All pictures of `files`, in order; a PDF gives one `mmvl.media.Page` a page.
+def open_pages(files, pages: str | None = None) -> list:
+    """All pictures of `files`, in order, as `mmvl.media.Page`; a PDF gives one a page, or only `pages` ("1-3,7").
 
     Raises FileNotFoundError or ValueError naming the file that cannot be used.
     """
     from mmvl.media import load_media
 
-    return [page for file in files for page in load_media(Path(file))]
+    return [page for file in files for page in load_media(Path(file), pages=pages)]
 
 
 def checked_question(text: str) -> str:

@@ -1,0 +1,67 @@
+"""`mmvl data`: makes shards with a bar to watch, writes manifests, prints what shards hold."""
+
+import io
+import sys
+from pathlib import Path
+
+from mmvl import datasets
+from mmvl.app.safe_text import for_terminal
+
+
+def make(verb: str, name: str, dest: Path, *, count: int, seed: int, workers: int, settings: list[str]) -> None:
+    """verb: render or import. settings: "key=value", the value read as YAML. Raises ValueError or OSError."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    kinds = {"render": datasets.RENDERERS, "import": datasets.IMPORTERS}[verb]
+    write = datasets.maker(kinds, name, parse_settings(settings))
+    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=count or None)
+        shards = write(dest, count, seed, workers, progress=lambda n, of: progress.update(task, completed=n, total=of))
+    print(f"{len(shards)} shards in {dest}", file=sys.stderr)
+
+
+def parse_settings(settings: list[str]) -> dict:
+    """["a=1", "b=x"] -> {"a": 1, "b": "x"}. Raises ValueError for anything that is not key=value."""
+    import yaml
+
+    parsed = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--set {setting}: write it as key=value")
+        try:
+            parsed[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {setting}: the value cannot be read ({error})") from None
+    return parsed
+
+
+def inspect(path: Path, limit: int) -> bool:
+    """Prints counts, damage and samples; True if there is damage."""
+    found = datasets.look(path, limit)
+    print(f"{found.shards} shards, {found.bytes / 1e6:.1f} MB, {found.samples} samples")
+    for title, counts in (("kinds", found.kinds), ("sources", found.sources)):
+        print(f"{title}: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()))
+    for sample in found.first:
+        print(f"\n{sample.key} ({sample.json['kind']}, from {sample.json['source']})")
+        for line in _lines(sample):
+            print("  " + for_terminal(line).replace("\n", "\n  "))
+    for problem in found.problems:
+        print(f"damaged: {problem}")
+    return bool(found.problems)
+
+
+def _lines(sample):
+    from PIL import Image
+
+    if "text" in sample.json:
+        yield sample.json["text"]
+    for message in sample.json.get("messages", []):
+        for part in message["content"]:
+            if part["type"] == "image":
+                width, height = Image.open(io.BytesIO(sample.members[part["file"]])).size
+                yield f"{message['role']}: [{part['file']}, {width}x{height}]"
+            else:
+                yield f"{message['role']}: {part['text']}"

@@ -1,0 +1,45 @@
+"""A wheel built from the repository: nothing but `mmvl` lands in site-packages, and nothing is forgotten."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+IGNORED = shutil.ignore_patterns(".venv", ".git", ".whl", "build", "dist", "*.egg-info", "__pycache__", "out", "runs")
+
+
+@pytest.fixture(scope="module")
+def wheel_names(tmp_path_factory) -> list[str]:
+    """The names inside the wheel, built from a copy so that no build folder appears in the working tree."""
+    copy = tmp_path_factory.mktemp("wheel") / "mmvl"
+    shutil.copytree(REPOSITORY, copy, ignore=IGNORED)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "wheels", "."]
+    built = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (wheel,) = (copy / "wheels").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.namelist()
+
+
+def test_nothing_but_mmvl_goes_into_site_packages(wheel_names):
+    tops = {name.split("/")[0] for name in wheel_names}
+    assert len(tops) == 2
+    assert {top.split("-")[0] for top in tops} == {"mmvl"}
+    assert not [name for name in wheel_names if "tests/" in name or "__pycache__" in name]
+
+
+def test_every_module_and_every_asset_is_in_the_wheel(wheel_names):
+    wanted = set()
+    for folder in ("kernels", "text_backbone", "vision", "data", "app", "mmvl"):
+        for file in (REPOSITORY / folder).rglob("*"):
+            shipped = file.suffix == ".py" or {"assets", "recipes", "models", "sets"} & set(file.parts)
+            if file.is_file() and shipped and "__pycache__" not in file.parts:
+                inside = file.relative_to(REPOSITORY).as_posix()
+                wanted.add(inside if folder == "mmvl" else f"mmvl/{inside}")
+    assert wanted <= set(wheel_names), sorted(wanted - set(wheel_names))
+    for kind in ("mmvl/recipes/", "mmvl/models/mmvl-tiny/", "mmvl/app/assets/examples/"):
+        assert [name for name in wheel_names if name.startswith(kind)], f"nothing in {kind}"
