@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import easy_vqa
-
+from mmvl.data.easy_vqa import read_easy_vqa
 from mmvl.data.shards import read_shard
 from mmvl.evaluation import metrics
 from mmvl.evaluation.metrics import Interval
+from mmvl.vlm import user_turn
 
 SETS = Path(__file__).parent / "sets"
 
@@ -58,21 +58,15 @@ def without_images(messages: list[dict]) -> list[dict]:
 
 
 def _easy_vqa_examples() -> list[Example]:
-    questions, answers, image_ids = easy_vqa.get_test_questions()
-    paths = easy_vqa.get_test_image_paths()
+    questions = [(number, png, *qa) for number, png, pairs in read_easy_vqa("test") for qa in pairs]
     return [
         Example(
-            key=f"{number:05d}",
-            messages=[
-                {
-                    "role": "user",
-                    "content": [{"type": "image", "image": paths[image_id]}, {"type": "text", "text": question}],
-                }
-            ],
+            key=f"{n:05d}",
+            messages=user_turn(png, question),
             reference=answer,
-            meta={"image": f"test/images/{image_id}.png", "answer_type": _answer_type(answer)},
+            meta={"image": f"test/images/{number}.png", "answer_type": _answer_type(answer)},
         )
-        for number, (question, answer, image_id) in enumerate(zip(questions, answers, image_ids, strict=True))
+        for n, (number, png, question, answer) in enumerate(questions)
     ]
 
 
@@ -93,7 +87,7 @@ def _easy_vqa_score(examples: Sequence[Example], predictions: Sequence[str]) -> 
 
 def _easy_vqa_baselines(examples: Sequence[Example]) -> list[Score]:
     """Always the commonest answer of the train split, which has not seen these questions."""
-    _, train_answers, _ = easy_vqa.get_train_questions()
+    train_answers = [answer for _, _, pairs in read_easy_vqa("train") for _, answer in pairs]
     [(commonest, _)] = Counter(train_answers).most_common(1)
     correct = [metrics.exact_match(commonest, e.reference) for e in examples]
     return [Score(f"accuracy, always {commonest!r}", metrics.accuracy(correct), len(correct))]
