@@ -101,7 +101,7 @@ class TilingConfig:
         size = preprocessor.get("size")
         edges = set(size.values() if isinstance(size, dict) else size or ())
         if edges - {vision.image_size}:
-            raise ValueError(f"preprocessor_config.json: size {size}, but image_size {vision.image_size} in config.json")
+            raise ValueError(f"preprocessor_config.json: size {size}, config.json: image_size {vision.image_size}")
         return cls(
             tile=vision.image_size,
             patch=vision.patch_size,
