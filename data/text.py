@@ -185,6 +185,9 @@ def join_blocks(blocks: list[str], target: int = 2000, between: str = "\n") -> I
         letters = sum(c.isalpha() or c == " " for c in block)
         if not block or letters < 0.8 * len(block) or sum(ord(c) > 126 for c in block) > 0.02 * len(block):
             continue
+        # People's addresses (lists of maintainers) have no place in a model's memory.
+        if re.search(r"\S+@\S+\.\w", block):
+            continue
         if document and size + len(block) > target:
             if SHORTEST <= size:
                 yield between.join(document)

@@ -1,0 +1,32 @@
+"""The names under which `mmvl data render NAME` and `mmvl data import NAME` find their functions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mmvl.data.easy_vqa import import_easy_vqa
+from mmvl.data.render_documents import render_documents
+from mmvl.data.render_emoji import render_emoji
+from mmvl.data.render_text_lines import render_text_lines
+from mmvl.data.stamps import import_stamps
+from mmvl.data.text import import_text
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function (out_dir, count, seed, workers, *, progress, **settings) -> list of shard paths, and what it does."""
+
+    run: Callable
+    help: str
+
+
+RENDERERS = {
+    "text-lines": Tool(render_text_lines, "One line of print a picture (needs fonts=DIR corpus=DIR)."),
+    "documents": Tool(render_documents, "Notes, receipts, letters, labels with questions (fonts=DIR corpus=DIR)."),
+    "emoji": Tool(render_emoji, "Colour emoji and their names (fonts=DIR with NotoColorEmoji.ttf)."),
+}
+
+IMPORTERS = {
+    "easy-vqa": Tool(import_easy_vqa, "Coloured shapes with questions, from the PyPI package easy-vqa."),
+    "stamps": Tool(import_stamps, "Tux Paint's captioned stamps (packages=DIR of unpacked Debian packages, or /)."),
+    "text": Tool(import_text, "Plain documents (corpus=DIR of .jsonl.gz files)."),
+}

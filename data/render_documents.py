@@ -1,0 +1,110 @@
+"""Renderer: short documents (notes, receipts, letterheads, labels, tickets, lists) and a conversation about each."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from mmvl.data.corpus import Phrases
+from mmvl.data.documents import Document, invent, questions
+from mmvl.data.drawing import assistant, draw_line, encode, load_font, pick_colours, user, wear
+from mmvl.data.fonts import Font, held_out_fonts, pick, training_fonts
+from mmvl.data.order import derive
+from mmvl.data.parallel import write_shards
+
+
+def render_documents(
+    out_dir: str | Path,
+    count: int,
+    seed: int = 0,
+    workers: int = 0,
+    *,
+    fonts: str,
+    corpus: str,
+    max_side: int = 450,
+    min_size: int = 14,
+    max_size: int = 26,
+    fewest_questions: int = 2,
+    most_questions: int = 5,
+    held_out: bool = False,
+    clean: bool = False,
+    prefix: str = "documents",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Write `count` documents with 2 to 5 questions each (one conversation a document) and return the shards.
+
+    fonts, corpus, held_out, clean: as for `render_text_lines`. max_side: longest side of a picture in pixels before
+    wear; type is set smaller, down to 11 pixels, to stay within it. min_size, max_size: font sizes in pixels.
+    """
+    faces = held_out_fonts(fonts) if held_out else training_fonts(fonts)
+    phrases = Phrases(corpus, held_out=held_out)
+
+    def make(index: int) -> tuple[dict, dict[str, bytes]]:
+        rng = random.Random(derive("documents", seed, index, held_out))
+        doc = invent(rng, phrases)
+        face = pick(faces, rng)
+        image = draw_document(doc, face, rng, max_side, min_size, max_size, clean)
+        extension, data = encode(image, rng, jpeg=0.0 if clean else 0.4)
+        messages = []
+        for i, (question, answer) in enumerate(questions(doc, rng, fewest_questions, most_questions)):
+            messages += [user(question, None if i else f"0.{extension}"), assistant(answer)]
+        record = {
+            "source": f"documents/{doc.kind}",
+            "kind": "vqa" if len(messages) == 2 else "conversation",
+            "messages": messages,
+            "meta": {"font": face.family, "style": face.style},
+        }
+        return record, {f"0.{extension}": data}
+
+    return write_shards(out_dir, prefix, count, make, workers, per_shard=1000, progress=progress)
+
+
+def draw_document(
+    doc: Document, face: Font, rng: random.Random, max_side: int, min_size: int, max_size: int, clean: bool = False
+) -> Image.Image:
+    """The document on paper, RGB, no side over max_side unless wear (rotation, rescaling) adds a little."""
+    size = rng.randint(min_size, max_size)
+    margin = rng.randint(6, 28)
+    spacing = rng.uniform(1.15, 1.7)
+    while True:
+        boxes, width, height = _measure(doc, face, size, spacing)
+        if max(width, height) + 2 * margin <= max_side or size <= 11:
+            break
+        size -= 1
+    # Paper wider than the text shows alignment; a right column needs a gap.
+    width += rng.randint(0, max(0, min(80, max_side - width - 2 * margin)))
+    paper, ink = pick_colours(rng, inverted=0.05, coloured=0.3)
+    image = Image.new("RGB", (width + 2 * margin, height + 2 * margin), paper)
+    draw = ImageDraw.Draw(image)
+    for line, (y, font) in zip(doc.lines, boxes, strict=True):
+        top = y + margin
+        if line.left:
+            left, _, right, _ = font.getbbox(line.left)
+            x = margin + ((width - (right - left)) // 2 if line.align == "centre" else 0)
+            _on_baseline(draw, x, top, line.left, font, ink)
+        if line.right:
+            left, _, right, _ = font.getbbox(line.right)
+            _on_baseline(draw, margin + width - (right - left), top, line.right, font, ink)
+    if rng.random() < 0.15:
+        draw.rectangle((1, 1, image.width - 2, image.height - 2), outline=ink)
+    return image if clean else wear(image, rng, paper)
+
+
+def _measure(doc: Document, face: Font, size: int, spacing: float):
+    """([(y, font) of each line], width, height) in pixels; the ink of neighbouring lines never touches."""
+    boxes, width, y = [], 0, 0
+    for line in doc.lines:
+        font = load_font(face.path, round(size * 1.35) if line.big else size)
+        left, top, right, bottom = font.getbbox(line.text)
+        gap = size * 2 if line.left and line.right else 0
+        width = max(width, right - left + gap)
+        boxes.append((y, font))
+        y += max(round(font.size * spacing), bottom + 2)
+    return boxes, width, y
+
+
+def _on_baseline(draw: ImageDraw.ImageDraw, x: int, y: int, text: str, font, ink) -> None:
+    """Draw with the line's own vertical origin, so that left and right columns share a baseline."""
+    _, top, _, _ = font.getbbox(text)
+    draw_line(draw, (x, y + top), text, font, ink)
