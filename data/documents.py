@@ -17,7 +17,7 @@ Prague Lisbon Athens Bristol York Leeds Oxford Geneva Hamburg Porto Turin Lyon B
 _STREETS = "High Street|Station Road|Park Avenue|Mill Lane|Church Street|Oak Drive|King Street|Green Lane|Main Street"
 _GOODS = """Apples Bread Milk Butter Cheese Eggs Coffee Tea Sugar Rice Pasta Soup Salad Sandwich Juice Water Cake
 Cookies Soap Towel Candle Notebook Pencil Stapler Paper Envelope Batteries Lamp Cable Umbrella Socks Gloves Shampoo
-Honey Tomatoes Potatoes Onions Carrots Bananas Lemons Chicken Salmon Yoghurt Flour Salt Pepper Olives Chocolate""".split()
+Honey Tomatoes Potatoes Onions Carrots Bananas Lemons Chicken Salmon Yoghurt Flour Salt Pepper Olives""".split()
 _SHOPS = "Market|Store|Bakery|Cafe|Books|Grocers|Pharmacy|Hardware|Bistro|Supplies|Outlet|Corner Shop|Kitchen|Deli"
 _PLACES = "the station|the library|the office|the cafe|the park|the museum|the market|the school|the harbour|the cinema"
 _EVENTS = "Concert|Football Match|Theatre Play|Train to {town}|Flight to {town}|Film Night|Jazz Evening|Boat Trip"
