@@ -4,11 +4,14 @@ The pictures and questions lie inside the PyPI wheel `easy-vqa`. All questions o
 """
 
 import importlib.util
+import io
 import json
 import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+
+from PIL import Image
 
 from mmvl.data.drawing import assistant, user
 from mmvl.data.order import derive
@@ -52,8 +55,9 @@ def import_easy_vqa(
 ) -> list[Path]:
     """One conversation a picture, its questions in an order drawn by seed; returns the shards.
 
-    count: conversations; 0 means one for every picture, more than there are pictures means further orders of the same
-    questions (never the same conversation twice by intent). Train on split "train" only; "test" is for evaluation.
+    count: conversations; 0 means one for every picture. More than there are pictures means further turns: other orders
+    of the same questions, the picture mirrored or rotated by right angles (no answer depends on place or direction).
+    Train on split "train" only; "test" is for evaluation.
     """
     images = read_easy_vqa(split, wheel)
 
@@ -71,6 +75,19 @@ def import_easy_vqa(
             "messages": messages,
             "meta": {"image": number, "turn": turn},
         }
-        return record, {"0.png": png}
+        return record, {"0.png": turned(png, turn % 8)}
 
     return write_shards(out_dir, prefix, count or len(images), make, workers, per_shard=4000, progress=progress)
+
+
+def turned(png: bytes, way: int) -> bytes:
+    """The picture in one of the 8 positions of a square: `way` % 4 quarter turns, mirrored first if `way` >= 4."""
+    if way == 0:
+        return png
+    image = Image.open(io.BytesIO(png))
+    if way >= 4:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    image = image.rotate(90 * (way % 4), expand=True)
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()

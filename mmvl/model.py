@@ -21,6 +21,8 @@ from mmvl.vision.config import TilingConfig
 from mmvl.vision.encoder import VisionTower
 from mmvl.vision.tiling import TiledImage
 
+TILES_AT_ONCE = 256  # through the ViT at inference; bounds its activations at 256 x 577 x 4096 values as released
+
 
 @dataclass(frozen=True)
 class ImageBatch:
@@ -85,10 +87,13 @@ class VLModel(nn.Module):
             nn.init.zeros_(linear.bias)
         nn.init.normal_(self.image_newline, std=self.config.text.hidden_size**-0.5, generator=generator)
 
-    def embed_images(self, images: ImageBatch, tiles_at_once: int = 256) -> Tensor:
-        """Image tokens (I, D) of all images of the batch, in order. The ViT sees `tiles_at_once` tiles a call."""
+    def embed_images(self, images: ImageBatch) -> Tensor:
+        """Image tokens (I, D) of all images of the batch, in order."""
+        tiles_N3tt = images.tiles_N3tt
+        # Without gradients the activations of one chunk can be dropped before the next; with them chunks save nothing.
+        at_once = len(tiles_N3tt) if torch.is_grad_enabled() else TILES_AT_ONCE
         features_NPD = torch.cat(
-            [self.multi_modal_projector(self.vision_tower(tiles)) for tiles in images.tiles_N3tt.split(tiles_at_once)]
+            [self.multi_modal_projector(self.vision_tower(tiles)) for tiles in tiles_N3tt.split(at_once)]
         )
         return pack_images(features_NPD, images.layout, self.image_newline, self.tiling)
 

@@ -22,7 +22,7 @@ from mmvl.training.recipe import TokenizerRecipe, TrainRecipe, load_recipe
 from mmvl.training.report import METRICS, Metrics, draw_loss
 from mmvl.training.schedule import lr_factor, progress
 
-CHECKPOINTS, TAG = "checkpoints", "latest"
+CHECKPOINTS, TAG = "checkpoints", "last"
 
 
 def train(recipe_path: str | Path, overrides: list[str] | None = None, console: Console | None = None) -> Path:
