@@ -67,8 +67,11 @@ def wear(image: Image.Image, rng: random.Random, paper: Colour, strength: float 
 
 
 def encode(image: Image.Image, rng: random.Random, jpeg: float = 0.4) -> tuple[str, bytes]:
-    """(extension, bytes): JPEG for a share of the pictures, else PNG."""
+    """(extension, bytes): JPEG for a share of the pictures, else PNG; one channel where there is no colour."""
     buffer = io.BytesIO()
+    pixels = np.asarray(image)
+    if (pixels[..., :1] == pixels[..., 1:]).all():
+        image = image.getchannel(0)
     if rng.random() < jpeg:
         image.save(buffer, "JPEG", quality=rng.randint(45, 92))
         return "jpg", buffer.getvalue()

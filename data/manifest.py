@@ -1,4 +1,4 @@
-"""The manifest of a directory of shards: what is in it, so that later damage or loss is noticed, and where it is from."""
+"""The manifest of a directory of shards: what is in it and where it is from, so that damage or loss is noticed."""
 
 import hashlib
 import json

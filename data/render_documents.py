@@ -29,13 +29,14 @@ def render_documents(
     most_questions: int = 5,
     held_out: bool = False,
     clean: bool = False,
+    jpeg: float = 0.4,
     prefix: str = "documents",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Write `count` documents with 2 to 5 questions each (one conversation a document) and return the shards.
 
-    fonts, corpus, held_out, clean: as for `render_text_lines`. max_side: longest side of a picture in pixels before
-    wear; type is set smaller, down to 11 pixels, to stay within it. min_size, max_size: font sizes in pixels.
+    fonts, corpus, held_out, clean, jpeg: as for `render_text_lines`. max_side: longest side in pixels before wear;
+    type is set smaller, down to 11 pixels, to stay within it. min_size, max_size: font sizes in pixels.
     """
     faces = held_out_fonts(fonts) if held_out else training_fonts(fonts)
     phrases = Phrases(corpus, held_out=held_out)
@@ -45,7 +46,7 @@ def render_documents(
         doc = invent(rng, phrases)
         face = pick(faces, rng)
         image = draw_document(doc, face, rng, max_side, min_size, max_size, clean)
-        extension, data = encode(image, rng, jpeg=0.0 if clean else 0.4)
+        extension, data = encode(image, rng, jpeg)
         messages = []
         for i, (question, answer) in enumerate(questions(doc, rng, fewest_questions, most_questions)):
             messages += [user(question, None if i else f"0.{extension}"), assistant(answer)]

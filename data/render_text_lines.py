@@ -38,6 +38,7 @@ def render_text_lines(
     max_width: int = 640,
     held_out: bool = False,
     clean: bool = False,
+    jpeg: float = 0.4,
     prefix: str = "lines",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
@@ -46,7 +47,8 @@ def render_text_lines(
     fonts, corpus: directories (see `fonts.find_fonts`, `text.build_corpus`). min_chars, max_chars: length of the text.
     min_size, max_size: font size in pixels. max_width: widest ink in pixels; a longer line is set smaller, then cut at
     a word. held_out: use only the held-out fonts and texts (for evaluation); otherwise only the others.
-    clean: no rotation, blur, noise, JPEG. ValueError where no font or text is left.
+    clean: no rotation, blur, noise. jpeg: share of the pictures stored as JPEG, the others are PNG.
+    ValueError where no font or text is left.
     """
     if not 1 <= min_chars <= max_chars:
         raise ValueError(f"text lines: need 1 <= min_chars <= max_chars, got {min_chars} and {max_chars}")
@@ -75,7 +77,7 @@ def render_text_lines(
         draw_line(ImageDraw.Draw(image), (edges[0], edges[2]), text, font, ink)
         if not clean:
             image = wear(image, rng, paper)
-        extension, data = encode(image, rng, jpeg=0.0 if clean else 0.4)
+        extension, data = encode(image, rng, jpeg)
         name = f"0.{extension}"
         record = {
             "source": "text-lines",
