@@ -13,13 +13,22 @@ def make(verb: str, name: str, dest: Path, *, count: int, seed: int, workers: in
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    kinds = {"render": datasets.RENDERERS, "import": datasets.IMPORTERS}[verb]
-    write = datasets.maker(kinds, name, parse_settings(settings))
+    parsed = parse_settings(settings)
+    datasets.check_settings(verb, name, parsed)  # before the bar appears
     columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=count or None)
-        shards = write(dest, count, seed, workers, progress=lambda n, of: progress.update(task, completed=n, total=of))
-    print(f"{len(shards)} shards in {dest}", file=sys.stderr)
+        written = datasets.make(
+            verb,
+            name,
+            dest,
+            count=count,
+            seed=seed,
+            workers=workers,
+            settings=parsed,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    print(f"{len(written)} files in {dest}", file=sys.stderr)
 
 
 def parse_settings(settings: list[str]) -> dict:
@@ -36,6 +45,14 @@ def parse_settings(settings: list[str]) -> dict:
         except yaml.YAMLError as error:
             raise ValueError(f"--set {setting}: the value cannot be read ({error})") from None
     return parsed
+
+
+def manifest(folder: Path) -> None:
+    """Checks all shards, writes the manifest and prints what it says in all."""
+    written = datasets.manifest(folder)
+    print(f"{len(written['shards'])} shards, {written['bytes'] / 1e6:.1f} MB, {written['samples']} samples")
+    if not written["licences"]:
+        print("no licence is noted: add one a source under \"licences\" in manifest.json", file=sys.stderr)
 
 
 def inspect(path: Path, limit: int) -> bool:

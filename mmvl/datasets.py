@@ -1,39 +1,38 @@
 """`mmvl data`: the renderers and importers of `mmvl.data` by name, manifests, and a look into shards."""
 
-import functools
-import importlib
 import inspect as signatures
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmvl.data.manifest import FILE, load_manifest, make_manifest
+from mmvl.data.registry import IMPORTERS, RENDERERS, Tool
 from mmvl.data.shards import ReadReport, Sample, read_shard
+from mmvl.data.text import build_corpus
 
-# name -> (module of mmvl.data, function, what it makes)
-RENDERERS = {
-    "text-lines": ("render_text_lines", "render_text_lines", "one line of print a picture"),
-    "documents": ("render_documents", "render_documents", "short documents: notes, receipts, labels"),
-    "emoji": ("render_emoji", "render_emoji", "emoji and their Unicode names"),
-}
-IMPORTERS = {
-    "easy-vqa": ("easy_vqa", "import_easy_vqa", "coloured shapes and questions about them (PyPI's easy-vqa)"),
-    "stamps": ("stamps", "import_stamps", "Tux Paint's captioned stamps (Debian)"),
-    "text": ("text", "import_text", "plain text of a corpus"),
-}
-# Parameters of every one of them; whatever else one takes is its own setting.
+
+def _corpus(out_dir, count, seed, workers, *, packages, sources=None, max_chars=None, progress=None) -> list[Path]:
+    build_corpus(packages, out_dir, sources, max_chars, seed)
+    return sorted(Path(out_dir).glob("*.jsonl.gz"))
+
+
+CORPUS = Tool(_corpus, "Texts of Debian packages as .jsonl.gz, for `text` and the renderers (packages=DIR, unpacked).")
+KINDS = {"render": RENDERERS, "import": IMPORTERS | {"corpus": CORPUS}}
+# Parameters of every renderer and importer; whatever else one takes is its own setting.
 _COMMON = ("out_dir", "count", "seed", "workers", "progress")
 
 
-def maker(kinds: Mapping[str, tuple[str, str, str]], name: str, settings: Mapping) -> Callable[..., list[Path]]:
-    """The renderer or importer `name` of `kinds` (`RENDERERS` or `IMPORTERS`) with its own settings filled in.
+def check_settings(verb: str, name: str, settings: Mapping) -> Tool:
+    """The renderer (verb "render") or importer ("import") called `name`, if `settings` are right for it.
 
-    It is called as maker(out_dir, count, seed, workers, progress=None), writes shards into out_dir and returns them.
-    count: samples; of importers 0 means all there are. workers: processes, 0 is one a core. progress(done, count) is
-    called as it goes on. Raises ValueError for an unknown name or setting, and for one that is missing.
+    Raises ValueError for an unknown name or setting, and for one that it needs and is not there.
     """
-    function = _function(kinds, name)
-    parameters = signatures.signature(function).parameters
+    if name not in KINDS[verb]:
+        raise ValueError(f"nothing to {verb} is called {name!r}; there are: {', '.join(KINDS[verb])}")
+    tool = KINDS[verb][name]
+    parameters = signatures.signature(tool.run).parameters
     own = [parameter for parameter in parameters if parameter not in _COMMON]
     for key in settings:
         if key not in own:
@@ -41,14 +40,44 @@ def maker(kinds: Mapping[str, tuple[str, str, str]], name: str, settings: Mappin
     for key in own:
         if parameters[key].default is signatures.Parameter.empty and key not in settings:
             raise ValueError(f"{name} needs the setting {key!r}: give it with --set {key}=VALUE")
-    return functools.partial(function, **settings)
+    return tool
 
 
-def _function(kinds: Mapping[str, tuple[str, str, str]], name: str) -> Callable[..., list[Path]]:
-    if name not in kinds:
-        raise ValueError(f"unknown name {name!r}; there are: {', '.join(kinds)}")
-    module, function, _ = kinds[name]
-    return getattr(importlib.import_module(f"mmvl.data.{module}"), function)
+def make(
+    verb: str,
+    name: str,
+    out_dir: str | Path,
+    *,
+    count: int,
+    seed: int = 0,
+    workers: int = 0,
+    settings: Mapping | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Writes shards and the manifest of `out_dir`, or the files of a corpus; returns what was written.
+
+    count: samples; of importers 0 means all there are. workers: processes, 0 is one a core. progress(done, count) is
+    called as it goes on. Raises as `check_settings` does, and whatever the renderer or importer raises.
+    """
+    settings = dict(settings or {})
+    tool = check_settings(verb, name, settings)
+    written = tool.run(out_dir, count, seed, workers, progress=progress, **settings)
+    if tool is CORPUS:
+        return written
+    licence = getattr(sys.modules[tool.run.__module__], "LICENCE", None)
+    recipe = {"made by": f"mmvl data {verb} {name}", "count": count, "seed": seed, **settings}
+    manifest(out_dir, {name: licence} if licence else {}, {name: {key: str(value) for key, value in recipe.items()}})
+    return written
+
+
+def manifest(folder: str | Path, licences: Mapping[str, str] | None = None, notes: Mapping | None = None) -> dict:
+    """Checks every shard of a folder and writes its manifest; licences and notes of an earlier one are kept.
+
+    Raises FileNotFoundError if there is no shard, ValueError if one is damaged.
+    """
+    before = load_manifest(folder) if (Path(folder) / FILE).exists() else {}
+    licences = before.get("licences", {}) | dict(licences or {})
+    return make_manifest(folder, licences, before.get("notes", {}) | dict(notes or {}))
 
 
 @dataclass
