@@ -143,7 +143,8 @@ class VLM:
 
     def stream(self, messages: list[dict], **sampling) -> Stream:
         """Like `chat`, piece by piece. Pieces are whole characters and, joined, the answer."""
-        return Stream(self._runner, self._encode(messages), SamplingParams.from_kwargs(**sampling))
+        params = SamplingParams.from_kwargs(**sampling)
+        return Stream(self._runner, self._encode(messages), params)
 
     def batch(self, conversations: Iterable[list[dict]], **sampling) -> Iterator[tuple[int, Answer | Exception]]:
         """Answer many conversations, as they finish: (index, answer), or (index, error) where one cannot be answered.

@@ -163,7 +163,7 @@ TASKS = {
         ),
         Task(
             name="print-lines",
-            description="transcribe one line of print in a font that training never saw",
+            description="transcribe 400 lines of print, each in a font and of a text that training never saw",
             load=_print_lines_examples,
             score=_print_lines_score,
             max_tokens=128,

@@ -13,10 +13,11 @@ def token_bytes(tiny_tokenizer):
     return TokenBytes(tiny_tokenizer)
 
 
-def single_bytes(tokenizer, text: str) -> list[int]:
-    """One token a byte: the worst case for character boundaries."""
-    alphabet = {bytes_: i for i, bytes_ in ((i, TokenBytes(tokenizer)[i]) for i in range(tokenizer.get_vocab_size()))}
-    return [alphabet[bytes([byte])] for byte in text.encode()]
+@pytest.fixture(scope="module")
+def single_bytes(tiny_tokenizer, token_bytes):
+    """Text -> ids, one token a byte: the worst case for character boundaries."""
+    id_of = {token_bytes[i]: i for i in range(tiny_tokenizer.get_vocab_size())}
+    return lambda text: [id_of[bytes([byte])] for byte in text.encode()]
 
 
 def pieces(stream: TextStream, ids) -> list[str]:
@@ -28,15 +29,15 @@ def pieces(stream: TextStream, ids) -> list[str]:
     return [*out, stream.finish()]
 
 
-def test_characters_of_several_tokens_come_whole(tiny_tokenizer, token_bytes):
+def test_characters_of_several_tokens_come_whole(token_bytes, single_bytes):
     text = "naïve 日本 🙂!"
-    got = pieces(TextStream(token_bytes), single_bytes(tiny_tokenizer, text))
+    got = pieces(TextStream(token_bytes), single_bytes(text))
     assert "".join(got) == text
     assert not any("\ufffd" in piece for piece in got)
 
 
-def test_an_unfinished_last_character_is_left_out(tiny_tokenizer, token_bytes):
-    ids = single_bytes(tiny_tokenizer, "ok 🙂")[:-1]
+def test_an_unfinished_last_character_is_left_out(token_bytes, single_bytes):
+    ids = single_bytes("ok 🙂")[:-1]
     assert "".join(pieces(TextStream(token_bytes), ids)) == "ok "
 
 
@@ -55,8 +56,8 @@ def test_special_tokens_give_no_text(tiny_tokenizer, token_bytes):
     assert pieces(TextStream(token_bytes), ids) == ["", "a", ""]
 
 
-def test_text_that_may_become_a_stop_string_is_held_back(tiny_tokenizer, token_bytes):
-    ids = single_bytes(tiny_tokenizer, "say STOP or STEP now")
+def test_text_that_may_become_a_stop_string_is_held_back(token_bytes, single_bytes):
+    ids = single_bytes("say STOP or STEP now")
     stream = TextStream(token_bytes, stop=["STEP"])
     got = pieces(stream, ids)
     assert stream.stopped
@@ -64,16 +65,16 @@ def test_text_that_may_become_a_stop_string_is_held_back(tiny_tokenizer, token_b
     assert got[:8] == ["s", "a", "y", " ", "", "", "STO", "P"]
 
 
-def test_held_text_comes_out_at_the_end(tiny_tokenizer, token_bytes):
-    got = pieces(TextStream(token_bytes, stop=["###"]), single_bytes(tiny_tokenizer, "a##"))
+def test_held_text_comes_out_at_the_end(token_bytes, single_bytes):
+    got = pieces(TextStream(token_bytes, stop=["###"]), single_bytes("a##"))
     assert got == ["a", "", "", "##"]
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(alphabet="abä", max_size=20), st.lists(st.text(alphabet="abä", min_size=1, max_size=4), max_size=3))
-def test_nothing_of_a_stop_string_is_ever_shown(tiny_tokenizer, token_bytes, text, stop):
+def test_nothing_of_a_stop_string_is_ever_shown(token_bytes, single_bytes, text, stop):
     stream = TextStream(token_bytes, stop)
-    got = "".join(pieces(stream, single_bytes(tiny_tokenizer, text)))
+    got = "".join(pieces(stream, single_bytes(text)))
     ends = [text.find(s) + len(s) for s in stop if s in text]
     assert stream.stopped == bool(ends)
     assert text.startswith(got)

@@ -77,6 +77,13 @@ def test_a_shard_becomes_examples_with_their_answers_taken_off(tmp_path, picture
         shard_examples(tmp_path / "none.tar")
 
 
+def test_the_print_lines_that_come_with_mmvl():
+    examples = TASKS["print-lines"].load()
+    assert len(examples) == 400 and len({e.key for e in examples}) == 400
+    assert all(10 <= len(e.reference) <= 45 and e.meta["font"] for e in examples)
+    assert all([p["type"] for p in e.messages[0]["content"]] == ["image", "text"] for e in examples)
+
+
 def test_print_lines_scores_by_corpus_and_by_font(tmp_path, picture_path):
     examples = shard_examples(line_shard(tmp_path, picture_path, ["abcd", "ef", "gh ij", "kl"]))
     scores = {s.metric: s for s in TASKS["print-lines"].score(examples, ["abcX", "ef", "gh ij", ""])}

@@ -57,6 +57,14 @@ def test_every_kind_of_image_gives_the_same_answer(vlm, picture_path):
     assert vlm.ask(other, "what colour?", **SEEDED) not in answers
 
 
+def test_bfloat16_answers_the_same_alone_and_in_a_batch(tiny_model_dir, picture_path):
+    vlm = VLM(tiny_model_dir, device="cpu", dtype="bfloat16")
+    assert vlm.dtype == torch.bfloat16 and vlm.engine.cache.state(vlm.engine.cache.allocate()).dtype == torch.float32
+    conversations = [user_turn(picture_path, "what colour?"), user_turn(None, "is there a circle in it?")]
+    together = dict(vlm.batch(conversations, max_tokens=6))
+    assert [together[n].text for n in range(2)] == [vlm.chat(c, max_tokens=6).text for c in conversations]
+
+
 def test_answer_counts_its_tokens_and_seconds(vlm, picture_path):
     answer = vlm.chat(user_turn([picture_path, picture_path], "and now?"), max_tokens=4)
     one = vlm.chat(user_turn(picture_path, "and now?"), max_tokens=4)
