@@ -10,8 +10,6 @@ Legend: T tokens, k experts a token, P = T * k token-expert pairs, E experts, I 
 import torch
 import torch.nn.functional as F
 
-from .rows import permute_rows
-
 
 def route(logits_TE: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Weights (T, k) that sum to 1, expert indices (T, k) int64, and probabilities (T, E): softmax, top k, renormalise.
@@ -57,10 +55,24 @@ def experts(
         counts_E = expert_counts(indices_Tk, w1_EID.shape[0])
     order_P = indices_Tk.reshape(-1).argsort(stable=True)
     inverse_P = torch.empty_like(order_P).index_copy_(0, order_P, torch.arange(T * k, device=x_TD.device))
-    x_PD = permute_rows(x_TD[:, None].expand(T, k, -1).reshape(T * k, -1), order_P, inverse_P)
+    x_PD = _Permute.apply(x_TD[:, None].expand(T, k, -1).reshape(T * k, -1), order_P, inverse_P)
     run = _grouped if _has_grouped_mm(x_TD, w1_EID) else _looped
-    y_TkD = permute_rows(run(x_PD, w1_EID, w3_EID, w2_EDI, counts_E), inverse_P, order_P).view(T, k, -1)
+    y_TkD = _Permute.apply(run(x_PD, w1_EID, w3_EID, w2_EDI, counts_E), inverse_P, order_P).view(T, k, -1)
     return (y_TkD * weights_Tk[..., None]).sum(1).to(x_TD.dtype)
+
+
+class _Permute(torch.autograd.Function):
+    """x[order]; its gradient is a gather by the inverse, where index_select's is an unordered index_add."""
+
+    @staticmethod
+    def forward(ctx, x, order_P, inverse_P):
+        ctx.save_for_backward(inverse_P)
+        return x.index_select(0, order_P)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (inverse_P,) = ctx.saved_tensors
+        return grad.index_select(0, inverse_P), None, None
 
 
 def _has_grouped_mm(x_TD, w1_EID) -> bool:

@@ -6,21 +6,31 @@ No 1/sqrt(K) factor; the token's own key counts with weight 1. State and arithme
 16-bit state never decays when s < 2^-9), fp64 for fp64 inputs. Source of the formula: MiniMax-01 (arXiv 2501.08313),
 section 2.2, and Lightning Attention-2 (arXiv 2401.04658), algorithm 1.
 
-How: every sequence is cut into blocks; all blocks of all sequences are computed at once (matrix products inside a
-block), and the states between blocks come from a scan of log2(blocks of the longest sequence) passes. Decays are always
-exp of a negative distance, never a ratio of two exps, so that no slope can overflow.
+How: every sequence is cut into blocks, the first one filled up at its front with empty rows so that all blocks end
+full. All blocks of all sequences are computed at once: products inside a block, the state that each block adds, the
+states between blocks (a triangular matrix of decays times those), and their part of the output. Decays are always exp
+of a negative distance, never a ratio of two exps, so that no slope can overflow.
 
-Legend: T tokens, S sequences, N blocks, B tokens a block, H heads, K/V head dims of keys and values.
+Legend: T tokens, S sequences, N blocks, B rows a block, H heads, K/V head dims of keys and values, C = 2K + V.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-from .rows import gather_rows, scatter_rows
-
 MAX_BLOCK = 64
 MIN_BLOCK = 16
+MAX_SEGMENT = 1024  # blocks whose states are found by one product with an N x N matrix of decays
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of blocks; exponents are numbers of tokens, negative, -inf where nothing flows."""
+
+    begin: int
+    end: int
+    exponents_NN: torch.Tensor  # [n, m]: from the end of block m to the start of block n
+    carried_N: torch.Tensor | None  # [n]: from the start of the segment to the start of block n; None: nothing comes in
 
 
 @dataclass(frozen=True)
@@ -31,12 +41,18 @@ class BlockPlan:
     block: int
     num_blocks: int
     longest: int  # blocks of the longest sequence
-    rows_T: torch.Tensor | None  # row of each token among N * B padded rows; None if nothing is padded
-    tokens_N: torch.Tensor  # tokens in each block
-    end_N: torch.Tensor  # tokens of the sequence up to the end of each block
-    ordinal_N: torch.Tensor  # 0 for the first block of a sequence, 1 for the second, ...
-    first_S: torch.Tensor  # first block of each sequence
+    rows_T: torch.Tensor | None  # row of each token among N * B; None if nothing is filled up
+    exponents: torch.Tensor  # (B * B + 2B,): within a block, then from its start (for q), then to its end (for k)
+    segments: tuple[Segment, ...]
+    sequence_N: torch.Tensor  # sequence of each block
+    before_N: torch.Tensor  # exponent from the start of the sequence to the start of the block
+    from_start_NB: torch.Tensor  # exponent from there, or from the block's start, to each row: decay of a given state
     last_S: torch.Tensor  # last block of each sequence
+    last_tokens_S: torch.Tensor  # tokens in it
+
+    @property
+    def one_token(self) -> bool:
+        return max(self.lengths) == 1
 
 
 def plan_blocks(lengths, device, block: int | None = None) -> BlockPlan:
@@ -50,30 +66,45 @@ def plan_blocks(lengths, device, block: int | None = None) -> BlockPlan:
     if block is None:
         block = min(MAX_BLOCK, max(MIN_BLOCK, 1 << (max(lengths) - 1).bit_length()))
     blocks = [-(-n // block) for n in lengths]
-    num_blocks, num_tokens = sum(blocks), sum(lengths)
+    N, T = sum(blocks), sum(lengths)
     length_S, blocks_S = torch.tensor(lengths), torch.tensor(blocks)
+    empty_S = blocks_S * block - length_S  # rows in front of the first token
     last_S = blocks_S.cumsum(0) - 1
-    first_S = last_S - blocks_S + 1
-    ordinal_N = torch.arange(num_blocks) - first_S.repeat_interleave(blocks_S, output_size=num_blocks)
-    left_N = length_S.repeat_interleave(blocks_S, output_size=num_blocks) - ordinal_N * block
-    tokens_N = left_N.clamp(max=block)
+    sequence_N = torch.arange(len(lengths)).repeat_interleave(blocks_S, output_size=N)
+    ordinal_N = torch.arange(N) - (last_S - blocks_S + 1)[sequence_N]
     rows_T = None
-    if num_blocks * block != num_tokens:
-        shift_S = first_S * block - (length_S.cumsum(0) - length_S)
-        rows_T = torch.arange(num_tokens) + shift_S.repeat_interleave(length_S, output_size=num_tokens)
+    if N * block != T:
+        rows_T = torch.arange(T) + empty_S.cumsum(0).repeat_interleave(length_S, output_size=T)
         rows_T = rows_T.to(device)
+    at_B = torch.arange(block)
+    distance_BB = at_B[:, None] - at_B
+    within_BB = torch.where(distance_BB >= 0, -distance_BB.float(), -torch.inf)
+    empty_N = torch.where(ordinal_N == 0, empty_S[sequence_N], 0)
     return BlockPlan(
         lengths=lengths,
         block=block,
-        num_blocks=num_blocks,
+        num_blocks=N,
         longest=max(blocks),
         rows_T=rows_T,
-        tokens_N=tokens_N.to(device),
-        end_N=(ordinal_N * block + tokens_N).to(device),
-        ordinal_N=ordinal_N.to(device),
-        first_S=first_S.to(device),
+        exponents=torch.cat((within_BB.flatten(), -(at_B + 1.0), at_B + 1.0 - block)).to(device),
+        segments=tuple(_segment(ordinal_N.to(device), begin, block) for begin in range(0, N, MAX_SEGMENT)),
+        sequence_N=sequence_N.to(device),
+        before_N=(empty_S[sequence_N] - ordinal_N * block).clamp(max=0).float().to(device),
+        from_start_NB=(empty_N[:, None] - at_B - 1).clamp(max=0).float().to(device),
         last_S=last_S.to(device),
+        last_tokens_S=torch.where(blocks_S == 1, length_S, block).float().to(device),
     )
+
+
+def _segment(ordinal_N, begin, block):
+    end = min(begin + MAX_SEGMENT, len(ordinal_N))
+    ordinal_N = ordinal_N[begin:end]
+    at_N = torch.arange(end - begin, device=ordinal_N.device)
+    between_NN = at_N[:, None] - 1 - at_N  # whole blocks between m and n
+    flows_NN = (between_NN >= 0) & (between_NN < ordinal_N[:, None])
+    exponents_NN = torch.where(flows_NN, -block * between_NN.float(), -torch.inf)
+    carried_N = torch.where(ordinal_N > at_N, -block * at_N.float(), -torch.inf) if begin else None
+    return Segment(begin, end, exponents_NN, carried_N)
 
 
 def lightning_attention(
@@ -87,12 +118,14 @@ def lightning_attention(
     lengths: tuple[int, ...] | None = None,
     block: int | None = None,
     plan: BlockPlan | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    want_state: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Outputs (T, H, V) in the inputs' dtype and the states after the last tokens (S, H, K, V) in fp32 (fp64 for fp64).
 
     `initial_state_SHKV` is the state before the first tokens (None: zero). `slopes_H` > 0 carry no gradient. The
     sequences are given by `plan`, or `lengths` (host integers), or `cu_seqlens_S1` (which costs a device-to-host copy).
-    Only q, k, v and the initial state are kept for the backward pass, which recomputes the rest.
+    With `want_state=False`, as in training, no states are returned (None). Only q, k, v and the initial state are kept
+    for the backward pass, which recomputes the rest.
     """
     if plan is None:
         if lengths is None:
@@ -104,91 +137,118 @@ def lightning_attention(
         raise ValueError(f"the sequences hold {sum(plan.lengths)} tokens, q holds {q_THK.shape[0]}")
     dtype = torch.float64 if q_THK.dtype == torch.float64 else torch.float32
     slopes_H = slopes_H.to(device=q_THK.device, dtype=dtype)
-    compute = _one_token if plan.longest == 1 and max(plan.lengths) == 1 else _in_blocks
-    return _LightningAttention.apply(q_THK, k_THK, v_THV, initial_state_SHKV, slopes_H, plan, compute)
+    return _LightningAttention.apply(q_THK, k_THK, v_THV, initial_state_SHKV, slopes_H, plan, want_state)
 
 
 class _LightningAttention(torch.autograd.Function):
     """Keeps only the inputs; the backward pass runs the forward pass again and differentiates it."""
 
     @staticmethod
-    def forward(ctx, q, k, v, state, slopes, plan, compute):
-        ctx.save_for_backward(q, k, v, state, slopes)
-        ctx.plan, ctx.compute = plan, compute
-        return compute(q, k, v, state, slopes, plan)
+    def forward(ctx, q, k, v, initial, slopes, plan, want_state):
+        ctx.save_for_backward(q, k, v, initial, slopes)
+        ctx.plan, ctx.want_state = plan, want_state
+        compute = _one_token if plan.one_token else _in_blocks
+        o, state = compute(_cut((q, k, v), plan, slopes.dtype), q.shape[-1], initial, slopes, plan, want_state)
+        return _join(o, plan, q.dtype), state
 
     @staticmethod
     def backward(ctx, grad_o, grad_state):
-        *inputs, slopes = ctx.saved_tensors
+        q, k, v, initial, slopes = ctx.saved_tensors
+        plan, K = ctx.plan, q.shape[-1]
+        compute = _one_token if plan.one_token else _in_blocks
+        inputs = [_cut((q, k, v), plan, slopes.dtype)]
+        if initial is not None:
+            inputs.append(initial.to(slopes.dtype, copy=True))
         with torch.enable_grad():
-            inputs = [None if x is None else x.detach().requires_grad_() for x in inputs]
-            outputs = ctx.compute(*inputs, slopes, ctx.plan)
-        wanted = [x for x in inputs if x is not None]
-        grads = torch.autograd.grad(outputs, wanted, (grad_o, grad_state))
-        return *grads, *([None] * (7 - len(grads)))
+            inputs = [x.detach().requires_grad_() for x in inputs]
+            o, state = compute(inputs[0], K, inputs[1] if len(inputs) > 1 else None, slopes, plan, ctx.want_state)
+        outputs, grads = [o], [_cut((grad_o,), plan, slopes.dtype)]
+        if ctx.want_state:
+            outputs, grads = [o, state], [*grads, grad_state]
+        grad_x, *grad_initial = torch.autograd.grad(outputs, inputs, grads)
+        grad_qkv = _join(grad_x, plan, q.dtype).split((K, K, v.shape[-1]), dim=-1)
+        grad_initial = grad_initial[0].to(initial.dtype) if grad_initial else None
+        return *grad_qkv, grad_initial, None, None, None
 
 
-def _one_token(q_SHK, k_SHK, v_SHV, state_SHKV, slopes_H, plan):
-    """Decoding: every sequence has one token, so the recurrence itself is the shortest way."""
-    q, k, v = (x.to(slopes_H.dtype) for x in (q_SHK, k_SHK, v_SHV))
-    new_SHKV = k[..., :, None] * v[..., None, :]
-    if state_SHKV is not None:
-        new_SHKV = new_SHKV + torch.exp(-slopes_H)[:, None, None] * state_SHKV.to(slopes_H.dtype)
-    o_SHV = torch.matmul(q[..., None, :], new_SHKV).squeeze(-2)
-    return o_SHV.to(q_SHK.dtype), new_SHKV
-
-
-def _in_blocks(q_THK, k_THK, v_THV, initial_SHKV, slopes_H, plan):
-    dtype, device = slopes_H.dtype, q_THK.device
-    N, B = plan.num_blocks, plan.block
-    q_NHBK, k_NHBK, v_NHBV = (_cut(x, plan).to(dtype) for x in (q_THK, k_THK, v_THV))
-
-    at_B = torch.arange(B, device=device)
-    distance_BB = at_B[:, None] - at_B[None, :]
-    decay_HBB = torch.exp(-slopes_H[:, None, None] * distance_BB.clamp(min=0)) * (distance_BB >= 0)
-    o_NHBV = (q_NHBK @ k_NHBK.transpose(-1, -2) * decay_HBB) @ v_NHBV
-
-    # what each block adds to the state at its own end; padded keys are zero, their distances are clamped
-    to_end_NB = (plan.tokens_N[:, None] - 1 - at_B).clamp(min=0)
-    k_decay_NHB1 = torch.exp(-slopes_H[:, None] * to_end_NB[:, None, :]).unsqueeze(-1)
-    end_NHKV = (k_NHBK * k_decay_NHB1).transpose(-1, -2) @ v_NHBV
-
-    if initial_SHKV is not None:
-        initial_SHKV = initial_SHKV.to(dtype)
-        across_SH = torch.exp(-slopes_H * plan.tokens_N[plan.first_S, None])
-        end_NHKV = end_NHKV.index_add(0, plan.first_S, across_SH[..., None, None] * initial_SHKV)
-    end_NHKV = _scan(end_NHKV, slopes_H, plan)
-
-    if plan.longest > 1 or initial_SHKV is not None:
-        # the state at a block's start is the one at the end of the block before it in the same sequence
-        follows_N = (plan.ordinal_N > 0).to(dtype)
-        start_NHKV = end_NHKV.roll(1, 0) * follows_N[:, None, None, None]
-        if initial_SHKV is not None:
-            start_NHKV = start_NHKV.index_copy(0, plan.first_S, initial_SHKV)
-        q_decay_HB1 = torch.exp(-slopes_H[:, None] * (at_B + 1)).unsqueeze(-1)
-        o_NHBV = o_NHBV + (q_NHBK * q_decay_HB1) @ start_NHKV
-
-    o_rows = o_NHBV.to(q_THK.dtype).transpose(1, 2).reshape(N * B, *v_THV.shape[1:])
-    o_THV = o_rows if plan.rows_T is None else gather_rows(o_rows, plan.rows_T)
-    return o_THV, end_NHKV.index_select(0, plan.last_S)
-
-
-def _cut(x_THK, plan):
-    """(T, H, K) -> (N, H, B, K), zero where a block is longer than what is left of its sequence."""
-    rows = x_THK
+def _cut(parts, plan, dtype):
+    """Tensors (T, H, *) -> side by side as (H, N, B, C), zero in the empty rows; (S, H, C) for single tokens."""
+    x_THC = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+    if plan.one_token:
+        return x_THC.to(dtype)
+    _, H, C = x_THC.shape
     if plan.rows_T is not None:
-        rows = scatter_rows(x_THK, plan.rows_T, plan.num_blocks * plan.block)
-    return rows.reshape(plan.num_blocks, plan.block, *x_THK.shape[1:]).transpose(1, 2)
+        x_THC = x_THC.new_zeros(plan.num_blocks * plan.block, H, C).index_copy_(0, plan.rows_T, x_THC)
+    x_HNBC = torch.empty(H, plan.num_blocks, plan.block, C, dtype=dtype, device=x_THC.device)
+    x_HNBC.view(H, -1, C).copy_(x_THC.transpose(0, 1))
+    return x_HNBC
 
 
-def _scan(end_NHKV, slopes_H, plan):
-    """Add to each block the decayed contributions of all blocks before it in its sequence, by doubling."""
-    step = 1
-    while step < plan.longest:
-        passed_N = plan.end_N[step:] - plan.end_N[:-step]
-        same_N = plan.ordinal_N[step:] >= step  # clamped: a negative distance of two sequences must not overflow
-        weight_NH = torch.exp(-slopes_H * passed_N.clamp(min=0)[:, None]) * same_N[:, None]
-        added = weight_NH[..., None, None] * end_NHKV[:-step]
-        end_NHKV = torch.cat((end_NHKV[:step], end_NHKV[step:] + added))
-        step *= 2
-    return end_NHKV
+def _join(x_HNBC, plan, dtype):
+    """The way back: (H, N, B, C) -> (T, H, C)."""
+    if plan.one_token:
+        return x_HNBC.to(dtype)
+    x_HTC = x_HNBC.flatten(1, 2)
+    if plan.rows_T is not None:
+        x_HTC = x_HTC.index_select(1, plan.rows_T)
+    H, T, C = x_HTC.shape
+    return torch.empty(T, H, C, dtype=dtype, device=x_HTC.device).copy_(x_HTC.transpose(0, 1))
+
+
+def _one_token(x_SHC, K, initial_SHKV, slopes_H, plan, want_state):
+    """Decoding: every sequence has one token, so the recurrence itself is the shortest way."""
+    q_SHK, k_SHK, v_SHV = x_SHC.split((K, K, x_SHC.shape[-1] - 2 * K), dim=-1)
+    state_SHKV = k_SHK[..., :, None] * v_SHV[..., None, :]
+    if initial_SHKV is not None:
+        state_SHKV = state_SHKV + torch.exp(-slopes_H)[:, None, None] * initial_SHKV.to(slopes_H.dtype)
+    o_SHV = torch.matmul(q_SHK[..., None, :], state_SHKV).squeeze(-2)
+    return o_SHV, state_SHKV if want_state else None
+
+
+def _in_blocks(x_HNBC, K, initial_SHKV, slopes_H, plan, want_state):
+    H, N, B, C = x_HNBC.shape
+    x_nBC = x_HNBC.view(H * N, B, C)  # n = (H, N): batched products take one batch dim
+    q_nBK, k_nBK, v_nBV = x_nBC.split((K, K, C - 2 * K), dim=-1)
+    decays = torch.exp(slopes_H[:, None] * plan.exponents)
+    within_HBB = decays[:, : B * B].view(H, 1, B, B)
+    scores_HNBB = torch.bmm(q_nBK, k_nBK.transpose(1, 2)).view(H, N, B, B) * within_HBB
+    scores_nBB = scores_HNBB.view(H * N, B, B)
+    if plan.longest == 1 and initial_SHKV is None and not want_state:
+        return torch.bmm(scores_nBB, v_nBV).view(H, N, B, -1), None
+
+    # q decayed from the block's start and k to its end, in one product
+    qk_decay_HB2 = decays[:, B * B :].view(H, 2, B).transpose(1, 2)
+    qk_HNB2K = x_HNBC[..., : 2 * K].unflatten(-1, (2, K)) * qk_decay_HB2[:, None, :, :, None]
+    q_HNBK, k_HNBK = qk_HNB2K.unbind(3)
+    added_HNKV = torch.bmm(k_HNBK.reshape(H * N, B, K).transpose(1, 2), v_nBV).view(H, N, K, -1)
+    start_HNKV = _starts(added_HNKV, slopes_H, plan)
+    if initial_SHKV is not None:
+        initial_HSKV = initial_SHKV.to(slopes_H.dtype).transpose(0, 1)
+        reaches_HN = torch.exp(slopes_H[:, None] * plan.before_N)
+        start_HNKV = start_HNKV + reaches_HN[..., None, None] * initial_HSKV[:, plan.sequence_N]
+        # a given state does not decay over the empty rows in front of the first token
+        q_decay_HNB = torch.exp(slopes_H[:, None, None] * plan.from_start_NB)
+        q_HNBK = x_HNBC[..., :K] * q_decay_HNB[..., None]
+    inter_nBV = torch.bmm(q_HNBK.reshape(H * N, B, K), start_HNKV.reshape(H * N, K, -1))
+    o_HNBV = torch.baddbmm(inter_nBV, scores_nBB, v_nBV).view(H, N, B, -1)
+    if not want_state:
+        return o_HNBV, None
+    across_HS = torch.exp(-slopes_H[:, None] * plan.last_tokens_S)[..., None, None]
+    state_HSKV = across_HS * start_HNKV[:, plan.last_S] + added_HNKV[:, plan.last_S]
+    return o_HNBV, state_HSKV.transpose(0, 1).contiguous()
+
+
+def _starts(added_HNKV, slopes_H, plan):
+    """State at the start of every block, from what the blocks before it in its sequence added at their ends."""
+    parts = []
+    for segment in plan.segments:
+        added_HnKV = added_HNKV[:, segment.begin : segment.end]
+        decay_HNN = torch.exp(slopes_H[:, None, None] * segment.exponents_NN)
+        start_HnKV = torch.bmm(decay_HNN, added_HnKV.flatten(2)).view_as(added_HnKV)
+        if segment.carried_N is not None:
+            across_H = torch.exp(-slopes_H * plan.block)[:, None, None]
+            carry_HKV = across_H * parts[-1][:, -1] + added_HNKV[:, segment.begin - 1]
+            carried_HN = torch.exp(slopes_H[:, None] * segment.carried_N)
+            start_HnKV = start_HnKV + carried_HN[..., None, None] * carry_HKV[:, None]
+        parts.append(start_HnKV)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

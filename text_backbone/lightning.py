@@ -61,8 +61,9 @@ class LightningLayer(nn.Module):
         q_THK, k_THK, v_THK = qkv_TH3K.split(self.head_dim, dim=-1)
         state_SHKK = None if cache is None else cache.read_states(self.pool_index, packed)
         o_THK, state_SHKK = lightning_attention(
-            q_THK, k_THK, v_THK, self.slopes_H(x_TD.device), packed.cu_seqlens_S1, state_SHKK, plan=packed.plan
-        )
+            q_THK, k_THK, v_THK, self.slopes_H(x_TD.device), initial_state_SHKV=state_SHKK, plan=packed.plan,
+            want_state=cache is not None,
+        )  # fmt: skip
         if cache is not None:
             cache.write_states(self.pool_index, packed, state_SHKK)
         gated_TC = gated_rms_norm(o_THK.flatten(1), self.output_gate(x_TD), self.norm.weight, OUTPUT_NORM_EPS)

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmvl.kernels import lightning_attention as module
 from mmvl.kernels.lightning_attention import lightning_attention, plan_blocks
 
 SLOPES = {
@@ -64,6 +65,10 @@ def test_equals_the_recurrence(lengths, slopes, device, rmse_ratio):
         assert rmse_ratio(o, o_ref) < 1e-6
         assert rmse_ratio(state, state_ref) < 1e-6
         assert state.dtype == torch.float32
+        alone, none = lightning_attention(
+            q, k, v, torch.tensor(slopes), initial_state_SHKV=start, lengths=lengths, want_state=False
+        )
+        assert none is None and rmse_ratio(alone, o_ref) < 1e-6
 
 
 @pytest.mark.parametrize("block", [1, 3, 16, 64, 256])
@@ -74,6 +79,18 @@ def test_any_block_size_gives_the_same(block, device, rmse_ratio):
     cu_seqlens = torch.tensor([0, 5, 105, 106, 143], dtype=torch.int32, device=device)
     o, state = lightning_attention(q, k, v, torch.tensor(slopes), cu_seqlens, initial, block=block)
     assert rmse_ratio(o, o_ref) < 1e-6 and rmse_ratio(state, state_ref) < 1e-6
+
+
+def test_more_blocks_than_a_segment_holds(monkeypatch, device, rmse_ratio):
+    monkeypatch.setattr(module, "MAX_SEGMENT", 3)
+    lengths, slopes = [5, 61, 1, 24, 30], SLOPES["usual"]
+    q, k, v, initial = draw_inputs(lengths, device=device)
+    for start in (None, initial):
+        o, state = lightning_attention(
+            q, k, v, torch.tensor(slopes), initial_state_SHKV=start, lengths=lengths, block=8
+        )
+        o_ref, state_ref = recurrence(q, k, v, slopes, lengths, start)
+        assert rmse_ratio(o, o_ref) < 1e-6 and rmse_ratio(state, state_ref) < 1e-6
 
 
 def test_bf16_inputs_keep_an_fp32_state(device, rmse_ratio):
@@ -112,7 +129,9 @@ def test_any_split_gives_the_same_output_and_state(chunks, slopes, seed):
 
 @pytest.mark.parametrize("lengths", [[1, 6, 3], [1, 1]], ids=["blocks", "single tokens"])
 @pytest.mark.parametrize("with_state", [False, True])
-def test_gradients_equal_finite_differences(lengths, with_state):
+@pytest.mark.parametrize("segment", [1024, 2])
+def test_gradients_equal_finite_differences(lengths, with_state, segment, monkeypatch):
+    monkeypatch.setattr(module, "MAX_SEGMENT", segment)
     generator = torch.Generator().manual_seed(0)
     q, k, v, initial = (
         torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
