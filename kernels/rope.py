@@ -20,7 +20,6 @@ def apply_rope(x_THK: torch.Tensor, cos_T1R: torch.Tensor, sin_T1R: torch.Tensor
     """Rotate the first 2R dims of every head in fp32, pass on the rest; (T, H, K) in the dtype of `x_THK`."""
     half = cos_T1R.shape[-1]
     a, b = x_THK[..., :half], x_THK[..., half : 2 * half]
-    rotated = torch.cat((a * cos_T1R - b * sin_T1R, b * cos_T1R + a * sin_T1R), dim=-1).to(x_THK.dtype)
-    if 2 * half == x_THK.shape[-1]:
-        return rotated
-    return torch.cat((rotated, x_THK[..., 2 * half :]), dim=-1)
+    first = torch.addcmul(a * cos_T1R, b, sin_T1R, value=-1)
+    second = torch.addcmul(b * cos_T1R, a, sin_T1R)
+    return torch.cat((first, second, x_THK[..., 2 * half :]), dim=-1).to(x_THK.dtype)

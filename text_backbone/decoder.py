@@ -54,14 +54,19 @@ class DecoderLayer(nn.Module):
         else:
             attended_TD = self.self_attn(h_TD, packed, rope, cache)
         residual_TD = h_TD if self.postnorm else x_TD
-        x_TD = residual_TD * self.attention_alpha + attended_TD * self.attention_beta
+        x_TD = _add(residual_TD, self.attention_alpha, attended_TD, self.attention_beta)
 
         m_TD = rms_norm(x_TD, self.post_attention_layernorm.weight, self.eps)
         y_TD, balance, counts_E = self.block_sparse_moe(m_TD)
         if self.has_shared:
             y_TD = mix_shared(y_TD, self.shared_mlp(m_TD), m_TD, self.coefficient)
         residual_TD = m_TD if self.postnorm else x_TD
-        return residual_TD * self.mlp_alpha + y_TD * self.mlp_beta, balance, counts_E
+        return _add(residual_TD, self.mlp_alpha, y_TD, self.mlp_beta), balance, counts_E
+
+
+def _add(residual, alpha, output, beta):
+    """residual * alpha + output * beta, in one operation when beta is 1, as in the released model."""
+    return torch.add(output if beta == 1 else output * beta, residual, alpha=alpha)
 
 
 class DecoderBody(nn.Module):

@@ -1,6 +1,6 @@
 """The softmax attention layer: grouped key/value heads, rotary positions on part of each head.
 
-Legend: T tokens, D model width, H query heads, G key/value heads, K head dim.
+Legend: T tokens, D model width, H query heads, G key/value heads, K head dim, X = H + G.
 """
 
 import torch
@@ -18,7 +18,7 @@ class SoftmaxLayer(nn.Module):
 
     def __init__(self, config: TextConfig, layer: int):
         super().__init__()
-        self.head_dim = config.head_dim
+        self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
         self.pool_index = config.softmax_layers.index(layer)
         query, key = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, query, bias=False)
@@ -28,8 +28,8 @@ class SoftmaxLayer(nn.Module):
 
     def forward(self, x_TD: torch.Tensor, packed: Packed, rope, cache=None) -> torch.Tensor:
         """`rope` is what `rope_tables` gave for the batch's positions."""
-        q_THK = apply_rope(self.q_proj(x_TD).unflatten(-1, (-1, self.head_dim)), *rope)
-        k_TGK = apply_rope(self.k_proj(x_TD).unflatten(-1, (-1, self.head_dim)), *rope)
+        qk_TXK = torch.cat((self.q_proj(x_TD), self.k_proj(x_TD)), dim=-1).unflatten(-1, (-1, self.head_dim))
+        q_THK, k_TGK = apply_rope(qk_TXK, *rope).split((self.num_heads, qk_TXK.shape[1] - self.num_heads), dim=1)
         v_TGK = self.v_proj(x_TD).unflatten(-1, (-1, self.head_dim))
         cu_q = cu_k = packed.cu_seqlens_S1
         lengths_k = packed.lengths

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmvl.kernels.rope import rope_tables
 from mmvl.text_backbone.cache import HybridCache
 from mmvl.text_backbone.packed import Packed
 
@@ -86,15 +87,40 @@ def test_without_a_cache_as_in_training(decoder, rmse_ratio, lengths):
 
 
 @torch.no_grad()
-def test_in_bf16(make_config, make_decoder, rmse_ratio):
-    decoder = make_decoder(make_config(), torch.bfloat16)
+def test_in_bf16_a_split_costs_no_more_than_bf16_itself(make_config, make_decoder, rmse_ratio):
+    """Rounding noise is carried on from layer to layer, so two bf16 runs differ as much as each does from fp32."""
+    low = make_decoder(make_config(), torch.bfloat16)
+    exact = make_decoder(make_config(), torch.bfloat16).float()
     chunks = [[30, 1, 1, 80], [64, 3], [1] * 20]
-    sequences = draw_ids([sum(c) for c in chunks], decoder.config.vocab_size)
-    hidden, states = in_rounds(decoder, sequences, chunks, dtype=torch.bfloat16)
+    sequences = draw_ids([sum(c) for c in chunks], low.config.vocab_size)
+    hidden, states = in_rounds(low, sequences, chunks, dtype=torch.bfloat16)
     for ids, out, state in zip(sequences, hidden, states, strict=True):
-        alone, alone_state = one_shot(decoder, ids, torch.bfloat16)
         assert out.dtype == torch.bfloat16 and state.dtype == torch.float32
-        assert rmse_ratio(out, alone) < 5e-3 and rmse_ratio(state, alone_state) < 5e-3
+        alone, alone_state = one_shot(low, ids, torch.bfloat16)
+        exactly, exactly_state = one_shot(exact, ids)
+        assert rmse_ratio(out, alone) < 2 * rmse_ratio(alone, exactly) < 4e-2
+        assert rmse_ratio(state, alone_state) < 2 * rmse_ratio(alone_state, exactly_state) < 4e-2
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["lightning", "softmax"])
+@torch.no_grad()
+def test_an_attention_layer_in_bf16(make_config, make_decoder, rmse_ratio, kind):
+    config = make_config(num_hidden_layers=1, attn_type_list=(kind,))
+    layer = make_decoder(config, torch.bfloat16).model.layers[0].self_attn
+    x = torch.randn(150, config.hidden_size, generator=torch.Generator().manual_seed(0)).bfloat16()
+
+    def run(chunks):
+        cache = HybridCache(config, max_sequences=1, max_tokens=150, device="cpu", dtype=torch.bfloat16)
+        slot, outputs = cache.allocate(), []
+        for part in x.split(chunks):
+            packed = cache.pack([(slot, len(part))])
+            rope = () if kind == 0 else (rope_tables(packed.positions_T, config.rotary_dim, config.rope_theta),)
+            outputs.append(layer(part, packed, *rope, cache))
+            cache.advance(packed)
+        return torch.cat(outputs)
+
+    for chunks in ([70, 1, 79], [1] * 150, [64, 86]):
+        assert rmse_ratio(run(chunks), run([150])) < 5e-3
 
 
 def test_documents_do_not_leak(decoder):
