@@ -21,4 +21,4 @@ def for_browser(text: str) -> str:
     # An already escaped bracket stays as it is; every other one is escaped, so neither ![..](..) nor [..](..) forms.
     text = re.sub(r"(\\*)([\[\]])", lambda m: m.group(1) + ("" if len(m.group(1)) % 2 else "\\") + m.group(2), text)
     # Bare addresses would become links: an invisible zero-width space inside them stops that.
-    return re.sub(r"(?i)(:)(//)|(\bwww)(\.)", lambda m: "\u200b".join(part for part in m.groups() if part), text)
+    return re.sub(r"(?i)(:)(//)|(www)(\.)", lambda m: "\u200b".join(part for part in m.groups() if part), text)
