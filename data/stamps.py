@@ -25,10 +25,14 @@ QUESTIONS = (
 
 
 def find_stamps(root: str | Path, held_out: bool = False) -> list[tuple[Path, str]]:
-    """[(PNG path, English caption)] under an unpacked package (or "/"), the training part or the held-out tenth."""
+    """[(PNG path, English caption)], the training part or the held-out tenth.
+
+    root: a directory of unpacked packages, the package's own tree (or "/"), or the folder of the stamps itself.
+    """
     root = Path(root)
-    stamps = root / "usr/share/tuxpaint/stamps"
-    base = stamps if stamps.is_dir() else root
+    tree = Path("usr/share/tuxpaint/stamps")
+    # One base however it is named: what is held out goes by the path below it.
+    base = next((d for d in (root / "tuxpaint-stamps-default" / tree, root / tree) if d.is_dir()), root)
     found = []
     for png in sorted(base.rglob("*.png")):
         name = png.relative_to(base).as_posix()
@@ -69,10 +73,9 @@ def import_stamps(
 ) -> list[Path]:
     """One caption sample a stamp (WebP); count 0 means every stamp once, more gives other questions on the same ones.
 
-    packages: directory with the unpacked package, the package's own tree, or "/".
+    packages: see `find_stamps`. longest: pixels of the longer side at most.
     """
-    root = Path(packages) / "tuxpaint-stamps-default"
-    stamps = find_stamps(root if root.is_dir() else packages, held_out)
+    stamps = find_stamps(packages, held_out)
 
     def make(index: int) -> tuple[dict, dict[str, bytes]]:
         turn, position = divmod(index, len(stamps))
