@@ -2,6 +2,7 @@
 
 import sys
 
+from mmvl.app.about import timings
 from mmvl.app.pages import checked_question, open_pages, user_turn
 from mmvl.app.safe_text import for_terminal
 
@@ -32,12 +33,3 @@ def print_answer(vlm, messages, **sampling):
         return end.value
     finally:
         stream.close()
-
-
-def timings(answer) -> str:
-    """One line: what was read, how long until the first token, and the speed after it."""
-    speed = answer.completion_tokens / answer.decode_seconds if answer.decode_seconds > 0 else 0.0
-    return (
-        f"{answer.prompt_tokens} tokens read ({answer.image_tokens} of pictures) in {answer.prefill_seconds:.2f} s, "
-        f"{answer.completion_tokens} written at {speed:.1f} tokens/s, ended by {answer.finish_reason}"
-    )

@@ -15,8 +15,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 import gradio as gr
 from starlette.middleware import Middleware
 
-from mmvl.app.about import about
-from mmvl.app.ask import timings
+from mmvl.app.about import about, summary
 from mmvl.app.coalesce import coalesce
 from mmvl.app.conversation import Conversation, Turn
 from mmvl.app.csp import ContentSecurityPolicy
@@ -31,7 +30,8 @@ THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospac
 CSS = """
 .gradio-container {max-width: 1200px !important; width: 100% !important; margin: 0 auto !important}
 #examples button {justify-content: flex-start; text-align: left; white-space: normal; gap: 12px; padding: 8px}
-#examples img {width: 72px; height: 72px; object-fit: contain; margin: 0}
+#examples img {width: 64px; height: 64px; object-fit: contain; margin: 0}
+#window .bot em:last-child {font-size: .8rem; opacity: .7}
 footer, #window button[title="Share"], #window button[aria-label="Share"] {display: none !important}
 """
 
@@ -117,6 +117,8 @@ def build_page(vlm) -> gr.Blocks:
         for button, example in zip(buttons, examples, strict=True):
 
             def ask_example(conversation: Conversation, max_tokens, temperature, top_p, example=example):
+                if not conversation.busy:
+                    conversation.turns.clear()  # an example stands for itself
                 said = {"files": [str(example.file)], "text": example.question}
                 yield from ask(said, conversation, max_tokens, temperature, top_p)
 
@@ -151,7 +153,7 @@ def _answer(vlm, conversation: Conversation, files: list[str], question: str, sa
                 else:
                     yield gr.skip(), gr.skip(), gr.skip()
         except StopIteration as end:
-            turn.note = "stopped" if end.value.finish_reason == "abort" else timings(end.value)
+            turn.note = summary(end.value)
         finally:
             pieces.close()
     except (ValueError, OSError) as error:

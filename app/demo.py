@@ -3,8 +3,7 @@
 import time
 from itertools import groupby
 
-from mmvl.app.about import about
-from mmvl.app.ask import timings
+from mmvl.app.about import about, timings
 from mmvl.app.examples import load_examples
 from mmvl.app.pages import open_pages, user_turn
 from mmvl.app.safe_text import for_terminal

@@ -66,7 +66,7 @@ def test_a_real_model_answers_about_an_uploaded_picture_and_a_pdf(tiny_model_dir
         client = Client(url, verbose=False)
         window, *_ = client.predict(said("What?", picture_path), 8, 0, 1, api_name="/ask")
         assert [message["role"] for message in window] == ["user", "user", "assistant"]
-        assert "tokens read" in answer_of(window)
+        assert "8 tokens, " in answer_of(window)
         window, *_ = client.predict(said("And?", picture_folder / "two.pdf"), 4, 0, 1, api_name="/ask")
         assert len(window) == 6
         window, *_ = client.predict(said("why? " * 500), 4, 0, 1, api_name="/ask")
@@ -80,7 +80,7 @@ def test_the_answer_streams_and_stop_ends_the_work(slow, client, picture_path):
     stream = slow[0].streams[-1]
     client.predict(api_name="/stop")
     window, *_ = job.result(timeout=10)
-    assert answer_of(window).startswith("w0 w1 ") and answer_of(window).endswith("*stopped*")
+    assert answer_of(window).startswith("w0 w1 ") and answer_of(window).endswith(", stopped*")
     assert stream.closed.is_set()
     assert 0 < stream.said < 350
 
@@ -161,7 +161,7 @@ def test_visitors_do_not_see_each_other(slow, client):
     wait_until(lambda: len(theirs.outputs()) > 2)
     assert "Mine?" not in str(theirs.outputs()[-1])
     client.predict(api_name="/stop")
-    assert answer_of(job.result(timeout=10)[0]).endswith("*stopped*")
+    assert answer_of(job.result(timeout=10)[0]).endswith(", stopped*")
     assert not theirs.done()
     other.predict(api_name="/stop")
     theirs.result(timeout=10)
