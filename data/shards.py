@@ -10,14 +10,18 @@ that was cut short ends silently, its last sample without some of its files; her
 """
 
 import json
+import mmap
 import os
-import tarfile
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import webdataset
 from webdataset.tariterators import base_plus_ext
+
+from mmvl.data.tar import TarDamage, members
 
 KINDS = ("text", "caption", "vqa", "conversation")
 
@@ -117,13 +121,12 @@ def read_shard(
     report they raise SampleError. `expected` is the manifest's count. ShardError when more than `max_bad_in_row` follow
     one another, or when the shard was cut short or its count is wrong and there is no report to say so in.
     """
-    problems = report.problems if report is not None else None
-    entries = index_shard(path, problems=problems, expected=expected)
+    spans = index_shard(path, problems=report.problems if report is not None else None, expected=expected)
     bad = 0
     with open(path, "rb") as file:
-        for entry in entries:
+        for span in spans:
             try:
-                sample = read_entry(file, entry, path)
+                sample = read_span(file, span.start, span.end, path)
             except SampleError as error:
                 if report is None:
                     raise
@@ -138,88 +141,79 @@ def read_shard(
             yield sample
 
 
-@dataclass(frozen=True)
-class Entry:
-    """Where one sample lies in its shard: member name -> (offset, size), "json" among them."""
+class Span(NamedTuple):
+    """The bytes of a shard, headers included, in which the members of one sample lie."""
 
     key: str
-    spans: dict[str, tuple[int, int]]
+    start: int
+    end: int
 
 
-def index_shard(path: str | Path, *, problems: list[str] | None = None, expected: int | None = None) -> list[Entry]:
-    """Entries of all samples, from the tar headers alone. Damage goes to `problems`, or raises ShardError if None."""
+def index_shard(path: str | Path, *, problems: list[str] | None = None, expected: int | None = None) -> list[Span]:
+    """Spans of the whole samples, from the tar headers alone. Damage goes to `problems`; if None, ShardError."""
 
     def damaged(reason: str) -> None:
         if problems is None:
             raise ShardError(f"{path}: {reason}")
         problems.append(f"{path}: {reason}")
 
-    size = os.path.getsize(path)
-    entries: list[Entry] = []
+    spans: list[Span] = []
+    if os.path.getsize(path) == 0:
+        damaged("empty file")
+        return spans
     seen: set[str] = set()
-    try:
-        # errorlevel and ignore_zeros stay at their defaults: a wrong checksum in the first header is "not a tar".
-        with tarfile.open(path, "r:") as tar:
-            end = 0
-            while True:
-                try:
-                    member = tar.next()
-                except tarfile.ReadError as error:
-                    damaged(f"cut short or damaged after {len(entries)} samples ({error})")
-                    return entries[:-1]
-                if member is None:
-                    break
-                tar.members = []  # tarfile keeps every header otherwise
-                if not member.isfile():
-                    continue
-                key, name = base_plus_ext(member.name)
-                if key is None:
+    key, start, end = "", 0, 0
+
+    def finish() -> None:
+        if key in seen:
+            damaged(f"key '{key}' occurs twice")
+        elif key:
+            seen.add(key)
+            spans.append(Span(key, start, end))
+
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
+        try:
+            for member in members(buffer):
+                this, extension = base_plus_ext(member.name)
+                if not extension:
                     damaged(f"member '{member.name}' has no extension")
                     continue
-                end = member.offset_data + member.size
-                if end > size:
-                    damaged(f"cut short inside '{member.name}'")
-                    return entries if not entries or entries[-1].key != key else entries[:-1]
-                if not entries or entries[-1].key != key:
-                    if key in seen:
-                        damaged(f"key '{key}' occurs twice")
-                        continue
-                    seen.add(key)
-                    entries.append(Entry(key, {}))
-                entries[-1].spans[name.lower()] = (member.offset_data, member.size)
-    except tarfile.ReadError as error:
-        damaged(f"not a readable tar ({error})")
-        return entries
-    # A whole tar ends with two blocks of zeros; one cut exactly between members is told only by their absence.
-    end = -(-end // 512) * 512
-    with open(path, "rb") as file:
-        file.seek(end)
-        if len(tail := file.read(1024)) < 1024 or any(tail):
-            damaged(f"cut short or damaged after {len(entries)} samples (no end marker)")
-            entries = entries[:-1]
-    if expected is not None and len(entries) != expected:
-        damaged(f"{len(entries)} samples where the manifest says {expected}")
-    return entries
+                if this != key:
+                    finish()
+                    key, start = this, member.header
+                end = member.offset + member.size
+        except TarDamage as error:
+            # The sample at the damage may lack members: it does not count.
+            damaged(f"{error}, after {len(spans)} whole samples")
+            return spans
+    finish()
+    if expected is not None and len(spans) != expected:
+        damaged(f"{len(spans)} samples where the manifest says {expected}")
+    return spans
 
 
-def read_entry(file, entry: Entry, path: str | Path) -> Sample:
-    """Read and check one sample from an open shard. SampleError names shard, key and reason."""
-    where = f"{path}: sample '{entry.key}'"
-    members = {}
-    for name, (offset, size) in entry.spans.items():
-        file.seek(offset)
-        members[name] = file.read(size)
-        if len(members[name]) != size:
-            raise SampleError(f"{where}: cut short inside '{name}'")
-    payload = members.pop("json", None)
+def read_span(file: BinaryIO, start: int, end: int, path: str | Path) -> Sample:
+    """Read and check the sample in bytes start to end of an open shard. SampleError names shard, key and reason."""
+    file.seek(start)
+    data = file.read(end - start)
+    found: dict[str, bytes] = {}
+    key = "?"
+    try:
+        for member in members(data, marked_end=False):
+            key, name = base_plus_ext(member.name)
+            found[name.lower()] = data[member.offset : member.offset + member.size]
+    except TarDamage as error:
+        raise SampleError(f"{path}: sample '{key}': {error}") from error
+    where = f"{path}: sample '{key}'"
+    payload = found.pop("json", None)
     if payload is None:
         raise SampleError(f"{where}: no .json member")
     try:
         record = json.loads(payload)
     except ValueError as error:
         raise SampleError(f"{where}: corrupt JSON ({error})") from error
-    _check(record, members, where)
-    return Sample(entry.key, record, members)
+    _check(record, found, where)
+    return Sample(key, record, found)
 
 
 def _check(record: dict, members: dict[str, bytes], where: str) -> None:
@@ -253,16 +247,23 @@ class ShardSource:
     (a `Mixture` skips and counts it). Picklable; each process opens the files anew.
     """
 
-    def __init__(self, shards: list[str | Path], expected: dict[str, int] | None = None):
+    def __init__(self, shards: Sequence[str | Path], expected: dict[str, int] | None = None):
+        """expected: samples a shard by its manifest (file name -> count). ShardError when there is no sample at all."""
         self.problems: list[str] = []
         self.shards = [str(path) for path in shards]
-        self._where: list[tuple[int, Entry]] = []
+        # Flat arrays: a million samples take 24 MB, and forked workers share them untouched.
+        numbers, starts, ends = array("q"), array("q"), array("q")
         for number, path in enumerate(self.shards):
             count = (expected or {}).get(os.path.basename(path))
-            self._where += [(number, e) for e in index_shard(path, problems=self.problems, expected=count)]
-        if not self._where:
-            raise ShardError(f"no samples in {len(self.shards)} shards ({', '.join(self.shards[:3]) or 'none given'})")
-        self._files: dict[tuple[int, int], object] = {}
+            for span in index_shard(path, problems=self.problems, expected=count):
+                numbers.append(number)
+                starts.append(span.start)
+                ends.append(span.end)
+        if not numbers:
+            names = ", ".join(self.shards[:3]) or "none given"
+            raise ShardError(f"no samples in {len(self.shards)} shards ({names}) {'; '.join(self.problems[:1])}")
+        self._spans = (numbers, starts, ends)
+        self._files: dict[tuple[int, int], BinaryIO] = {}
 
     @classmethod
     def from_dir(cls, dir: str | Path, prefix: str = "") -> "ShardSource":
@@ -278,18 +279,18 @@ class ShardSource:
             gone = [name for name in expected if name.startswith(prefix) and not (dir / name).exists()]
             if gone:
                 raise ShardError(f"{dir}: shards of the manifest are missing: {', '.join(gone)}")
-        return cls(list(shards), expected)
+        return cls(shards, expected)
 
     def __len__(self) -> int:
-        return len(self._where)
+        return len(self._spans[0])
 
     def __getitem__(self, index: int) -> Sample:
-        number, entry = self._where[index]
+        number, start, end = (column[index] for column in self._spans)
         # Keyed by process: a file position shared over fork would let workers read each other's bytes.
         handle = (os.getpid(), number)
         if handle not in self._files:
-            self._files[handle] = open(self.shards[number], "rb")
-        return read_entry(self._files[handle], entry, self.shards[number])
+            self._files[handle] = open(self.shards[number], "rb", buffering=0)
+        return read_span(self._files[handle], start, end, self.shards[number])
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_files": {}}
