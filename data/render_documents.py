@@ -70,9 +70,10 @@ def draw_document(
     spacing = rng.uniform(1.15, 1.7)
     while True:
         boxes, width, height = _measure(doc, face, size, spacing)
-        if max(width, height) + 2 * margin <= max_side or size <= 11:
+        excess = max(width, height) / max(1, max_side - 2 * margin)
+        if excess <= 1 or size <= 11:
             break
-        size -= 1
+        size = max(11, min(size - 1, int(size / excess)))
     # Paper wider than the text shows alignment; a right column needs a gap.
     width += rng.randint(0, max(0, min(80, max_side - width - 2 * margin)))
     paper, ink = pick_colours(rng, inverted=0.05, coloured=0.3)
