@@ -271,6 +271,6 @@ def import_text(
     with ShardWriter(out_dir, "text", max_bytes=64 << 20) as writer:
         for done, line in enumerate(lines, 1):
             writer.write({"source": f"text/{line['source']}", "kind": "text", "text": line["text"]})
-            if progress and done % 1000 == 0:
+            if progress and (done % 1000 == 0 or done == len(lines)):
                 progress(done, len(lines))
     return writer.shards
