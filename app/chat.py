@@ -25,6 +25,7 @@ from mmvl.app.pages import MEDIA_SUFFIXES, checked_question
 
 MAX_FILE_SIZE = "32mb"
 ANSWERS_AT_ONCE, ANSWERS_WAITING = 16, 64
+_PORT_HELP = "the port is taken or the address is not this machine's; choose others with --port and --host"
 # No font of the theme comes from the network.
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 CSS = """
@@ -37,9 +38,12 @@ footer, #window button[title="Share"], #window button[aria-label="Share"] {displ
 
 
 def serve(vlm, *, host: str, port: int, open_browser: bool) -> None:
-    """Shows the page until Ctrl-C. port 0 is 7860 or the next free one. Raises OSError if the port is taken."""
+    """Shows the page until Ctrl-C. port 0 is 7860 or the next free one. Raises OSError if the port cannot be had."""
     page = build_page(vlm)
-    launch(page, server_name=host, server_port=port or None, inbrowser=open_browser, quiet=True)
+    try:
+        launch(page, server_name=host, server_port=port or None, inbrowser=open_browser, quiet=True)
+    except OSError as error:
+        raise OSError(f"no page at {host}:{port or '7860 and after'}: {_PORT_HELP}") from error
     print(f"The page is at {page.local_url} (Ctrl-C ends it)", flush=True)
     page.block_thread()
 

@@ -11,6 +11,7 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from mmvl import VLM
+from mmvl.app import cli
 from mmvl.app.chat import build_page, launch
 from mmvl.app.examples import load_examples
 
@@ -151,6 +152,14 @@ def test_a_defect_is_told_and_the_page_stays_usable(scripted, capfd):
             assert "Something broke while answering (RuntimeError)" in answer_of(window)
             assert "secret" not in answer_of(window)
     assert "secret detail" in capfd.readouterr().err
+
+
+def test_a_port_that_is_taken_is_one_clear_line(run_cli, monkeypatch, scripted, slow):
+    monkeypatch.setattr(cli, "_open_model", lambda model, device: scripted([]))
+    port = slow[1].rstrip("/").rpartition(":")[2]
+    result = run_cli("chat", "--no-browser", "--port", port)
+    assert (result.code, result.out, result.err.count("\n")) == (1, "", 1)
+    assert f"127.0.0.1:{port}" in result.err and "--port" in result.err
 
 
 def test_visitors_do_not_see_each_other(slow, client):
