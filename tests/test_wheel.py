@@ -13,14 +13,19 @@ IGNORED = shutil.ignore_patterns(".venv", ".git", ".whl", "build", "dist", "*.eg
 
 
 @pytest.fixture(scope="module")
-def wheel_names(tmp_path_factory) -> list[str]:
-    """The names inside the wheel, built from a copy so that no build folder appears in the working tree."""
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built from a copy so that no build folder appears in the working tree."""
     copy = tmp_path_factory.mktemp("wheel") / "mmvl"
     shutil.copytree(REPOSITORY, copy, ignore=IGNORED)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "wheels", "."]
     built = subprocess.run(command, cwd=copy, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
     (wheel,) = (copy / "wheels").glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheel_names(wheel) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
         return archive.namelist()
 
@@ -43,3 +48,20 @@ def test_every_module_and_every_asset_is_in_the_wheel(wheel_names):
     assert wanted <= set(wheel_names), sorted(wanted - set(wheel_names))
     for kind in ("mmvl/recipes/", "mmvl/models/mmvl-tiny/", "mmvl/app/assets/examples/"):
         assert [name for name in wheel_names if name.startswith(kind)], f"nothing in {kind}"
+
+
+def test_the_rooms_find_each_other_once_installed(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    code = """
+import mmvl, mmvl.data, mmvl.kernels, mmvl.text_backbone, mmvl.vision, mmvl.app.cli
+from mmvl.app.doctor import examine
+from mmvl.app.examples import load_examples
+files = [room.__file__ for room in (mmvl, mmvl.data, mmvl.kernels, mmvl.text_backbone, mmvl.vision, mmvl.app.cli)]
+files += [str(example.file) for example in load_examples()]
+assert all(file.startswith(SITE) for file in files), files
+assert any(name == "mmvl-tiny" and SITE in value for name, value in examine().rows)
+"""
+    code = f"import sys; SITE = {str(tmp_path / 'site')!r}; sys.path.insert(0, SITE)\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
