@@ -7,10 +7,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmvl.data.debian import EMOJI_PACKAGES, FONT_PACKAGES, HELD_OUT_FONT_PACKAGES, STAMP_PACKAGES, TEXT_PACKAGES, fetch
 from mmvl.data.manifest import FILE, load_manifest, make_manifest
 from mmvl.data.registry import IMPORTERS, RENDERERS, Tool
 from mmvl.data.shards import ReadReport, Sample, read_shard
 from mmvl.data.text import build_corpus
+
+
+def _debian(out_dir, count, seed, workers, *, progress=None) -> list[Path]:
+    packages = sorted({*FONT_PACKAGES, *HELD_OUT_FONT_PACKAGES, *EMOJI_PACKAGES, *STAMP_PACKAGES, *TEXT_PACKAGES})
+    folders = []
+    for package in packages:
+        folders += fetch([package], out_dir)
+        if progress:
+            progress(len(folders), len(packages))
+    return folders
 
 
 def _corpus(out_dir, count, seed, workers, *, packages, sources=None, max_chars=None, progress=None) -> list[Path]:
@@ -18,8 +29,12 @@ def _corpus(out_dir, count, seed, workers, *, packages, sources=None, max_chars=
     return sorted(Path(out_dir).glob("*.jsonl.gz"))
 
 
-CORPUS = Tool(_corpus, "Texts of Debian packages as .jsonl.gz, for `text` and the renderers (packages=DIR, unpacked).")
-KINDS = {"render": RENDERERS, "import": IMPORTERS | {"corpus": CORPUS}}
+# What the others are made from. These two write no shards.
+MATERIAL = {
+    "debian": Tool(_debian, "Debian packages of fonts, texts and stamps, unpacked (needs apt-get)."),
+    "corpus": Tool(_corpus, "Texts as .jsonl.gz, for `text` and the renderers (packages=DIR of unpacked packages)."),
+}
+KINDS = {"render": RENDERERS, "import": IMPORTERS | MATERIAL}
 # Parameters of every renderer and importer; whatever else one takes is its own setting.
 _COMMON = ("out_dir", "count", "seed", "workers", "progress")
 
@@ -54,7 +69,7 @@ def make(
     settings: Mapping | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
-    """Writes shards and the manifest of `out_dir`, or the files of a corpus; returns what was written.
+    """Writes shards and the manifest of `out_dir`, or `MATERIAL` for them; returns what was written.
 
     count: samples; of importers 0 means all there are. workers: processes, 0 is one a core. progress(done, count) is
     called as it goes on. Raises as `check_settings` does, and whatever the renderer or importer raises.
@@ -62,7 +77,7 @@ def make(
     settings = dict(settings or {})
     tool = check_settings(verb, name, settings)
     written = tool.run(out_dir, count, seed, workers, progress=progress, **settings)
-    if tool is CORPUS:
+    if name in MATERIAL:
         return written
     licence = getattr(sys.modules[tool.run.__module__], "LICENCE", None)
     recipe = {"made by": f"mmvl data {verb} {name}", "count": count, "seed": seed, **settings}

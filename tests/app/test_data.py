@@ -1,6 +1,7 @@
 """`mmvl data`: make shards by name, look at them, notice damage."""
 
 import json
+import re
 
 import pytest
 
@@ -61,6 +62,16 @@ def test_wrong_settings_of_a_renderer(run_cli, tmp_path, settings, says):
     assert (result.code, result.err.count("\n")) == (1, 1)
     assert says in result.err
     assert not (tmp_path / "out").exists()
+
+
+def test_debian_packages_are_fetched_with_a_bar_and_without_a_manifest(run_cli, monkeypatch, tmp_path):
+    from mmvl import datasets
+
+    monkeypatch.setattr(datasets, "fetch", lambda packages, folder: [folder / package for package in packages])
+    result = run_cli("data", "import", "debian", "-o", tmp_path)
+    count = int(re.search(r"(\d+) files in", result.err)[1])
+    assert result.code == 0 and count > 50 and f"{count}/{count}" in result.err
+    assert not (tmp_path / "manifest.json").exists()
 
 
 def test_settings_are_typed_as_in_yaml():
