@@ -155,7 +155,7 @@ class Loader:
             self._dataset,
             batch_size=None,
             num_workers=data.workers,
-            prefetch_factor=4 if data.workers else None,
+            prefetch_factor=2 if data.workers else None,
             pin_memory=pin,
             multiprocessing_context="fork" if data.workers else None,
         )
