@@ -1,4 +1,4 @@
-"""Takes docs/chat-page.png: the chat page with mmvl-tiny, after it has answered about its examples.
+"""Takes docs/chat-page.png: the chat page with mmvl-tiny, after an example and a question about the same picture.
 
 Needs a Chromium on the system and the extra `dev`: .venv/bin/python docs/take_picture.py
 """
@@ -12,7 +12,7 @@ from mmvl import VLM
 from mmvl.app.chat import build_page, launch
 
 TARGET = Path(__file__).with_name("chat-page.png")
-EXAMPLES = (0, 1)
+EXAMPLE, FOLLOW_UP = 2, "Read the text."
 
 
 def take_picture(model=None, target: Path = TARGET) -> None:
@@ -27,10 +27,12 @@ def take_picture(model=None, target: Path = TARGET) -> None:
         browser = playwright.chromium.launch(executable_path=chromium, args=flags)
         tab = browser.new_page(viewport={"width": 1200, "height": 860})
         tab.goto(page.local_url)
-        for number in EXAMPLES:
-            tab.locator(f"#example-{number}").click(timeout=30_000)
-            expect(tab.locator("#stop")).to_be_enabled(timeout=30_000)
-            expect(tab.locator("#stop")).to_be_disabled(timeout=120_000)
+        tab.locator(f"#example-{EXAMPLE}").click(timeout=30_000)
+        expect(tab.locator("#window .bot")).to_contain_text("tokens/s", timeout=120_000)
+        tab.locator("#box textarea").fill(FOLLOW_UP)
+        tab.locator("#box textarea").press("Enter")
+        expect(tab.locator("#window .bot")).to_have_count(2, timeout=30_000)
+        expect(tab.locator("#stop")).to_be_disabled(timeout=120_000)
         tab.mouse.move(5, 5)
         tab.wait_for_timeout(1000)
         tab.screenshot(path=target)
