@@ -60,37 +60,25 @@ def from_released(tensors: Mapping[str, Tensor], config: VLConfig | TextConfig) 
 
 
 _NATIVE_PREFIXES = (
+    (re.compile(r"^lm_head\."), "language_model.lm_head."),
     (re.compile(r"^model\.language_model\."), "language_model.model."),
     (re.compile(r"^model\.vision_tower\.(?!vision_model\.)"), "vision_tower.vision_model."),
-    (re.compile(r"^model\.vision_tower\."), "vision_tower."),
-    (re.compile(r"^model\.multi_modal_projector\."), "multi_modal_projector."),
-    (re.compile(r"^model\.image_newline$"), "image_newline"),
+    (re.compile(r"^model\.(vision_tower\.|multi_modal_projector\.|image_newline$)"), r"\1"),
 )
 
 
-def from_native(tensors: Mapping[str, Tensor], vision: bool) -> dict[str, Tensor]:
-    """Names of transformers' MiniMax and MiniMax-VL-01 classes -> released names; released names pass through.
-
-    Stacked `experts.gate_up_proj` (E, 2I, D) is w1 over w3; `experts.down_proj` (E, D, I) is w2.
-    """
-    out: dict[str, Tensor] = {}
+def from_native(tensors: Mapping[str, Tensor], config: VLConfig | TextConfig) -> dict[str, Tensor]:
+    """Names of transformers' MiniMax and MiniMax-VL-01 classes -> released names; released names pass through."""
+    if isinstance(config, TextConfig):
+        return text_names.to_released(text_names.from_native(dict(tensors)))
+    renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if vision:
-            for pattern, new in _NATIVE_PREFIXES:
-                name = pattern.sub(new, name)
-            if name == "lm_head.weight":
-                name = "language_model.lm_head.weight"
-        name = name.replace(".mlp.gate.weight", ".block_sparse_moe.gate.weight")
-        if name.endswith(".mlp.experts.gate_up_proj"):
-            base = name.removesuffix(".mlp.experts.gate_up_proj") + ".block_sparse_moe.experts"
-            for e, (w1, w3) in enumerate(zip(*tensor.chunk(2, dim=1), strict=True)):
-                out[f"{base}.{e}.w1.weight"], out[f"{base}.{e}.w3.weight"] = w1, w3
-        elif name.endswith(".mlp.experts.down_proj"):
-            base = name.removesuffix(".mlp.experts.down_proj") + ".block_sparse_moe.experts"
-            out |= {f"{base}.{e}.w2.weight": w2 for e, w2 in enumerate(tensor)}
-        else:
-            out[name] = tensor
-    return out
+        for pattern, new in _NATIVE_PREFIXES:
+            name = pattern.sub(new, name)
+        renamed[name] = tensor
+    text = {k.removeprefix(TEXT_PREFIX): v for k, v in renamed.items() if k.startswith(TEXT_PREFIX)}
+    rest = {k: v for k, v in renamed.items() if not k.startswith(TEXT_PREFIX)}
+    return {TEXT_PREFIX + k: v for k, v in from_native(text, config.text).items()} | rest
 
 
 def read_json(path: Path) -> dict:
@@ -197,7 +185,7 @@ def load_model(directory: str | Path, device="cpu", dtype: torch.dtype | None = 
     directory = Path(directory)
     config = load_config(directory)
     vision = isinstance(config, VLConfig)
-    tensors = from_native(read_tensors(directory, device), vision)
+    tensors = from_native(read_tensors(directory, device), config)
     if (config.text if vision else config).tie_word_embeddings:
         tensors.pop(("language_model." if vision else "") + "lm_head.weight", None)
     check_tensors(tensors, config, str(directory))
@@ -211,19 +199,35 @@ def load_model(directory: str | Path, device="cpu", dtype: torch.dtype | None = 
     return model.to(device).requires_grad_(False).eval()
 
 
-def save_model(model: VLModel | Decoder, directory: str | Path, *, dtype=None, max_shard_bytes=5 * 10**9) -> None:
+def save_model(
+    model: VLModel | Decoder,
+    directory: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+    native: bool = False,
+) -> None:
     """Write config.json and safetensors under the released names; the same weights give the same bytes.
 
-    `dtype` None keeps the model's dtype. Tokenizer and processor files are the processor's to save.
+    `dtype` None keeps the model's dtype. Tokenizer and processor files are the processor's to save. `native` writes a
+    text-only model in the dialect of transformers' MiniMaxForCausalLM instead.
+
+    Raises:
+        ValueError: `native` for a model that transformers' class cannot compute (it rotates whole heads).
     """
     directory = Path(directory)
+    if native:
+        if not isinstance(model, Decoder):
+            raise ValueError("only the text half can be saved for transformers' MiniMaxForCausalLM")
+        config, tensors = model.config.to_native_dict(), text_names.to_native(model.state_dict())
+    else:
+        config, tensors = model.config.to_dict(), to_released(model.state_dict(), model.config)
+        check_tensors(tensors, model.config, "the model in memory")
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = to_released(model.state_dict(), model.config)
     tensors = {
         name: t.detach().to("cpu", dtype or t.dtype, copy=True).contiguous() for name, t in sorted(tensors.items())
     }
-    check_tensors(tensors, model.config, "the model in memory")
-    write_json(directory / "config.json", model.config.to_dict() | {"torch_dtype": _dtype_name(tensors)})
+    write_json(directory / "config.json", config | {"torch_dtype": _dtype_name(tensors)})
     for old in (*directory.glob("model-*-of-*.safetensors"), directory / INDEX, directory / WEIGHTS):
         old.unlink(missing_ok=True)
     shards: list[dict[str, Tensor]] = [{}]
