@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import atexit
 import os
-import socket
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from mmvl.training.recipe import TrainRecipe
 
 
-def init_single_process() -> None:
-    """What torch.distributed needs to know about a group of one.
+def init_single_process(device: torch.device) -> None:
+    """A process group of one for DeepSpeed, without a launcher and without a port.
 
     Raises:
         ValueError: started by torchrun with several processes, which this version does not train with.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("mmvl train runs in one process for now; start it without torchrun")
-    if "MASTER_PORT" not in os.environ:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            os.environ["MASTER_PORT"] = str(s.getsockname()[1])
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists
+    if not dist.is_initialized():
+        dist.init_process_group(
+            "gloo" if device.type == "cpu" else "nccl", store=dist.HashStore(), rank=0, world_size=1
+        )
+        atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
 
 
 def param_groups(model: nn.Module, recipe: TrainRecipe) -> list[dict]:
@@ -52,7 +54,7 @@ def make_engine(objective: nn.Module, recipe: TrainRecipe, device: torch.device)
     Raises:
         ValueError: deepspeed is not installed.
     """
-    init_single_process()
+    init_single_process(device)
     try:
         import deepspeed
     except ImportError as e:
@@ -71,5 +73,7 @@ def make_engine(objective: nn.Module, recipe: TrainRecipe, device: torch.device)
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }
-    engine, _, _, _ = deepspeed.initialize(model=objective, optimizer=optimizer, config=config)
+    engine, _, _, _ = deepspeed.initialize(
+        model=objective, optimizer=optimizer, config=config, dist_init_required=False
+    )
     return engine

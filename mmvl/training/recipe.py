@@ -140,23 +140,28 @@ def _override(d: dict[str, Any], override: str) -> None:
         raise ValueError(f"--set {override!r}: write key=value, with dots for nesting (optimizer.lr=0.001)")
     *parents, last = key.split(".")
     here: Any = d
-    for part in parents:
-        here = here[int(part)] if isinstance(here, list) and part.isdigit() else here.setdefault(part, {})
+    for i, part in enumerate(parents):
+        if isinstance(here, dict):
+            here = here.setdefault(part, {})
+        else:
+            here = here[_item(here, part, parents[:i], override)]
         if not isinstance(here, dict | list):
             raise ValueError(f"--set {override!r}: {part} is a value, not a section")
-    parsed = yaml.safe_load(value)
-    if isinstance(parsed, str):  # YAML 1.1 reads 1e-3 as a string; pydantic turns it into a number where one is due
-        parsed = parsed.strip()
-    if isinstance(here, list):
-        here[int(last)] = parsed
-    else:
-        here[last] = parsed
+    here[last if isinstance(here, dict) else _item(here, last, parents, override)] = yaml.safe_load(value)
+
+
+def _item(items: list, number: str, where: list[str], override: str) -> int:
+    if not number.isdigit() or int(number) >= len(items):
+        raise ValueError(f"--set {override!r}: {'.'.join(where)} has no item {number}, it has {len(items)}")
+    return int(number)
 
 
 def _explain(error: dict) -> str:
     where = ".".join(str(part) for part in error["loc"] if part not in ("train", "tokenizer") or len(error["loc"]) == 1)
     if error["type"] == "extra_forbidden":
         return f"unknown key {where!r} (misspelt?)"
+    if error["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        return "the key stage must be train or tokenizer"
     if error["type"] == "missing":
         return f"missing key {where!r}"
     return f"{where or 'recipe'}: {error['msg']}"

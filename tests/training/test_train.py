@@ -1,0 +1,159 @@
+"""Training through DeepSpeed's engine: it learns, stops and goes on exactly, and freezes what the recipe says."""
+
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from mmvl.checkpoint import load_model, save_model
+from mmvl.processor import Processor
+from mmvl.text_backbone.packed import Packed
+from mmvl.training.engine import param_groups
+from mmvl.training.loader import Loader
+from mmvl.training.objective import Objective, cross_entropy
+from mmvl.training.recipe import DataSpec, load_recipe
+from mmvl.training.report import read_metrics
+from mmvl.training.train import train
+from mmvl.vlm import VLM
+
+
+@pytest.fixture
+def model(tiny_model_dir):
+    return load_model(tiny_model_dir, dtype=torch.float32).requires_grad_(True)
+
+
+def batches(recipe_dict, tiny_model_dir, n, **changes):
+    data = DataSpec.model_validate(recipe_dict["data"] | changes)
+    loader = Loader(data, Processor.from_pretrained(tiny_model_dir), seed=0)
+    return [b.to(torch.device("cpu")) for b in itertools.islice(loader, n)]
+
+
+def test_objective_is_the_mean_over_documents_seen_alone(model, recipe_dict, tiny_model_dir):
+    """Against the plain definition: each document by itself, log-softmax of its targets."""
+    batch = batches(recipe_dict, tiny_model_dir, 1)[0]
+    _, figures = Objective(model, balance=0.0, num_sources=2)(batch)
+    images = model.embed_images(batch.images)
+    x_TD = model.embed(batch.ids_T, images, batch.image_positions_I)
+    total, count, start = 0.0, 0, 0
+    for length in batch.lengths:
+        alone = model.language_model(x_TD[start : start + length], Packed.from_lengths((length,), "cpu"))
+        log_p = model.language_model.logits(alone.hidden_TD).log_softmax(-1)
+        inside = (batch.target_positions_L >= start) & (batch.target_positions_L < start + length)
+        for position, target in zip(batch.target_positions_L[inside], batch.targets_L[inside], strict=True):
+            total, count = total - log_p[position - start, target].item(), count + 1
+        start += length
+    assert figures["loss"].item() == pytest.approx(total / count, rel=1e-5)
+    assert figures["by_source"][2].sum() == count
+    assert figures["by_source"][0].sum().item() == pytest.approx(total, rel=1e-5)
+
+
+def test_cross_entropy_in_chunks_is_the_same(model):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(50, 32, generator=generator, requires_grad=True)
+    targets = torch.randint(0, 300, (50,), generator=generator)
+    whole, hits = cross_entropy(model.language_model, hidden, targets)
+    gradient = torch.autograd.grad(whole.mean(), hidden)[0]
+    parts, part_hits = cross_entropy(model.language_model, hidden, targets, chunk=7)
+    torch.testing.assert_close(parts, whole)
+    assert torch.equal(hits, part_hits)
+    torch.testing.assert_close(torch.autograd.grad(parts.mean(), hidden)[0], gradient)
+
+
+def test_without_images_the_vision_half_still_has_gradients(model, recipe_dict, tiny_model_dir):
+    """Zero ones: bucketed reduction needs them on every rank. The loss does not change."""
+    sources = [s for s in recipe_dict["data"]["sources"] if s["path"].endswith("text")]
+    batch = batches(recipe_dict, tiny_model_dir, 1, sources=sources)[0]
+    assert batch.images is None
+    loss, figures = Objective(model, balance=0.0, num_sources=1)(batch)
+    loss.backward()
+    assert loss.item() == figures["loss"].item()
+    assert all(p.grad is not None for p in model.parameters())
+    assert all(not p.grad.any() for p in model.vision_tower.parameters())
+
+
+def test_no_decay_for_vectors_and_embeddings(model, recipe_file):
+    recipe = load_recipe(recipe_file, ["optimizer.lr_scale={vision_tower: 0.5}"])
+    groups = param_groups(model, recipe)
+    placed = {id(p): g for g in groups for p in g["params"]}
+    assert len(placed) == len(list(model.parameters())) == sum(len(g["params"]) for g in groups)
+    for name, p in model.named_parameters():
+        assert (placed[id(p)]["weight_decay"] > 0) == (p.ndim >= 2 and "embed" not in name), name
+        assert placed[id(p)]["lr"] == pytest.approx(recipe.optimizer.lr * (0.5 if "vision_tower" in name else 1.0))
+
+
+def test_a_stage_learns_resumes_exactly_and_can_be_asked(recipe_file, tmp_path, picture_path):
+    """One run of 24,000 tokens equals one that stopped at 12,000 and went on; the loss falls; the result answers."""
+    whole = train(recipe_file, ["budget.tokens=24000", f"out={tmp_path / 'whole'}", "optimizer.decay_fraction=0"])
+    for tokens in (12000, 24000):
+        split = train(
+            recipe_file, [f"budget.tokens={tokens}", f"out={tmp_path / 'split'}", "optimizer.decay_fraction=0"]
+        )
+    losses = [r["loss"] for r in read_metrics(whole / "metrics.jsonl")]
+    assert losses[-1] < 0.5 * losses[0]
+    assert (whole / "loss.png").stat().st_size > 5000
+    ledgers = [json.loads((d / "ledger.json").read_text()) for d in (whole, split)]
+    assert ledgers[0] == ledgers[1] and ledgers[0]["tokens"] >= 24000
+    a, b = (load_model(d / "model").state_dict() for d in (whole, split))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert [r["step"] for r in read_metrics(split / "metrics.jsonl")] == [
+        r["step"] for r in read_metrics(whole / "metrics.jsonl")
+    ]
+    assert VLM(whole / "model").ask(picture_path, "what is the shape?", max_tokens=5)
+
+
+def test_frozen_parts_stay_and_the_next_stage_starts_from_the_last(recipe_file, tiny_model_dir, tmp_path):
+    out = train(
+        recipe_file,
+        [
+            f"init_from={tiny_model_dir}",
+            "model_config_file=null",
+            "tokenizer=null",
+            "trainable=[multi_modal_projector]",
+            "budget.tokens=1500",
+            f"out={tmp_path / 'adapter'}",
+        ],
+    )
+    before, after = load_model(tiny_model_dir).state_dict(), load_model(out / "model").state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if name.startswith(("multi_modal_projector", "image_newline"))}
+
+
+def test_a_signal_saves_first(recipe_file, tmp_path):
+    """A run that is told to end in the middle leaves a checkpoint, and the same command goes on from it."""
+    command = [sys.executable, "-m", "mmvl.app.cli", "train", str(recipe_file), "--set", "budget.tokens=100000000"]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline and run.poll() is None:
+        time.sleep(0.1)
+    run.send_signal(signal.SIGTERM)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130, errors
+    step = json.loads(metrics.read_text().splitlines()[-1])["step"]
+    tokens = json.loads((tmp_path / "out" / "ledger.json").read_text())["tokens"]
+    train(recipe_file, [f"budget.tokens={tokens + 1000}"])
+    assert json.loads(metrics.read_text().splitlines()[-1])["step"] > step
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_zero_stages_agree(recipe_file, tmp_path, stage):
+    out = train(recipe_file, [f"zero_stage={stage}", "budget.tokens=1200", f"out={tmp_path / 'zero'}"])
+    plain = train(recipe_file, ["zero_stage=0", "budget.tokens=1200", f"out={tmp_path / 'plain'}"])
+    a, b = (load_model(d / "model").state_dict() for d in (out, plain))
+    assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
+
+
+def test_what_does_not_fit_is_one_line(recipe_file, tiny_model_dir, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no tokenizer.json"):
+        train(recipe_file, [f"tokenizer={tmp_path}"])
+    with pytest.raises(FileNotFoundError, match="no shards"):
+        train(recipe_file, [f"data.sources.0.path={tmp_path}"])
+    text_only = tmp_path / "text-only"
+    save_model(load_model(tiny_model_dir).language_model, text_only)
+    with pytest.raises(ValueError, match="text-only model"):
+        train(recipe_file, [f"init_from={text_only}", "model_config_file=null", "tokenizer=null"])
