@@ -36,8 +36,8 @@ class Example:
 class Batch:
     """Documents packed one after the other; none sees another.
 
-    `target_positions_L` are the places whose next token is predicted, `targets_L` those tokens, `source_L` their source.
-    `text_tokens` and `image_tokens` (per source) are what the ledger counts: every position of the batch.
+    `target_positions_L` are the places whose next token is predicted, `targets_L` those tokens, `source_L` their
+    source. `text_tokens` and `image_tokens` (per source) are what the ledger counts: every position of the batch.
     """
 
     ids_T: Tensor

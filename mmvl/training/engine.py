@@ -1,33 +1,11 @@
-"""DeepSpeed's engine around the objective: optimizer groups, precision, ZeRO. One process for now."""
+"""DeepSpeed's engine around the objective: optimizer groups, precision, ZeRO."""
 
 from __future__ import annotations
 
-import atexit
-import os
-
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from mmvl.training.recipe import TrainRecipe
-
-
-def init_single_process(device: torch.device) -> None:
-    """A process group of one for DeepSpeed, without a launcher and without a port.
-
-    Raises:
-        ValueError: started by torchrun with several processes, which this version does not train with.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("mmvl train runs in one process for now; start it without torchrun")
-    if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists
-    if not dist.is_initialized():
-        dist.init_process_group(
-            "gloo" if device.type == "cpu" else "nccl", store=dist.HashStore(), rank=0, world_size=1
-        )
-        atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
 
 
 def param_groups(model: nn.Module, recipe: TrainRecipe) -> list[dict]:
@@ -49,18 +27,17 @@ def param_groups(model: nn.Module, recipe: TrainRecipe) -> list[dict]:
 
 
 def make_engine(objective: nn.Module, recipe: TrainRecipe, device: torch.device):
-    """`deepspeed.initialize` with settings from the recipe; returns DeepSpeed's engine.
+    """DeepSpeed's engine with settings from the recipe; torch.distributed (`Ranks`) must be up already.
 
     Raises:
         ValueError: deepspeed is not installed.
     """
-    init_single_process(device)
     try:
         import deepspeed
     except ImportError as e:
         raise ValueError("training needs DeepSpeed: pip install 'mmvl[train]'") from e
-    # Ranks of one host may talk through a C++ extension that DeepSpeed compiles at first use; one rank has nobody to
-    # talk to, so a missing compiler must not stop it, nor a minute of compiling delay it.
+    # On CPUs DeepSpeed compiles a C++ extension at first use, for ranks of one host to talk through shared memory. gloo
+    # does that as well, so a missing compiler must not stop a run, nor a minute of compiling delay it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     optimizer = torch.optim.AdamW(
         param_groups(objective.model, recipe), betas=recipe.optimizer.betas, eps=1e-8, fused=device.type == "cuda"

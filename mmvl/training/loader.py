@@ -1,8 +1,9 @@
 """Shards -> samples -> mixture by token deficit -> packed batches, in worker processes ahead of the device.
 
 The stream of batches is a pure function of the recipe: it is made of a fixed number of virtual workers, each with its
-own part of every source, its own mixture and its own packer, and takes one batch from each in turn. Worker processes
-own virtual workers, so their number changes nothing but speed, and the state of a virtual worker is a few counters.
+own part of every source, its own mixture and its own packer, and takes one batch from each in turn. Ranks take the
+turns in turn, a rank's worker processes likewise, so that the numbers of both change nothing about the order; and the
+state of a virtual worker is a few counters.
 """
 
 from __future__ import annotations
@@ -86,13 +87,12 @@ def source_names(data: DataSpec) -> list[str]:
 class PackedBatches(IterableDataset):
     """Endless ((batch, state of its virtual worker after it, samples skipped so far by source), virtual worker).
 
-    `first` is the virtual worker whose turn it is. A loader takes from its worker processes in turn, so with process w
-    of n owning every n-th turn the batches come in the order of the turns, however many processes there are.
+    `turns` are the virtual workers of this rank, in order. A loader takes from its worker processes in turn, so with
+    process w of n owning every n-th of them the batches come in that order, however many processes there are.
     """
 
-    def __init__(self, data: DataSpec, processor: Processor, seed: int, states: list[dict | None], first: int):
-        self.data, self.processor, self.seed, self.states = data, processor, seed, states
-        self.turns = [(first + i) % data.virtual_workers for i in range(data.virtual_workers)]
+    def __init__(self, data: DataSpec, processor: Processor, seed: int, states: list[dict | None], turns: list[int]):
+        self.data, self.processor, self.seed, self.states, self.turns = data, processor, seed, states, turns
         names = source_names(data)
         self.sources = {
             name: _Numbered(i, ShardSource.from_dir(spec.path))
@@ -134,20 +134,37 @@ class Loader:
     `skipped` counts samples that could not be used, by source; `problems` lists damage found when opening shards.
     """
 
-    def __init__(self, data: DataSpec, processor: Processor, seed: int, state: dict | None = None, pin: bool = False):
-        """`state` is another loader's `state`, or None to begin.
+    def __init__(
+        self,
+        data: DataSpec,
+        processor: Processor,
+        seed: int,
+        state: dict | None = None,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        pin: bool = False,
+    ):
+        """`state` is what `joined` made of the ranks' states, of as many ranks as there were; None to begin.
 
         Raises:
-            ValueError, FileNotFoundError: shards missing or unreadable, or a state of other data.
+            ValueError, FileNotFoundError: shards missing or unreadable, a state of other data, or virtual workers that
+                do not divide among ranks and their processes.
         """
         count = data.virtual_workers
+        if count % (world * max(1, data.workers)):
+            raise ValueError(
+                f"data.virtual_workers ({count}) must be a multiple of {world} ranks times {data.workers} workers"
+            )
         self._states: list[dict | None] = list(state["virtual_workers"]) if state else [None] * count
-        self._next = state["next"] if state else 0
+        self._next, self._world = state["next"] if state else 0, world
         if len(self._states) != count:
             raise ValueError(
                 f"the checkpoint was made with {len(self._states)} virtual workers, the recipe says {count}; keep it"
             )
-        self._dataset = PackedBatches(data, processor, seed, self._states, self._next)
+        turns = [(self._next + i) % count for i in range(count)][rank::world]
+        self._mine = set(turns)
+        self._dataset = PackedBatches(data, processor, seed, self._states, turns)
         self.problems = self._dataset.problems
         self._skipped: dict[int, dict[str, int]] = {}
         self._data = data
@@ -164,13 +181,22 @@ class Loader:
         for (batch, state, skipped), virtual in self._loader:
             self._states[virtual] = state
             self._skipped[virtual] = skipped
-            self._next = (virtual + 1) % self._data.virtual_workers
+            self._next = (self._next + self._world) % self._data.virtual_workers
             yield batch
 
     @property
     def state(self) -> dict:
-        """JSON-able; taken after a batch, it resumes with the next one."""
-        return {"virtual_workers": list(self._states), "next": self._next}
+        """JSON-able; taken after a batch, it resumes with the next one. It knows this rank's virtual workers only."""
+        mine = [state if v in self._mine else None for v, state in enumerate(self._states)]
+        return {"virtual_workers": mine, "next": self._next}
+
+    @staticmethod
+    def joined(states: list[dict]) -> dict:
+        """One state of the states of all ranks, taken after the same step."""
+        assert len({s["next"] for s in states}) == 1, "states of different steps"
+        columns = zip(*(s["virtual_workers"] for s in states), strict=True)
+        known = [next((state for state in column if state), None) for column in columns]
+        return {"virtual_workers": known, "next": states[0]["next"]}
 
     @property
     def skipped(self) -> dict[str, int]:

@@ -37,9 +37,11 @@ def cross_entropy(decoder: nn.Module, hidden_LD: Tensor, targets_L: Tensor, chun
 class Objective(nn.Module):
     """The module that the training engine wraps: batch -> (loss, figures to log).
 
-    The loss is the mean over the batch's targets plus `balance` times the router's balance loss. A batch without images
-    still runs the vision half on a black image, with weight zero, if that half is trained: every rank then has a
-    gradient for every parameter, which bucketed gradient reduction needs.
+    The loss is the mean over the targets of all ranks plus `balance` times the router's balance loss. The engine
+    averages gradients over ranks, so a rank contributes `world` times its sum over the number of targets everywhere.
+
+    A batch without images still runs the vision half on a black image, with weight zero, if that half is trained: every
+    rank then has a gradient for every parameter, which bucketed gradient reduction needs.
     """
 
     def __init__(self, model: VLModel, balance: float, num_sources: int):
@@ -48,19 +50,18 @@ class Objective(nn.Module):
         self.balance = balance
         self.num_sources = num_sources
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, targets: int | None = None, world: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
+        """`targets` of the `world` ranks together; None: this rank is alone."""
         out = self.model(batch.ids_T, batch.packed, batch.images, batch.image_positions_I)
         hidden_LD = out.hidden_TD.index_select(0, batch.target_positions_L)
         loss_L, hit_L = cross_entropy(self.model.language_model, hidden_LD, batch.targets_L)
-        language = loss_L.mean()
-        loss = language + self.balance * out.balance_loss
+        loss = loss_L.sum() * (world / (targets or len(loss_L))) + self.balance * out.balance_loss
         if batch.images is None and any(p.requires_grad for p in self.model.vision_tower.parameters()):
             loss = loss + 0.0 * self.model.embed_images(self._black_image()).sum()
         with torch.no_grad():
             sums = torch.zeros(3, self.num_sources, device=loss.device)
             sums.index_add_(1, batch.source_L, torch.stack([loss_L, hit_L.float(), torch.ones_like(loss_L)]))
         figures = {
-            "loss": language.detach(),
             "balance": out.balance_loss.detach(),
             "by_source": sums,
             "busiest_expert": _busiest(out.expert_counts_LE),

@@ -90,7 +90,7 @@ class TrainRecipe(Strict):
     @model_validator(mode="after")
     def _one_origin(self):
         if (self.model_config_file is None) == (self.init_from is None):
-            raise ValueError("give either model_config_file (random weights) or init_from (weights of a stage), not both")
+            raise ValueError("give model_config_file (random weights) or init_from (weights of a stage), not both")
         if (self.model_config_file is None) != (self.tokenizer is None):
             raise ValueError("tokenizer (directory of a tokenizer stage) goes with model_config_file, and only with it")
         return self

@@ -58,7 +58,7 @@ def draw_loss(runs: dict[str, Path], picture: Path) -> None:
                 if source in r["by_source"]
             ]
             axis.plot(*zip(*points, strict=True), linewidth=0.9, alpha=0.8, label=source)
-        axis.set(title=name, xlabel="tokens consumed (millions)", ylabel="cross-entropy per target (nats)", yscale="log")
+        axis.set(title=name, xlabel="millions of tokens consumed", ylabel="nats per target", yscale="log")
         axis.grid(alpha=0.3, which="both")
         axis.legend(fontsize=8)
     picture.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from mmvl.training.engine import make_engine
 from mmvl.training.ledger import Ledger
 from mmvl.training.loader import Loader, source_names
 from mmvl.training.objective import Objective
+from mmvl.training.ranks import Ranks
 from mmvl.training.recipe import TokenizerRecipe, TrainRecipe, load_recipe
 from mmvl.training.report import METRICS, Metrics, draw_loss
 from mmvl.training.schedule import lr_factor, progress
@@ -88,7 +90,6 @@ def build_model(recipe: TrainRecipe) -> tuple[VLModel, Processor]:
 class _Window:
     """Figures summed on the device since the last log line, so that logging costs one sync."""
 
-    loss: list = field(default_factory=list)
     balance: list = field(default_factory=list)
     busiest_expert: list = field(default_factory=list)
     by_source: list = field(default_factory=list)
@@ -96,15 +97,19 @@ class _Window:
     tokens: int = 0
     began: float = field(default_factory=time.monotonic)
 
-    def add(self, figures: dict) -> None:
+    def add(self, figures: dict, tokens: int) -> None:
+        self.tokens += tokens
         for name, value in figures.items():
             getattr(self, name).append(value)
 
-    def record(self, names: list[str]) -> dict:
-        sums = torch.stack(self.by_source).sum(0).tolist()
+    def record(self, names: list[str], ranks: Ranks) -> dict:
+        """Means over the window's targets of all ranks; balance, experts and waiting are the first rank's."""
+        count = len(names)
+        flat = ranks.sum(torch.stack(self.by_source).sum(0).flatten().tolist())
+        sums = [flat[i * count : (i + 1) * count] for i in range(3)]
         seconds = time.monotonic() - self.began
         return {
-            "loss": torch.stack(self.loss).mean().item(),
+            "loss": sum(sums[0]) / sum(sums[2]),
             "balance": torch.stack(self.balance).mean().item(),
             "busiest_expert": torch.stack(self.busiest_expert).max().item(),
             "by_source": {
@@ -118,11 +123,16 @@ class _Window:
 
 
 class Stage:
-    """One training stage: its state (step, seconds, ledger) and the loop over it."""
+    """One training stage: its state (step, seconds, ledger) and the loop over it.
+
+    Under torchrun every process holds the model and takes its share of the batches; ZeRO splits the optimizer.
+    """
 
     def __init__(self, recipe: TrainRecipe, console: Console):
-        self.recipe, self.console, self.out = recipe, console, recipe.out
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.ranks = Ranks()
+        if not self.ranks.first:
+            console = Console(quiet=True)
+        self.recipe, self.console, self.out, self.device = recipe, console, recipe.out, self.ranks.device
         if recipe.precision == "bf16" and self.device.type == "cpu":
             console.print("bf16 on the CPU is slow and coarse; set precision=fp32 there", style="yellow")
         torch.manual_seed(recipe.seed)
@@ -135,20 +145,28 @@ class Stage:
         self.step, self.seconds, self.ledger, loader_state = 0, 0.0, Ledger(self.names), None
         if (self.out / CHECKPOINTS / TAG).is_dir():
             loader_state = self._resume()
-        else:
+        elif self.ranks.first:
             (self.out / METRICS).unlink(missing_ok=True)
         self.loader = Loader(
-            recipe.data, self.processor, recipe.seed, state=loader_state, pin=self.device.type == "cuda"
+            recipe.data,
+            self.processor,
+            recipe.seed,
+            loader_state,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
+            pin=self.device.type == "cuda",
         )
         for problem in self.loader.problems:
             console.print(f"data: {problem}", style="yellow")
-        write_json(self.out / "recipe.json", recipe.model_dump(mode="json"))
+        if self.ranks.first:
+            write_json(self.out / "recipe.json", recipe.model_dump(mode="json"))
 
     def _resume(self) -> dict:
         _, state = self.engine.load_checkpoint(str(self.out / CHECKPOINTS), tag=TAG)
         self.step, self.seconds = state["step"], state["seconds"]
         self.ledger = Ledger.from_dict(state["ledger"], self.names)
-        self.metrics.truncate(self.step)
+        if self.ranks.first:
+            self.metrics.truncate(self.step)
         self.console.print(f"resumed {self.recipe.name} at step {self.step}, {self.ledger.tokens:,} tokens")
         return state["loader"]
 
@@ -158,13 +176,21 @@ class Stage:
             "step": self.step,
             "seconds": self.seconds,
             "ledger": self.ledger.to_dict(),
-            "loader": self.loader.state,
+            "loader": Loader.joined(self.ranks.gather(self.loader.state)),
         }
+        skipped = Counter()
+        for of_rank in self.ranks.gather(self.loader.skipped):
+            skipped.update(of_rank)
         self.engine.save_checkpoint(str(self.out / CHECKPOINTS), tag=TAG, client_state=state)
+        if self.ranks.first:
+            self._save_model(dict(skipped))
+        self.ranks.wait()
+
+    def _save_model(self, skipped: dict[str, int]) -> None:
         dtype = torch.bfloat16 if self.recipe.precision == "bf16" else torch.float32
         save_model(self.model, self.out / "model", dtype=dtype)
         self.processor.save(self.out / "model")
-        write_json(self.out / "ledger.json", self.ledger.to_dict() | {"skipped": self.loader.skipped})
+        write_json(self.out / "ledger.json", self.ledger.to_dict() | {"skipped": skipped})
         if (self.out / METRICS).exists():
             draw_loss({self.recipe.name: self.out / METRICS}, self.out / "loss.png")
 
@@ -194,26 +220,35 @@ class Stage:
         return self.out
 
     def _loop(self, stop: list[int]) -> None:
-        recipe = self.recipe
+        recipe, ranks, count = self.recipe, self.ranks, len(self.names)
         start, saved, window = time.monotonic() - self.seconds, time.monotonic(), _Window()
         batches = iter(self.loader)
-        while not stop and (spent := progress(self.ledger.tokens, self.seconds, recipe.budget)) < 1.0:
+        while (spent := progress(self.ledger.tokens, self.seconds, recipe.budget)) < 1.0:
             lr = self._set_lr(spent)
             waiting = time.monotonic()
             batch = next(batches)
             window.wait += time.monotonic() - waiting
-            loss, figures = self.engine(batch.to(self.device))
+            # One exchange a step: what the ledger counts, the targets, and the first rank's word on time and saving, so
+            # that all ranks stop and save at the same step.
+            now = time.monotonic()
+            mine = [len(batch.targets_L), len(stop), *batch.text_tokens, *batch.image_tokens, *batch.samples]
+            words = [now - start, now - saved > 60 * recipe.save_every_minutes] if ranks.first else [0, 0]
+            seconds, save, targets, stopping, *counts = ranks.sum([*words, *mine])
+            loss, figures = self.engine(batch.to(self.device), int(targets), ranks.world)
             self.engine.backward(loss)
             self.engine.step()
             self.step += 1
-            self.ledger.add(batch.text_tokens, batch.image_tokens, batch.samples)
-            window.add(figures)
-            window.tokens += len(batch.ids_T)
-            self.seconds = time.monotonic() - start
+            self.seconds = seconds
+            counts = [int(n) for n in counts]
+            self.ledger.add(counts[:count], counts[count : 2 * count], counts[2 * count :])
+            window.add(figures, sum(counts[: 2 * count]))
             if self.step % recipe.log_every_steps == 0:
-                self._log(window.record(self.names), lr, spent)
+                self._log(window.record(self.names, ranks), lr, spent)
                 window = _Window()
-            if time.monotonic() - saved > 60 * recipe.save_every_minutes:
+            if stopping:
+                stop.append(signal.SIGTERM)
+                return
+            if save:
                 self.save()
                 saved = time.monotonic()
 
@@ -228,6 +263,8 @@ class Stage:
         } | record
         if not record["loss"] < float("inf"):
             raise ValueError(f"the loss is {record['loss']} at step {self.step}; lower optimizer.lr and start again")
+        if not self.ranks.first:
+            return
         self.metrics.write(record)
         sources = "  ".join(f"{n} {v['loss']:.3f}/{v['accuracy']:.0%}" for n, v in record["by_source"].items())
         self.console.print(

@@ -43,7 +43,7 @@ def test_overrides_reach_into_sections_and_lists(recipe_file):
         ({"seed": None}, "seed"),
         ({"precision": "int3"}, "precision"),
         ({"init_from": "x"}, "not both"),
-        ({"model_config_file": None, "tokenizer": None}, "give either"),
+        ({"model_config_file": None, "tokenizer": None}, "give model_config_file"),
     ],
 )
 def test_mistakes_are_named(recipe_file, change, message):
