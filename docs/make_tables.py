@@ -1,12 +1,15 @@
-"""Writes the table of results into README.md from the files that `mmvl eval --json` wrote for mmvl-tiny."""
+"""Writes the tables of results into README.md and mmvl-tiny's model card from what `mmvl eval --json` wrote for it, and
+draws its loss curve from the metrics of its training stages.
+"""
 
 import json
 import re
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
-README = REPOSITORY / "README.md"
 MODEL = REPOSITORY / "mmvl" / "models" / "mmvl-tiny"
+README, CARD = REPOSITORY / "README.md", MODEL / "README.md"
+STAGES = ("text", "vision-words", "vision-language")
 BEGIN, END = r"<!-- results: [^\n]*-->\n", "<!-- end of results -->"
 
 
@@ -16,11 +19,13 @@ def find_results(folder: Path = MODEL) -> list[dict]:
     return [result for result in found if "task" in result and "scores" in result]
 
 
-def table(results: list[dict]) -> str:
-    """Markdown: a row a score, then the commands that measured them."""
+def table(results: list[dict], full: bool) -> str:
+    """Markdown: a row a score, then the commands that measured them. Not `full`: no scores of parts of a task."""
     lines = ["| task | measure | value | 95% interval | questions |", "|---|---|---:|---:|---:|"]
     for result in results:
         for score in result["scores"]:
+            if not full and score["n"] < result["scores"][0]["n"]:
+                continue
             value, low, high = (f"{100 * score[key]:.1f}%" for key in ("value", "low", "high"))
             lines.append(f"| {result['task']} | {score['metric']} | {value} | {low} to {high} | {score['n']:,} |")
     lines += ["", "```", *(command(result) for result in results), "```"]
@@ -33,13 +38,17 @@ def command(result: dict) -> str:
     return f"mmvl eval {result['task']}{limit}"
 
 
-def with_table(readme: str, results: list[dict]) -> str:
-    """The README with the table between its markers. Raises ValueError if they are not there once."""
-    new, count = re.subn(f"({BEGIN}).*?({END})", lambda m: m[1] + table(results) + m[2], readme, flags=re.DOTALL)
+def with_table(page: str, results: list[dict], full: bool = False) -> str:
+    """A page with the table between its markers. Raises ValueError if they are not there once."""
+    new, count = re.subn(f"({BEGIN}).*?({END})", lambda m: m[1] + table(results, full) + m[2], page, flags=re.DOTALL)
     if count != 1:
-        raise ValueError(f"{README} has {count} places for the results, not one")
+        raise ValueError(f"there are {count} places for the results, not one: {page.splitlines()[0]}")
     return new
 
 
 if __name__ == "__main__":
-    README.write_text(with_table(README.read_text(encoding="utf-8"), find_results()), encoding="utf-8")
+    from mmvl.training.report import draw_loss
+
+    for page in (README, CARD):
+        page.write_text(with_table(page.read_text(encoding="utf-8"), find_results(), page == CARD), encoding="utf-8")
+    draw_loss({stage: MODEL / "training" / stage / "metrics.jsonl" for stage in STAGES}, MODEL / "loss.png")

@@ -12,7 +12,7 @@ from mmvl import VLM
 from mmvl.app.chat import build_page, launch
 
 TARGET = Path(__file__).with_name("chat-page.png")
-EXAMPLE, FOLLOW_UP = 2, "Read the text."
+EXAMPLE, FOLLOW_UP = 0, "what color is the shape?"
 
 
 def take_picture(model=None, target: Path = TARGET) -> None:

@@ -93,6 +93,8 @@ def test_its_numbers_are_those_of_the_result_files(make_tables):
     results = make_tables.find_results()
     assert {result["task"] for result in results} >= {"easy-vqa"}, "no results in mmvl/models/mmvl-tiny"
     assert make_tables.with_table(README, results) == README, "run docs/make_tables.py"
+    card = make_tables.CARD.read_text(encoding="utf-8")
+    assert make_tables.with_table(card, results, full=True) == card, "run docs/make_tables.py"
 
 
 def test_its_numbers_are_of_the_model_that_is_shipped(make_tables):
