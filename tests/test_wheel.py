@@ -42,12 +42,20 @@ def test_every_module_and_every_asset_is_in_the_wheel(wheel_names):
     for folder in ("kernels", "text_backbone", "vision", "data", "app", "mmvl"):
         for file in (REPOSITORY / folder).rglob("*"):
             shipped = file.suffix == ".py" or {"assets", "recipes", "models", "sets"} & set(file.parts)
-            if file.is_file() and shipped and "__pycache__" not in file.parts:
+            evidence = "models" in file.parts and {"results", "training"} & set(file.parts)  # for the repository only
+            if file.is_file() and shipped and not evidence and "__pycache__" not in file.parts:
                 inside = file.relative_to(REPOSITORY).as_posix()
                 wanted.add(inside if folder == "mmvl" else f"mmvl/{inside}")
     assert wanted <= set(wheel_names), sorted(wanted - set(wheel_names))
     for kind in ("mmvl/recipes/", "mmvl/models/mmvl-tiny/", "mmvl/app/assets/examples/"):
         assert [name for name in wheel_names if name.startswith(kind)], f"nothing in {kind}"
+
+
+def test_the_model_that_is_shipped_is_at_most_32_mb(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        sizes = {i.filename: i.file_size for i in archive.infolist() if i.filename.startswith("mmvl/models/mmvl-tiny/")}
+    assert sizes["mmvl/models/mmvl-tiny/model.safetensors"] > 10**6
+    assert sum(sizes.values()) <= 32 * 10**6, sizes
 
 
 def test_the_rooms_find_each_other_once_installed(wheel, tmp_path):
