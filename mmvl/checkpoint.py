@@ -7,7 +7,6 @@ and the one of transformers (stacked experts, `model.language_model....`). The r
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmvl.config import VLConfig
+from mmvl.json_files import read_json, write_json
 from mmvl.model import VLModel
 from mmvl.text_backbone import names as text_names
 from mmvl.text_backbone.config import TextConfig
@@ -45,8 +45,7 @@ def to_released(state: Mapping[str, Tensor], config: VLConfig | TextConfig) -> d
     """A module's state dict -> tensors under their released names."""
     if isinstance(config, TextConfig):
         return text_names.to_released(dict(state))
-    text = {k.removeprefix(TEXT_PREFIX): v for k, v in state.items() if k.startswith(TEXT_PREFIX)}
-    rest = {k: v for k, v in state.items() if not k.startswith(TEXT_PREFIX)}
+    text, rest = _halves(state)
     return {TEXT_PREFIX + k: v for k, v in text_names.to_released(text).items()} | vision_names.to_released(rest)
 
 
@@ -54,9 +53,14 @@ def from_released(tensors: Mapping[str, Tensor], config: VLConfig | TextConfig) 
     """The inverse of `to_released`."""
     if isinstance(config, TextConfig):
         return text_names.from_released(dict(tensors))
-    text = {k.removeprefix(TEXT_PREFIX): v for k, v in tensors.items() if k.startswith(TEXT_PREFIX)}
-    rest = {k: v for k, v in tensors.items() if not k.startswith(TEXT_PREFIX)}
+    text, rest = _halves(tensors)
     return {TEXT_PREFIX + k: v for k, v in text_names.from_released(text).items()} | vision_names.from_released(rest)
+
+
+def _halves(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The decoder's tensors under the names that it gives them, and all others."""
+    text = {k.removeprefix(TEXT_PREFIX): v for k, v in tensors.items() if k.startswith(TEXT_PREFIX)}
+    return text, {k: v for k, v in tensors.items() if not k.startswith(TEXT_PREFIX)}
 
 
 _NATIVE_PREFIXES = (
@@ -76,26 +80,8 @@ def from_native(tensors: Mapping[str, Tensor], config: VLConfig | TextConfig) ->
         for pattern, new in _NATIVE_PREFIXES:
             name = pattern.sub(new, name)
         renamed[name] = tensor
-    text = {k.removeprefix(TEXT_PREFIX): v for k, v in renamed.items() if k.startswith(TEXT_PREFIX)}
-    rest = {k: v for k, v in renamed.items() if not k.startswith(TEXT_PREFIX)}
+    text, rest = _halves(renamed)
     return {TEXT_PREFIX + k: v for k, v in from_native(text, config.text).items()} | rest
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object from a file of a model directory.
-
-    Raises:
-        FileNotFoundError: no such file. ValueError: not JSON, or not an object.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path.name} in {path.parent}: not a model directory in Hugging Face layout")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path} is not valid JSON ({e}); fetch or save the model again") from e
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__} where an object is needed")
-    return value
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -247,10 +233,6 @@ def save_model(
     weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
     total = sum(t.nbytes for t in tensors.values())
     write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _dtype_name(tensors: Mapping[str, Tensor]) -> str:

@@ -17,6 +17,7 @@ import jinja2.sandbox
 from tokenizers import Tokenizer
 
 from mmvl.chat_template import BOS, CHAT_TEMPLATE, END_OF_DOCUMENT, EOS, IMAGE
+from mmvl.json_files import read_json, write_json
 from mmvl.vision.config import TilingConfig
 from mmvl.vision.images import open_image
 from mmvl.vision.tiling import TiledImage, tile_image
@@ -90,8 +91,8 @@ class Processor:
         The chat template is tokenizer_config.json's, or chat_template.jinja's, or else the released format.
         """
         directory = Path(directory)
-        config = _read_json(directory / "config.json")
-        tokenizer_config = _read_json(directory / "tokenizer_config.json")
+        config = read_json(directory / "config.json")
+        tokenizer_config = read_json(directory / "tokenizer_config.json")
         tokenizer_file = directory / "tokenizer.json"
         if not tokenizer_file.is_file():
             raise FileNotFoundError(f"{directory} has no tokenizer.json")
@@ -104,8 +105,10 @@ class Processor:
         if template is None:
             template = template_file.read_text(encoding="utf-8") if template_file.is_file() else CHAT_TEMPLATE
         preprocessor = directory / "preprocessor_config.json"
-        tiling = TilingConfig.from_dicts(config, _read_json(preprocessor) if preprocessor.is_file() else None)
-        eos = config.get("eos_token_id", config.get("text_config", {}).get("eos_token_id"))
+        tiling = TilingConfig.from_dicts(config, read_json(preprocessor) if preprocessor.is_file() else None)
+        eos = config.get("eos_token_id")
+        if eos is None:
+            eos = config.get("text_config", {}).get("eos_token_id")
         processor = cls(
             tokenizer,
             tiling,
@@ -113,7 +116,7 @@ class Processor:
             eos_ids=[eos] if isinstance(eos, int) else eos,
             tokenizer_config=tokenizer_config,
         )
-        wanted = config.get("image_token_index", processor.image_id)
+        wanted = config.get("image_token_index", config.get("image_token_id", processor.image_id))
         if wanted != processor.image_id:
             raise ValueError(
                 f"{directory}: config.json says image token {wanted}, the tokenizer says {processor.image_id}"
@@ -134,8 +137,8 @@ class Processor:
             "clean_up_tokenization_spaces": False,
         }
         tokenizer_config = defaults | self.tokenizer_config | {"chat_template": self.chat_template}
-        _write_json(directory / "tokenizer_config.json", tokenizer_config)
-        _write_json(directory / "preprocessor_config.json", self.tiling.to_preprocessor_dict())
+        write_json(directory / "tokenizer_config.json", tokenizer_config)
+        write_json(directory / "preprocessor_config.json", self.tiling.to_preprocessor_dict())
 
     # -- images and text --------------------------------------------------------------------------------------------
 
@@ -338,19 +341,3 @@ def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
 def _text(token, default: str) -> str:
     """A token of tokenizer_config.json, which is a string or a dict with its `content`."""
     return (token["content"] if isinstance(token, dict) else token) or default
-
-
-def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} has no {path.name}: not a model directory, or incomplete")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise ValueError(f"{path} is not valid JSON") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object")
-    return value
-
-
-def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

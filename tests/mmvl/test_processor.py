@@ -317,12 +317,16 @@ def test_settings_of_the_files(directory):
     assert Processor.from_pretrained(directory).chat_template == CHAT_TEMPLATE
     edit(directory / "config.json", eos_token_id=None, text_config={"eos_token_id": 5})
     assert Processor.from_pretrained(directory).eos_ids == (5,)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))  # as transformers writes it
+    assert Processor.from_pretrained(directory).eos_ids == (5,)
 
 
 def test_directories_that_cannot_be_used(directory):
-    edit(directory / "config.json", image_token_index=99)
-    with pytest.raises(ValueError, match="99"):
-        Processor.from_pretrained(directory)
+    for key in ("image_token_id", "image_token_index"):
+        edit(directory / "config.json", **({"image_token_index": None} | {key: 99}))
+        with pytest.raises(ValueError, match="99"):
+            Processor.from_pretrained(directory)
     (directory / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="tokenizer.json is not a tokenizer file"):
         Processor.from_pretrained(directory)
