@@ -28,7 +28,8 @@ class VisionTower(nn.Module):
             embed_dim=config.hidden_size,
             depth=config.num_hidden_layers,
             num_heads=config.num_attention_heads,
-            mlp_ratio=config.intermediate_size / config.hidden_size,
+            # timm rounds width * ratio down, and the quotient alone may be a hair too small
+            mlp_ratio=(config.intermediate_size + 0.5) / config.hidden_size,
             num_classes=0,
             global_pool="",
             pre_norm=True,  # a norm before the blocks; timm then leaves out the patch embedding's bias

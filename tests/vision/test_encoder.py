@@ -121,6 +121,15 @@ def test_released_size():
     assert {k: v.shape for k, v in from_released(to_released(state)).items()} == {k: v.shape for k, v in state.items()}
 
 
+@pytest.mark.parametrize("width", [56, 112, 1152])
+def test_any_width_of_the_mlp_is_exact(width):
+    """56 * (488 / 56) is a hair under 488, which timm would round down to 487."""
+    for inner in (488, 920, 976, 3072, 4304):
+        config = VisionConfig(hidden_size=width, intermediate_size=inner, num_attention_heads=8, num_hidden_layers=1)
+        with torch.device("meta"):
+            assert VisionTower(config).vit.blocks[0].mlp.fc1.out_features == inner
+
+
 def test_names_round_trip(released):
     again = to_released(from_released(released))
     assert again.keys() == released.keys()
