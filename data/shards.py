@@ -233,10 +233,11 @@ def _check(record: dict, members: dict[str, bytes], where: str) -> None:
         if not isinstance(message.get("content"), list):
             raise SampleError(f"{where}: a message whose content is not a list")
         for part in message["content"]:
-            if part.get("type") == "image":
-                if part.get("file") not in members:
-                    raise SampleError(f"{where}: file '{part.get('file')}' is named but missing")
-            elif part.get("type") != "text" or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind == "image" and isinstance(part.get("file"), str):
+                if part["file"] not in members:
+                    raise SampleError(f"{where}: file '{part['file']}' is named but missing")
+            elif kind != "text" or not isinstance(part.get("text"), str):
                 raise SampleError(f"{where}: a part that is neither image nor text")
 
 
@@ -267,15 +268,19 @@ class ShardSource:
 
     @classmethod
     def from_dir(cls, dir: str | Path, prefix: str = "") -> "ShardSource":
-        """All `prefix*.tar` of a directory, in order of name; counts are held to manifest.json where there is one."""
+        """All `prefix*.tar` of a directory, in order of name; counts are held to manifest.json where there is one.
+
+        FileNotFoundError when there is no shard, ShardError when the manifest is damaged or names one that is missing.
+        """
         dir = Path(dir)
         shards = sorted(dir.glob(f"{prefix}*.tar"))
         if not shards:
             raise FileNotFoundError(f"no shards {dir}/{prefix}*.tar; write some with `mmvl data render` or `import`")
         expected = None
         if (dir / "manifest.json").exists():
-            listed = json.loads((dir / "manifest.json").read_text())["shards"]
-            expected = {shard["name"]: shard["samples"] for shard in listed}
+            from mmvl.data.manifest import load_manifest  # which itself reads shards
+
+            expected = {shard["name"]: shard["samples"] for shard in load_manifest(dir)["shards"]}
             gone = [name for name in expected if name.startswith(prefix) and not (dir / name).exists()]
             if gone:
                 raise ShardError(f"{dir}: shards of the manifest are missing: {', '.join(gone)}")

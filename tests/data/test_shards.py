@@ -81,6 +81,10 @@ def test_a_shard_cut_anywhere_is_noticed_and_no_partial_sample_comes_out(tmp_pat
             list(read_shard(cut))
 
 
+def said(part) -> bytes:
+    return json.dumps({**record(0), "messages": [{"role": "user", "content": [part]}]}).encode()
+
+
 BAD = {
     "no .json member": [("x.png", b"1")],
     "corrupt JSON": [("x.json", b"{nope")],
@@ -88,6 +92,8 @@ BAD = {
     "kind 'text' without text": [("x.json", b'{"kind": "text", "source": "t", "text": ""}')],
     "'1.png' is named but missing": [("x.json", json.dumps(record(0, ("0.png", "1.png"))).encode()), ("x.0.png", b"1")],
     "without a known role": [("x.json", json.dumps({**record(0), "messages": [{"role": "cat"}]}).encode())],
+    "a part that is neither image nor text": [("x.json", said("not a part"))],
+    "neither image nor text": [("x.json", said({"type": "image", "file": ["0.png"]}))],
 }
 
 
@@ -142,6 +148,14 @@ def test_a_source_holds_its_shards_to_the_manifest(tmp_path):
     shards[1].unlink()
     with pytest.raises(ShardError, match="missing: a-00001.tar"):
         ShardSource.from_dir(tmp_path)
+
+
+def test_a_damaged_manifest_is_one_clear_error(tmp_path):
+    write(tmp_path)
+    for damage in ("{", "[]", "{}"):
+        (tmp_path / "manifest.json").write_text(damage)
+        with pytest.raises(ShardError, match="manifest.json: (corrupt|not a manifest)"):
+            ShardSource.from_dir(tmp_path)
 
 
 def test_an_empty_directory_is_one_clear_error(tmp_path):
