@@ -115,7 +115,7 @@ class TextConfig:
         _require(kind == "default", f"rope type {kind!r} is not supported, only 'default'")
         if rope.get("rope_theta") is not None:
             values.setdefault("rope_theta", rope["rope_theta"])
-        partial = config.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0))
+        partial = config.get("partial_rotary_factor") or rope.get("partial_rotary_factor") or 1.0
         values.setdefault("rotary_dim", int(values["head_dim"] * partial))
         if native:
             values.setdefault("postnorm", True)

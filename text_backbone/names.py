@@ -94,12 +94,15 @@ def to_native(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def from_native(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Names of transformers' MiniMaxForCausalLM -> our state dict, without its decay tables (derived)."""
+    """Names of transformers' MiniMaxForCausalLM -> our state dict, without its decay tables (derived).
+
+    Experts that are not stacked as there keep their names, so that who checks the names finds them.
+    """
     state_dict = {}
     for name, tensor in tensors.items():
         if name.endswith((".slope_rate", ".query_decay", ".key_decay", ".diagonal_decay")):
             continue
-        if match := _NATIVE.fullmatch(name):
+        if (match := _NATIVE.fullmatch(name)) and tensor.ndim == 3 and tensor.shape[1] > 1:
             prefix = f"{match[1]}.block_sparse_moe.experts"
             if match[2] == "gate_up_proj":
                 state_dict[f"{prefix}.w1"], state_dict[f"{prefix}.w3"] = tensor.chunk(2, dim=1)

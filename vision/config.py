@@ -130,9 +130,11 @@ class TilingConfig:
 
 def _grids(value) -> tuple[tuple[int, int], ...]:
     """Canvas sizes from a list of pairs, or from such a list written as a string (both occur in checkpoints)."""
-    if isinstance(value, str):
-        value = ast.literal_eval(value)
-    return tuple((int(w), int(h)) for w, h in value or ())
+    try:
+        pairs = ast.literal_eval(value) if isinstance(value, str) else value
+        return tuple((int(w), int(h)) for w, h in pairs or ())
+    except (SyntaxError, TypeError, ValueError):
+        raise ValueError(f"image_grid_pinpoints must be a list of [width, height], is {str(value)[:80]!r}") from None
 
 
 def released_grid_pinpoints() -> tuple[tuple[int, int], ...]:

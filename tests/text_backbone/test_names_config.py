@@ -54,6 +54,12 @@ def test_a_missing_expert_is_named(make_config, make_decoder):
         from_released(released)
 
 
+@pytest.mark.parametrize("shape", [(24,), (5, 1, 24), (5, 24)])
+def test_misshapen_native_experts_keep_their_name(shape):
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    assert from_native({name: torch.zeros(shape)}).keys() == {name}
+
+
 def test_both_dialects_give_the_same_config(make_config):
     config = make_config(rotary_dim=8, eos_token_id=3)
     assert TextConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
@@ -71,6 +77,7 @@ def test_what_configs_in_the_wild_lack_or_bend():
     partial = {k: v for k, v in RELEASED.items() if k not in ("rotary_dim", "rope_theta")}
     rope = {"rope_type": "default", "rope_theta": 10000000, "partial_rotary_factor": 0.5}
     assert TextConfig.from_dict(partial | {"rope_parameters": rope}) == config
+    assert TextConfig.from_dict(partial | {"rope_parameters": rope, "partial_rotary_factor": None}) == config
     bare = {k: v for k, v in RELEASED.items() if k not in ("head_dim", "num_key_value_heads", "rotary_dim")}
     bare = TextConfig.from_dict(bare)
     assert (bare.head_dim, bare.num_key_value_heads, bare.rotary_dim) == (96, 64, 96)
