@@ -10,6 +10,7 @@ from mmvl.vision.config import CLIP_MEAN, CLIP_STD, TilingConfig, VisionConfig
 MODEL_TYPE = "minimax_vl_01"
 ARCHITECTURE = "MiniMaxVL01ForConditionalGeneration"
 
+
 @dataclass(frozen=True)
 class VLConfig:
     """Text backbone, vision encoder, and how they join.
