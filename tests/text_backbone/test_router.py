@@ -3,6 +3,7 @@
 import torch
 
 from mmvl.text_backbone.moe import SparseMoe
+from mmvl.text_backbone.packed import Packed
 
 
 def test_close_experts_are_told_apart_in_bf16(make_config):
@@ -23,6 +24,19 @@ def test_close_experts_are_told_apart_in_bf16(make_config):
     assert counts.tolist() == logits.argmax(1).bincount(minlength=2).tolist()
     expected = 2 * (counts / 400).double() @ logits.softmax(1).mean(0)
     assert balance.dtype == torch.float32 and abs(balance.item() - expected.item()) < 1e-5
+
+
+def test_the_decoders_balance_loss_is_the_mean_over_its_layers(make_config, make_decoder):
+    decoder = make_decoder(make_config(num_local_experts=4, num_experts_per_tok=4))
+    out = decoder(decoder.embed(torch.arange(30)), Packed.from_lengths((30,), "cpu"))
+    assert abs(out.balance_loss.item() - 4) < 1e-5  # every expert gets every token: top_k in each of three layers
+    assert out.expert_counts_LE.tolist() == [[30] * 4] * 3
+    decoder = make_decoder(make_config())
+    balances = []
+    for layer in decoder.model.layers:
+        layer.block_sparse_moe.register_forward_hook(lambda _, inputs, output: balances.append(output[1].item()))
+    out = decoder(decoder.embed(torch.arange(30)), Packed.from_lengths((30,), "cpu"))
+    assert len(set(balances)) == 3 and abs(out.balance_loss.item() - sum(balances) / 3) < 1e-5
 
 
 def test_one_expert_is_a_plain_mlp(make_config, rmse_ratio):

@@ -26,16 +26,19 @@ def one_shot(decoder, ids, dtype=torch.float32):
     return hidden, cache.state(slot)
 
 
-def in_rounds(decoder, sequences, chunks, page_size=4, dtype=torch.float32):
-    """Sequence s in chunks of chunks[s] tokens; round r packs the r-th chunk of every sequence that has one."""
+def in_rounds(decoder, sequences, chunks, page_size=4, dtype=torch.float32, first_rounds=None):
+    """Sequence s in chunks of chunks[s] tokens, one a round from round first_rounds[s] (default 0) on."""
     needed = sum(-(-len(ids) // page_size) * page_size for ids in sequences)
     cache = HybridCache(
         decoder.config, max_sequences=len(sequences), max_tokens=needed, page_size=page_size, device="cpu", dtype=dtype
     )
     slots = [cache.allocate() for _ in sequences]
     hidden = [[] for _ in sequences]
+    chunks = [[0] * wait + list(c) for wait, c in zip(first_rounds or [0] * len(chunks), chunks, strict=True)]
     for r in range(max(map(len, chunks))):
-        now = [s for s in range(len(chunks)) if r < len(chunks[s])]
+        now = [s for s in range(len(chunks)) if r < len(chunks[s]) and chunks[s][r]]
+        if not now:
+            continue
         packed = cache.pack([(slots[s], chunks[s][r]) for s in now])
         ids = torch.cat([sequences[s][cache.length(slots[s]) :][: chunks[s][r]] for s in now])
         out = decoder(decoder.embed(ids), packed, cache).hidden_TD
@@ -51,18 +54,30 @@ def draw_ids(lengths, vocab, seed=0):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    chunks=st.lists(st.lists(st.integers(1, 70), min_size=1, max_size=4), min_size=1, max_size=4),
+    arrivals=st.lists(
+        st.tuples(st.integers(0, 3), st.lists(st.integers(1, 70), min_size=1, max_size=4)), min_size=1, max_size=4
+    ),
     page_size=st.integers(1, 32),
     seed=st.integers(0, 10_000),
 )
 @torch.no_grad()
-def test_any_split_beside_any_strangers(decoder, rmse_ratio, chunks, page_size, seed):
+def test_any_split_beside_any_strangers(decoder, rmse_ratio, arrivals, page_size, seed):
+    """Sequences arrive in different rounds, so that fresh ones stand beside ones with a past, as in serving."""
+    first_rounds, chunks = zip(*arrivals, strict=True)
     sequences = draw_ids([sum(c) for c in chunks], decoder.config.vocab_size, seed)
-    hidden, states = in_rounds(decoder, sequences, chunks, page_size)
+    hidden, states = in_rounds(decoder, sequences, chunks, page_size, first_rounds=first_rounds)
     for ids, out, state in zip(sequences, hidden, states, strict=True):
         alone, alone_state = one_shot(decoder, ids)
         assert rmse_ratio(out, alone) < 1e-5
         assert rmse_ratio(state, alone_state) < 1e-5
+
+
+@torch.no_grad()
+def test_a_prompt_beside_sequences_with_a_past(decoder, rmse_ratio):
+    sequences = draw_ids((70, 66, 40), decoder.config.vocab_size)
+    hidden, _ = in_rounds(decoder, sequences, [[30, 40], [64, 1, 1], [40]], first_rounds=(1, 0, 1))
+    for ids, out in zip(sequences, hidden, strict=True):
+        assert rmse_ratio(out, one_shot(decoder, ids)[0]) < 1e-5
 
 
 @torch.no_grad()
