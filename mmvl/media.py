@@ -71,7 +71,7 @@ def load_media(
 
 
 def page_numbers(text: str) -> list[int]:
-    """ "1-3,7" -> [1, 2, 3, 7]. Raises ValueError for anything else, and for more than 100,000 pages."""
+    """ "1-3,7" -> [1, 2, 3, 7]. Raises ValueError for anything else, and for numbers of 100,000 or more."""
     numbers = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
