@@ -83,4 +83,3 @@ def write_bible(packages: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(verses) + "\n")
     return path
-

@@ -224,12 +224,18 @@ def _ticket(rng: random.Random, phrases: Phrases) -> Document:
     fields = [
         ("Date:", _date(rng), ("What is the date?", "On which day is it?")),
         ("Time:", _time(rng), ("What time does it start?", "What is the time?")),
-        ("Seat:", f"{rng.randint(1, 60)}{rng.choice(string.ascii_uppercase[:8])}", ("Which seat is it?",
-                                                                                  "What is the seat?")),  # fmt: skip
+        (
+            "Seat:",
+            f"{rng.randint(1, 60)}{rng.choice(string.ascii_uppercase[:8])}",
+            ("Which seat is it?", "What is the seat?"),
+        ),  # fmt: skip
         ("Gate:", rng.choice(string.ascii_uppercase) + str(rng.randint(1, 30)), ("What is the gate?", "Which gate?")),
         ("Name:", _name(rng, phrases), ("Who is the ticket for?", "What is the name?", "Whose ticket is it?")),
-        ("Price:", f"${rng.randint(2, 300)}.{rng.choice(('00', '50', '99'))}", ("What is the price?",
-                                                                             "How much is the ticket?")),  # fmt: skip
+        (
+            "Price:",
+            f"${rng.randint(2, 300)}.{rng.choice(('00', '50', '99'))}",
+            ("What is the price?", "How much is the ticket?"),
+        ),  # fmt: skip
         ("Row:", str(rng.randint(1, 40)), ("Which row is it?", "What is the row?")),
     ]
     for name, value, questions in rng.sample(fields, rng.randint(2, 5)):

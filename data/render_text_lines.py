@@ -135,8 +135,12 @@ def make_item(rng: random.Random, phrases: Phrases) -> str:
         return rng.choice((f"{year}-{month:02d}-{day:02d}", f"{day:02d}/{month:02d}/{year}", f"{day}.{month}.{year}",
                            f"{name} {day}, {year}", f"{day} {name[:3]} {year}", f"{name} {year}"))  # fmt: skip
     if kind == 5:
-        return rng.choice((f"{rng.randint(0, 23)}:{rng.randint(0, 59):02d}",
-                           f"{rng.randint(1, 12)}:{rng.randint(0, 59):02d} {rng.choice(('am', 'pm', 'AM', 'PM'))}"))
+        return rng.choice(
+            (
+                f"{rng.randint(0, 23)}:{rng.randint(0, 59):02d}",
+                f"{rng.randint(1, 12)}:{rng.randint(0, 59):02d} {rng.choice(('am', 'pm', 'AM', 'PM'))}",
+            )
+        )
     if kind == 6:
         letters = "".join(rng.choice(string.ascii_uppercase) for _ in range(rng.randint(1, 4)))
         return rng.choice((f"{letters}-{digits}", f"{letters}{digits}", f"#{digits}", f"No. {digits}"))

@@ -27,9 +27,7 @@ class HybridCache:
     hold half-written states: free them. `dtype` is that of keys and values and should be the model's.
     """
 
-    def __init__(
-        self, config: TextConfig, *, max_sequences: int, max_tokens: int, page_size: int = 64, device, dtype
-    ):
+    def __init__(self, config: TextConfig, *, max_sequences: int, max_tokens: int, page_size: int = 64, device, dtype):
         if min(max_sequences, max_tokens, page_size) < 1:
             raise ValueError(
                 f"the cache needs room: max_sequences={max_sequences}, max_tokens={max_tokens}, page_size={page_size}"

@@ -37,7 +37,5 @@ class SoftmaxLayer(nn.Module):
             k_TGK, v_TGK = cache.extend_keys(self.pool_index, packed, k_TGK, v_TGK)
             if packed.keys.read_U is not None:
                 cu_k, lengths_k = packed.keys.cu_seqlens_S1, packed.keys.lengths
-        o_THK = softmax_attention(
-            q_THK, k_TGK, v_TGK, cu_q, cu_k, packed.lengths, lengths_k, scale=self.head_dim**-0.5
-        )
+        o_THK = softmax_attention(q_THK, k_TGK, v_TGK, cu_q, cu_k, packed.lengths, lengths_k, scale=self.head_dim**-0.5)
         return self.o_proj(o_THK.flatten(1))
