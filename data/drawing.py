@@ -37,11 +37,6 @@ def pick_colours(rng: random.Random, inverted: float = 0.12, coloured: float = 0
             return paper, ink
 
 
-def text_size(font: ImageFont.FreeTypeFont, text: str) -> tuple[int, int, int, int]:
-    """Bounding box of the ink of one line drawn at (0, 0): left, top, right, bottom in pixels."""
-    return font.getbbox(text)
-
-
 def draw_line(draw: ImageDraw.ImageDraw, xy: tuple[int, int], text: str, font: ImageFont.FreeTypeFont, ink) -> None:
     """Draw one line so that the top left corner of its ink is at xy."""
     left, top, _, _ = font.getbbox(text)

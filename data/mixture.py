@@ -116,10 +116,6 @@ class Mixture:
             cached = self._orders[name] = (epoch, Permutation(size, self.seed, name, epoch))
         return cached[1][position]
 
-    def epochs(self) -> dict[str, float]:
-        """How often each source has been gone through so far, by all parts together if they run level."""
-        return {name: visits * self.part[1] / len(self.sources[name]) for name, visits in self.visits.items()}
-
     def state_dict(self) -> dict:
         """JSON-able. Holds the sizes too, so that resuming on changed data is refused, not silently different."""
         return {

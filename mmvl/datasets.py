@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmvl.data.compact import compact_fonts
 from mmvl.data.debian import EMOJI_PACKAGES, FONT_PACKAGES, HELD_OUT_FONT_PACKAGES, STAMP_PACKAGES, TEXT_PACKAGES, fetch
 from mmvl.data.manifest import FILE, load_manifest, make_manifest
 from mmvl.data.registry import IMPORTERS, RENDERERS, Tool
@@ -29,8 +30,9 @@ def _corpus(out_dir, count, seed, workers, *, packages, sources=None, max_chars=
     return sorted(Path(out_dir).glob("*.jsonl.gz"))
 
 
-# What the others are made from. These two write no shards.
+# What the others are made from. These write no shards.
 MATERIAL = {
+    "fonts": Tool(compact_fonts, "A compact copy of the training fonts, to take elsewhere (packages=DIR)."),
     "debian": Tool(_debian, "Debian packages of fonts, texts and stamps, unpacked (needs apt-get)."),
     "corpus": Tool(_corpus, "Texts as .jsonl.gz, for `text` and the renderers (packages=DIR of unpacked packages)."),
 }
@@ -72,13 +74,22 @@ def make(
     """Writes shards and the manifest of `out_dir`, or `MATERIAL` for them; returns what was written.
 
     count: samples; of importers 0 means all there are. workers: processes, 0 is one a core. progress(done, count) is
-    called as it goes on. Raises as `check_settings` does, and whatever the renderer or importer raises.
+    called as it goes on. Raises as `check_settings` does, and whatever the renderer or importer raises; ValueError,
+    with no manifest written, when shards of an earlier and longer run would be taken for these.
     """
     settings = dict(settings or {})
     tool = check_settings(verb, name, settings)
     written = tool.run(out_dir, count, seed, workers, progress=progress, **settings)
     if name in MATERIAL:
         return written
+    prefixes = {path.name.rpartition("-")[0] for path in written}
+    old = sorted(set(Path(out_dir).glob("*.tar")) - set(written))
+    old = [path.name for path in old if path.name.rpartition("-")[0] in prefixes]
+    if old:
+        raise ValueError(
+            f"{out_dir} still holds {len(old)} shards of an earlier run ({old[0]} to {old[-1]}): remove them, then run "
+            f"`mmvl data manifest {out_dir}`"
+        )
     licence = getattr(sys.modules[tool.run.__module__], "LICENCE", None)
     recipe = {"made by": f"mmvl data {verb} {name}", "count": count, "seed": seed, **settings}
     manifest(out_dir, {name: licence} if licence else {}, {name: {key: str(value) for key, value in recipe.items()}})

@@ -74,5 +74,16 @@ def test_debian_packages_are_fetched_with_a_bar_and_without_a_manifest(run_cli, 
     assert not (tmp_path / "manifest.json").exists()
 
 
+def test_shards_left_by_a_longer_run_are_not_mixed_in(run_cli, tmp_path):
+    arguments = ["data", "import", "easy-vqa", "-o", tmp_path, "-n", "4", "--set", "split=test"]
+    assert run_cli(*arguments).code == 0 and run_cli(*arguments).code == 0  # again over the same is fine
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "easy-vqa-00001.tar").write_bytes((tmp_path / "easy-vqa-00000.tar").read_bytes())
+    (tmp_path / "another-00001.tar").write_bytes((tmp_path / "easy-vqa-00000.tar").read_bytes())
+    result = run_cli(*arguments)
+    assert result.code == 1 and "1 shards of an earlier run (easy-vqa-00001.tar" in result.err
+    assert not (tmp_path / "manifest.json").exists()
+
+
 def test_settings_are_typed_as_in_yaml():
     assert parse_settings(["a=1", "b=true", "c=x=y", "d=[1, 2]"]) == {"a": 1, "b": True, "c": "x=y", "d": [1, 2]}

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mmvl.data.corpus import Phrases, corpus_files, documents
-from mmvl.data.easy_vqa import import_easy_vqa, read_easy_vqa
+from mmvl.data.easy_vqa import import_easy_vqa, read_easy_vqa, turned
 from mmvl.data.registry import IMPORTERS, RENDERERS
 from mmvl.data.shards import read_shard
 from mmvl.data.stamps import find_stamps, import_stamps
@@ -37,6 +37,16 @@ def test_easy_vqa_keeps_every_question(tmp_path):
         assert Counter(pairs(sample)) == Counter(questions)
     assert any(pairs(got[i]) != pairs(got[4000 + i]) for i in range(100))
     assert all(Counter(pairs(got[i])) == Counter(pairs(got[4000 + i])) for i in range(100))
+
+
+def test_the_eight_positions_of_a_picture():
+    buffer = io.BytesIO()
+    corner = Image.new("L", (2, 2))
+    corner.putdata([10, 20, 30, 40])
+    corner.save(buffer, "PNG")
+    seen = [list(Image.open(io.BytesIO(turned(buffer.getvalue(), way))).getdata()) for way in range(8)]
+    assert len({tuple(pixels) for pixels in seen}) == 8
+    assert seen[0] == [10, 20, 30, 40] and seen[1] == [20, 40, 10, 30] and seen[4] == [20, 10, 40, 30]
 
 
 def test_easy_vqa_test_split_is_another_one():
