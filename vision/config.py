@@ -91,6 +91,8 @@ class TilingConfig:
         Raises ValueError where the two contradict each other, or ask for another rule than this tiling.
         """
         preprocessor = preprocessor or {}
+        if "vision_config" not in config:
+            raise ValueError("config.json has no 'vision_config': a text-only model has no way to look at images")
         vision = VisionConfig.from_dict(config["vision_config"])
         grids = _grids(config.get("image_grid_pinpoints") or preprocessor.get("image_grid_pinpoints"))
         theirs = _grids(preprocessor.get("image_grid_pinpoints"))

@@ -47,6 +47,8 @@ def test_tiling_from_files():
 
 
 def test_tiling_refuses():
+    with pytest.raises(ValueError, match="no 'vision_config'"):
+        TilingConfig.from_dicts({"hidden_size": 6})
     with pytest.raises(ValueError, match="differ"):
         TilingConfig.from_dicts(CONFIG, {"image_grid_pinpoints": [[112, 112]]})
     with pytest.raises(ValueError, match="process_image_mode"):
