@@ -76,7 +76,7 @@ class VLModel(nn.Module):
         return self.image_newline.dtype
 
     def init_weights(self, seed: int) -> None:
-        """Random weights, on the CPU a pure function of `seed`: Xavier with DeepNorm gain for the decoder (arXiv 2203.00555)."""
+        """Random weights, on the CPU a pure function of `seed`; the decoder's as in text_backbone/init.py."""
         generator = torch.Generator(device=self.device).manual_seed(seed)
         self.language_model.init_weights(seed)
         with torch.random.fork_rng(devices=[]):  # timm draws from the global generator
