@@ -25,13 +25,22 @@ from mmvl.app.pages import MEDIA_SUFFIXES, checked_question
 
 MAX_FILE_SIZE = "32mb"
 ANSWERS_AT_ONCE, ANSWERS_WAITING = 16, 64
+# Where the columns fold, the window is above the examples and may be out of sight.
+SHOW_WINDOW = "() => document.getElementById('window').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 _PORT_HELP = "the port is taken or the address is not this machine's; choose others with --port and --host"
 # No font of the theme comes from the network.
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+# Window, box and buttons fill the screen; where the columns fold, the examples below show that they are there.
+# A refused question is told in the corner: without the rule on status-tracker it would also cover the conversation.
 CSS = """
 .gradio-container {max-width: 1200px !important; width: 100% !important; margin: 0 auto !important}
-#examples button {justify-content: flex-start; text-align: left; white-space: normal; gap: 12px; padding: 8px}
-#examples img {width: 64px; height: 64px; object-fit: contain; margin: 0}
+#window {height: max(320px, calc(100dvh - 180px)) !important}
+@media (max-width: 768px) {#window {height: 60dvh !important}}
+#window > [data-testid="status-tracker"]:has(.error) {display: none !important}
+#window, #box {border: 1px solid var(--border-color-primary) !important}
+#examples {gap: 8px}
+#examples button {justify-content: flex-start; text-align: left; white-space: normal; gap: 12px; padding: 6px 8px}
+#examples img {width: 52px; height: 52px; object-fit: contain; margin: 0}
 #window .bot em:last-child {font-size: .8rem; opacity: .7}
 footer, #window button[title="Share"], #window button[aria-label="Share"] {display: none !important}
 """
@@ -75,7 +84,6 @@ def build_page(vlm) -> gr.Blocks:
             with gr.Column(scale=3):
                 window = gr.Chatbot(
                     show_label=False,
-                    height="70vh",
                     buttons=["copy"],
                     latex_delimiters=[],
                     feedback_options=None,
@@ -94,19 +102,20 @@ def build_page(vlm) -> gr.Blocks:
                     autofocus=True,
                     elem_id="box",
                 )
-            with gr.Column(scale=1, min_width=260):
-                gr.Markdown(f"## mmvl\n{about(vlm)}", elem_id="about")
                 with gr.Row():
                     stop = gr.Button("Stop", variant="stop", interactive=False, size="md", min_width=80, elem_id="stop")
                     clear = gr.Button("Clear", size="md", min_width=80, elem_id="clear")
+            with gr.Column(scale=1, min_width=260):
+                gr.Markdown(f"## mmvl\n{about(vlm)}\n\n**Examples**", elem_id="about")
                 with gr.Column(elem_id="examples"):
                     buttons = [
                         gr.Button(example.question, icon=str(example.file), size="sm", elem_id=f"example-{number}")
                         for number, example in enumerate(examples)
                     ]
                 with gr.Accordion("Settings", open=False):
-                    max_tokens = gr.Slider(1, 2048, 256, step=1, label="Longest answer, tokens")
-                    temperature = gr.Slider(0.0, 2.0, 0.0, step=0.05, label="Temperature (0: always the likeliest)")
+                    max_tokens = gr.Slider(1, 2048, 256, step=1, label="Max tokens")
+                    warmth = dict(label="Temperature", info="0: always the likeliest")
+                    temperature = gr.Slider(0.0, 2.0, 0.0, step=0.05, **warmth)
                     top_p = gr.Slider(0.01, 1.0, 1.0, step=0.01, label="Top p")
 
         settings = [max_tokens, temperature, top_p]
@@ -127,6 +136,7 @@ def build_page(vlm) -> gr.Blocks:
                 yield from ask(said, conversation, max_tokens, temperature, top_p)
 
             button.click(ask_example, [conversation, *settings], api_visibility="private", **shared)
+            button.click(None, js=SHOW_WINDOW, api_visibility="private")
 
         stop.click(_stop, conversation, api_name="stop", queue=False, show_progress="hidden")
         cleared = dict(outputs=outputs, queue=False, show_progress="hidden")

@@ -133,7 +133,27 @@ if CHROMIUM:
         expect(answer(tab)).to_contain_text("w0 w1", timeout=10_000)
         assert len(vlm.asked[-1]) == 1
 
+    def test_an_empty_question_is_refused_in_the_corner_and_hides_nothing(tab, vlm):
+        vlm.words = ["An ", "answer."]
+        send(tab, "What?")
+        expect(answer(tab)).to_contain_text("tokens/s", timeout=10_000)
+        send(tab, " ")
+        expect(tab.get_by_test_id("toast-text")).to_have_text("Write a question first.")
+        assert answer(tab).evaluate("""it => {
+            const {x, y, width, height} = it.getBoundingClientRect();
+            return it.contains(document.elementFromPoint(x + width / 2, y + height / 2));
+        }"""), "something lies over the answer"
+
+    def test_on_a_narrow_screen_an_example_brings_its_answer_into_view(tab, vlm):
+        tab.set_viewport_size({"width": 390, "height": 844})
+        vlm.words = ["An ", "answer."]
+        tab.locator("#example-5").click()
+        expect(answer(tab)).to_contain_text("An answer.", timeout=10_000)
+        expect(answer(tab)).to_be_in_viewport(timeout=5_000)
+        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
+
     def test_a_closed_tab_ends_the_work(context, url, vlm):
+        vlm.words = WORDS
         tab = context.new_page()
         tab.goto(url)
         tab.locator("#example-0").click(timeout=30_000)
