@@ -1,6 +1,9 @@
 """What is running and how fast: the lines about a model and an answer that the demo, `ask` and the chat page show."""
 
 
+_ENDED = {"stop": "", "length": ", cut at the longest answer", "abort": ", stopped"}
+
+
 def about(vlm) -> str:
     """Name, size, precision and device of an open `mmvl.VLM`."""
     parameters = sum(parameter.numel() for parameter in vlm.engine.model.parameters())
@@ -10,19 +13,21 @@ def about(vlm) -> str:
 
 
 def timings(answer) -> str:
-    """One line: what was read, how long until the first token, and the speed after it."""
+    """One line: what was read, how long until the first token, the speed after it, and why it is not whole."""
     return (
         f"{answer.prompt_tokens} tokens read ({answer.image_tokens} of pictures) in {answer.prefill_seconds:.2f} s, "
-        f"{answer.completion_tokens} written at {_speed(answer):.1f} tokens/s, ended by {answer.finish_reason}"
+        f"{answer.completion_tokens} written{_speed(answer, ' at ', 1)}{_ENDED[answer.finish_reason]}"
     )
 
 
 def summary(answer) -> str:
     """A few words for under an answer: how much, how fast, and why it ended if it is not whole."""
-    ended = {"stop": "", "length": ", cut at the longest answer", "abort": ", stopped"}[answer.finish_reason]
-    return f"{answer.completion_tokens} tokens, {_speed(answer):.0f} tokens/s{ended}"
+    written = "1 token" if answer.completion_tokens == 1 else f"{answer.completion_tokens} tokens"
+    return f"{written}{_speed(answer, ', ', 0)}{_ENDED[answer.finish_reason]}"
 
 
-def _speed(answer) -> float:
-    """Tokens/s after the first token, which prefill paid for."""
-    return max(answer.completion_tokens - 1, 0) / answer.decode_seconds if answer.decode_seconds > 0 else 0.0
+def _speed(answer, before: str, decimals: int) -> str:
+    """`before` and tokens/s after the first token, which prefill paid for; nothing if no second one came."""
+    if answer.completion_tokens < 2 or answer.decode_seconds <= 0:
+        return ""
+    return f"{before}{(answer.completion_tokens - 1) / answer.decode_seconds:.{decimals}f} tokens/s"

@@ -60,7 +60,8 @@ def inspect(path: Path, limit: int) -> bool:
     found = datasets.look(path, limit)
     print(f"{found.shards} shards, {found.bytes / 1e6:.1f} MB, {found.samples} samples")
     for title, counts in (("kinds", found.kinds), ("sources", found.sources)):
-        print(f"{title}: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()))
+        listed = ", ".join(f"{name} {count}" for name, count in counts.most_common())
+        print(f"{title}: {listed or 'none'}")
     for sample in found.first:
         print(f"\n{sample.key} ({sample.json['kind']}, from {sample.json['source']})")
         for line in _lines(sample):

@@ -21,6 +21,8 @@ class RowFile:
             raise ValueError(f"--on-existing is skip or overwrite, not {on_existing}")
         if path.is_dir():
             raise ValueError(f"{path} is a folder: name a file for the rows, for example {path / 'captions.jsonl'}")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"no folder {path.parent} to write {path.name} into: make it first")
         self.settings = settings
         self.done: set[tuple[str, int | None]] = set()
         # The rows to keep go beside the file, which is then renamed over it: a crash here loses nothing.

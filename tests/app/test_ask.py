@@ -32,7 +32,7 @@ def test_stats_tell_tokens_and_speed_on_stderr(run_cli, tiny_model_dir, picture_
     result = run_cli("ask", picture_path, "-q", "What?", "--model", tiny_model_dir, "--max-tokens", "5", "--stats")
     assert " of pictures) in " in result.err
     assert " 5 written at " in result.err
-    assert result.err.endswith("ended by length\n")
+    assert result.err.endswith(" tokens/s, cut at the longest answer\n")
 
 
 def test_several_files_and_chosen_pdf_pages_are_all_seen(run_cli, monkeypatch, scripted, picture_path, tmp_path):
