@@ -4,6 +4,7 @@ Text fonts keep printable ASCII and nothing else; colour emoji fonts are copied 
 allow the cut; a font whose licence reserves its name must not be published under it, so the copy is for own use.
 """
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from fontTools.ttLib import TTFont, TTLibError
 from mmvl.data.fonts import inspect, training_fonts
 
 PRINTABLE = range(0x20, 0x7F)
+
+logging.getLogger("fontTools").setLevel(logging.CRITICAL)  # one line for every table of an editor that it drops
 
 
 def compact_fonts(
@@ -50,7 +53,9 @@ def compact_fonts(
 
 def _cut(source: Path, target: Path) -> None:
     """Subset one font; one that the subsetter cannot handle, or spoils, is copied whole."""
-    options = Options(hinting=True, layout_features=["*"], notdef_outline=True, name_IDs=["*"])
+    # The renderers lay out without OpenType features, by the kern table.
+    options = Options(hinting=True, legacy_kern=True, notdef_outline=True, name_IDs=[1, 2, 4, 6, 16, 17])
+    options.drop_tables += ["GSUB", "GPOS", "GDEF", "BASE", "JSTF", "MATH", "morx", "feat", "kerx"]
     try:
         with TTFont(source) as font:
             subsetter = Subsetter(options)

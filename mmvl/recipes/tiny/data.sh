@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The training data of mmvl-tiny, into runs/data. Sources and licences: the model card, mmvl/models/mmvl-tiny/README.md.
-#   FONTS   directory searched for fonts (held-out families are left out by name)
+#   FONTS   directory searched for fonts (held-out families are left out by name; `mmvl data import fonts` makes a compact
+#           copy of them, to render on another machine)
 #   CORPUS  directory of .jsonl.gz text files (made by data/text.py from Debian packages)
 #   STAMPS  where Debian's tuxpaint-stamps-default is unpacked ("/" if it is installed; empty: no stamps)
 #   SCALE   divides the counts, for a try; WORKERS  processes, 0 is one a core
