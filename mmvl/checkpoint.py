@@ -173,7 +173,11 @@ def load_model(directory: str | Path, device="cpu", dtype: torch.dtype | None = 
     vision = isinstance(config, VLConfig)
     tensors = from_native(read_tensors(directory, device), config)
     if (config.text if vision else config).tie_word_embeddings:
-        tensors.pop(("language_model." if vision else "") + "lm_head.weight", None)
+        # some tools write a tied head out as well; one that differs stays, and is refused as surplus
+        prefix = TEXT_PREFIX if vision else ""
+        head, embedding = tensors.get(f"{prefix}lm_head.weight"), tensors.get(f"{prefix}model.embed_tokens.weight")
+        if head is not None and embedding is not None and torch.equal(head, embedding):
+            del tensors[f"{prefix}lm_head.weight"]
     check_tensors(tensors, config, str(directory))
     if dtype is not None:
         tensors = {name: t.to(dtype) for name, t in tensors.items()}

@@ -112,7 +112,7 @@ def _render(source, name: str, numbers: list[int], max_pages: int, timeout: floa
         "memory": _PDF_MEMORY,
     }
     stdin = json.dumps(job).encode() + b"\n" + (b"" if from_path else bytes(source))
-    # -P: a file of the user's directory must not stand in for a module of the worker's
+    # -P: else the worker's own folder comes first on the path, and mmvl's modules would stand in for others
     command = [sys.executable, "-P", str(_WORKER)]
     try:
         # on time-out, run() kills the process and waits for it

@@ -131,6 +131,7 @@ def test_what_is_not_a_tar(tmp_path):
 def test_random_access_over_shards_also_after_pickling(tmp_path):
     write(tmp_path, 12, max_bytes=8000)
     source = ShardSource.from_dir(tmp_path)
+    assert source[7].json == record(7)  # a file is open now
     again = pickle.loads(pickle.dumps(source))
     assert len(source) == 12
     for i in (11, 0, 5, 4, 11):

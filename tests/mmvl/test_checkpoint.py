@@ -1,5 +1,6 @@
 """Checkpoints: the released layout, both ways; damage and misfits are refused with one line."""
 
+import dataclasses
 import json
 import shutil
 
@@ -155,6 +156,22 @@ def test_missing_surplus_and_misshapen_tensors_are_all_named(copy):
     assert "\n" not in message
 
 
+def test_a_tied_head_written_out_is_taken_only_if_it_is_the_embedding(tiny_model_dir, tmp_path):
+    config = load_config(tiny_model_dir)
+    model = VLModel(dataclasses.replace(config, text=dataclasses.replace(config.text, tie_word_embeddings=True)))
+    model.init_weights(0)
+    save_model(model, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert "language_model.lm_head.weight" not in tensors
+    tensors["language_model.lm_head.weight"] = tensors["language_model.model.embed_tokens.weight"].clone()
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert load_model(tmp_path).state_dict().keys() == model.state_dict().keys()
+    tensors["language_model.lm_head.weight"][3, 5] += 1
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="1 surplus: language_model.lm_head.weight"):
+        load_model(tmp_path)
+
+
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])
 def test_corrupt_weights_are_refused(copy, damage):
     file = copy / "model.safetensors"
@@ -176,7 +193,8 @@ def test_missing_files_are_named(copy, tmp_path):
 
 
 def test_an_index_cannot_reach_outside(copy):
-    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"image_newline": "../x.safetensors"}}))
+    index = {"weight_map": {"image_newline": "../x.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="outside"):
         load_model(copy)
 
