@@ -17,9 +17,10 @@ chat: $(VENV)/.base
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 
+# Half an environment (python3-venv is missing on Debian) is removed: it would pass for a whole one the next time.
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("mmvl needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.base: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
