@@ -53,9 +53,11 @@ def compact_fonts(
 
 def _cut(source: Path, target: Path) -> None:
     """Subset one font; one that the subsetter cannot handle, or spoils, is copied whole."""
-    # The renderers lay out without OpenType features, by the kern table.
+    # Kerning and the ligatures that are on by default, as the renderers' layout engines apply them.
+    features = ["kern", "liga", "clig", "rlig", "calt", "ccmp", "locl", "mark", "mkmk"]
     options = Options(hinting=True, legacy_kern=True, notdef_outline=True, name_IDs=[1, 2, 4, 6, 16, 17])
-    options.drop_tables += ["GSUB", "GPOS", "GDEF", "BASE", "JSTF", "MATH", "morx", "feat", "kerx"]
+    options.layout_features = features
+    options.drop_tables += ["BASE", "JSTF", "MATH", "morx", "feat", "kerx"]
     try:
         with TTFont(source) as font:
             subsetter = Subsetter(options)

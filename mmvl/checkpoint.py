@@ -217,9 +217,6 @@ def save_model(
     tensors = {
         name: t.detach().to("cpu", dtype or t.dtype, copy=True).contiguous() for name, t in sorted(tensors.items())
     }
-    write_json(directory / "config.json", config | {"torch_dtype": _dtype_name(tensors)})
-    for old in (*directory.glob("model-*-of-*.safetensors"), directory / INDEX, directory / WEIGHTS):
-        old.unlink(missing_ok=True)
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, t in tensors.items():
@@ -228,15 +225,20 @@ def save_model(
             size = 0
         shards[-1][name] = t
         size += t.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], directory / WEIGHTS, metadata={"format": "pt"})
-        return
-    files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    count = len(shards)
+    files = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)] if count > 1 else [WEIGHTS]
+    # All is written beside what is there before anything of it goes: a crash on the way loses no weights.
     for file, shard in zip(files, shards, strict=True):
-        save_file(shard, directory / file, metadata={"format": "pt"})
-    weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-    total = sum(t.nbytes for t in tensors.values())
-    write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        save_file(shard, directory / f"{file}.part", metadata={"format": "pt"})
+    for old in {*directory.glob("model-*-of-*.safetensors"), directory / INDEX, directory / WEIGHTS}:
+        old.unlink(missing_ok=True)
+    for file in files:
+        (directory / f"{file}.part").replace(directory / file)
+    if count > 1:
+        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        total = sum(t.nbytes for t in tensors.values())
+        write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json(directory / "config.json", config | {"torch_dtype": _dtype_name(tensors)})
 
 
 def _dtype_name(tensors: Mapping[str, Tensor]) -> str:

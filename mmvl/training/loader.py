@@ -27,6 +27,8 @@ def encode_sample(sample: Sample, processor: Processor) -> Prompt:
     Text is learned whole and ends in `<end_of_document>`; of a conversation, what the assistant says.
     """
     if sample.json["kind"] == "text":
+        if processor.end_of_document_id is None:
+            raise ValueError("learning from plain text needs a tokenizer with <end_of_document>")
         ids = processor.encode_text(sample.json["text"]) + [processor.end_of_document_id]
         return Prompt(token_ids=ids, images=[], loss_mask=[True] * len(ids))
     messages = [

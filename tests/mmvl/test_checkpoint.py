@@ -81,6 +81,19 @@ def test_saving_smaller_over_sharded_leaves_no_old_shards(tiny_model_dir, tmp_pa
     assert [p.name for p in tmp_path.glob("*.safetensors*")] == ["model.safetensors"]
 
 
+def test_a_save_that_fails_loses_nothing(copy, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    before = (copy / "model.safetensors").read_bytes()
+    model = load_model(copy)
+    monkeypatch.setattr("mmvl.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="no space"):
+        save_model(model, copy)
+    assert (copy / "model.safetensors").read_bytes() == before
+    assert load_config(copy) == model.config
+
+
 def test_dtype_is_kept_or_converted(tiny_model_dir, tmp_path):
     assert load_model(tiny_model_dir).dtype == torch.float32
     save_model(load_model(tiny_model_dir), tmp_path, dtype=torch.bfloat16)
