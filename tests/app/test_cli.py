@@ -1,5 +1,6 @@
 """The command line as a whole: it starts fast, and ends with the right exit code."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,7 +12,8 @@ from mmvl.app import cli
 
 # A model that talks until it is told to stop, in a process that starts fast.
 ENDLESS = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background inherit that it is ignored
 from mmvl.app import cli
 class Stream:
     closed = False
@@ -72,25 +74,32 @@ def test_a_defect_of_ours_names_its_type_and_how_to_see_more(run_cli, monkeypatc
 
 
 def test_ctrl_c_ends_the_answer_quietly_with_130(picture_path):
-    process = _start_endless(picture_path)
-    assert process.stdout.read(20) == b"word word word word "
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    with _start_endless(picture_path) as process:
+        assert process.stdout.read(20) == b"word word word word "
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, b"closed\n")
 
 
 def test_a_reader_that_goes_away_ends_the_answer_quietly(picture_path):
-    process = _start_endless(picture_path)
-    process.stdout.read(20)
-    process.stdout.close()
-    assert process.stderr.read() == b"closed\n"
-    assert process.wait(timeout=30) == 1
+    with _start_endless(picture_path) as process:
+        process.stdout.read(20)
+        process.stdout.close()
+        assert process.stderr.read() == b"closed\n"
+        assert process.wait(timeout=30) == 1
 
 
-def _start_endless(picture) -> subprocess.Popen:
-    return subprocess.Popen(
+@contextlib.contextmanager
+def _start_endless(picture):
+    """The process, which does not outlive the test."""
+    process = subprocess.Popen(
         [sys.executable, "-c", ENDLESS, "ask", str(picture), "-q", "What?"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
