@@ -97,7 +97,7 @@ class Engine:
             raise ValueError(
                 f"the question is longer than the context: it has {length} tokens"
                 f"{f', {of_images} of them for images' if of_images else ''}, and the model reads {self.context} "
-                "with the answer; shorten it or use fewer images"
+                "with the answer; shorten it, use fewer images, or start a new conversation"
             )
         if length == 0:
             raise ValueError("the prompt is empty; ask something")
