@@ -28,7 +28,7 @@ def make(verb: str, name: str, dest: Path, *, count: int, seed: int, workers: in
             settings=parsed,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    print(f"{len(written)} files in {dest}", file=sys.stderr)
+    print(f"{_counted(len(written), 'file')} in {dest}", file=sys.stderr)
 
 
 def parse_settings(settings: list[str]) -> dict:
@@ -50,7 +50,7 @@ def parse_settings(settings: list[str]) -> dict:
 def manifest(folder: Path) -> None:
     """Checks all shards, writes the manifest and prints what it says in all."""
     written = datasets.manifest(folder)
-    print(f"{len(written['shards'])} shards, {written['bytes'] / 1e6:.1f} MB, {written['samples']} samples")
+    print(_size(len(written["shards"]), written["bytes"], written["samples"]))
     if not written["licences"]:
         print("no licence is noted: add one a source under \"licences\" in manifest.json", file=sys.stderr)
 
@@ -58,7 +58,7 @@ def manifest(folder: Path) -> None:
 def inspect(path: Path, limit: int) -> bool:
     """Prints counts, damage and samples; True if there is damage."""
     found = datasets.look(path, limit)
-    print(f"{found.shards} shards, {found.bytes / 1e6:.1f} MB, {found.samples} samples")
+    print(_size(found.shards, found.bytes, found.samples))
     for title, counts in (("kinds", found.kinds), ("sources", found.sources)):
         listed = ", ".join(f"{name} {count}" for name, count in counts.most_common())
         print(f"{title}: {listed or 'none'}")
@@ -69,6 +69,16 @@ def inspect(path: Path, limit: int) -> bool:
     for problem in found.problems:
         print(f"damaged: {problem}")
     return bool(found.problems)
+
+
+def _counted(count: int, noun: str) -> str:
+    """1, "file" -> "1 file"; 2, "file" -> "2 files"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _size(shards: int, size: int, samples: int) -> str:
+    megabytes = f"{size / 1e6:.1f}" if size >= 1e5 else f"{size / 1e6:.3f}"
+    return f"{_counted(shards, 'shard')}, {megabytes} MB, {_counted(samples, 'sample')}"
 
 
 def _lines(sample):

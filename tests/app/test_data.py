@@ -19,7 +19,7 @@ def shards(tmp_path_factory):
 
 def test_import_writes_shards_and_a_manifest_with_the_licence(run_cli, tmp_path):
     result = run_cli("data", "import", "easy-vqa", "-o", tmp_path / "vqa", "-n", "4", "--set", "split=test")
-    assert result.code == 0 and "1 files in" in result.err
+    assert result.code == 0 and "1 file in" in result.err
     manifest = json.loads((tmp_path / "vqa" / "manifest.json").read_text())
     assert manifest["samples"] == 4
     assert manifest["licences"] == {"easy-vqa": "MIT"}
@@ -30,7 +30,7 @@ def test_import_writes_shards_and_a_manifest_with_the_licence(run_cli, tmp_path)
 def test_inspect_prints_counts_and_the_first_samples(run_cli, shards):
     result = run_cli("data", "inspect", shards, "--limit", "1")
     assert result.code == 0
-    assert "1 shards" in result.out and "6 samples" in result.out and "easy-vqa/test 6" in result.out
+    assert "1 shard, " in result.out and "6 samples" in result.out and "easy-vqa/test 6" in result.out
     assert result.out.count("[0.png, 64x64]") == 1
     assert "assistant: " in result.out
 
@@ -69,7 +69,7 @@ def test_debian_packages_are_fetched_with_a_bar_and_without_a_manifest(run_cli, 
 
     monkeypatch.setattr(datasets, "fetch", lambda packages, folder: [folder / package for package in packages])
     result = run_cli("data", "import", "debian", "-o", tmp_path)
-    count = int(re.search(r"(\d+) files in", result.err)[1])
+    count = int(re.search(r"(\d+) files? in", result.err)[1])
     assert result.code == 0 and count > 50 and f"{count}/{count}" in result.err
     assert not (tmp_path / "manifest.json").exists()
 
