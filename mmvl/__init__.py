@@ -1,4 +1,4 @@
-"""mmvl: run, serve and train vision-language models of the MiniMax-VL-01 kind."""
+"""mmvl: ask and train vision-language models built like MiniMax-VL-01."""
 
 from importlib.metadata import version as _version
 
