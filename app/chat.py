@@ -38,6 +38,7 @@ CSS = """
 @media (max-width: 768px) {#window {height: 60dvh !important}}
 #window > [data-testid="status-tracker"]:has(.error) {display: none !important}
 #window, #box {border: 1px solid var(--border-color-primary) !important}
+#window .placeholder {padding: 0 24px; text-align: center}
 #examples {gap: 8px}
 #examples button {justify-content: flex-start; text-align: left; white-space: normal; gap: 12px; padding: 6px 8px}
 #examples img {width: 52px; height: 52px; object-fit: contain; margin: 0}
@@ -94,7 +95,7 @@ def build_page(vlm) -> gr.Blocks:
                 )
                 box = gr.MultimodalTextbox(
                     show_label=False,
-                    placeholder="Ask about the files you add here",
+                    placeholder="Ask about your files",
                     file_types=sorted(MEDIA_SUFFIXES),
                     file_count="multiple",
                     sources=["upload"],
