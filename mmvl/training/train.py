@@ -69,6 +69,10 @@ def build_model(recipe: TrainRecipe) -> tuple[VLModel, Processor]:
             raise ValueError(f"{recipe.init_from} is a text-only model; training needs the vision half as well")
         processor = Processor.from_pretrained(recipe.init_from)
     else:
+        if not recipe.model_config_file.is_file():
+            raise FileNotFoundError(
+                f"no {recipe.model_config_file}; the paths in a recipe count from the directory that you are in"
+            )
         config = read_json(recipe.model_config_file)
         model = VLModel(VLConfig.from_dict(config))
         model.init_weights(recipe.seed)

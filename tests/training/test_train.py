@@ -150,6 +150,8 @@ def test_zero_stages_agree(recipe_file, tmp_path, stage):
 
 
 def test_what_does_not_fit_is_one_line(recipe_file, tiny_model_dir, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no nowhere.json; the paths in a recipe"):
+        train(recipe_file, ["model_config_file=nowhere.json"])
     with pytest.raises(FileNotFoundError, match="no tokenizer.json"):
         train(recipe_file, [f"tokenizer={tmp_path}"])
     with pytest.raises(FileNotFoundError, match="no shards"):
