@@ -76,6 +76,7 @@ def test_resume_is_exact_at_any_batch(data, processor):
         assert all(same(a, b) for a, b in zip(whole[cut:], rest, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more processes than cores, on purpose
 def test_worker_processes_change_nothing(data, processor):
     alone = take(Loader(data, processor, seed=3), 9)
     start = Loader(data, processor, seed=3)
