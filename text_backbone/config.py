@@ -15,6 +15,9 @@ _NATIVE_FACTORS = {
 }
 
 
+_KINDS = {int: (int, "a whole number"), float: ((int, float), "a number"), bool: (bool, "true or false")}
+
+
 @dataclass(frozen=True)
 class TextConfig:
     """Field names and meanings are those of the released config.json; widths and counts are in elements."""
@@ -103,6 +106,11 @@ class TextConfig:
         _require(activation == "silu", f"hidden_act must be silu, is {activation!r}")
         _require(config.get("sliding_window") is None, "sliding_window is not supported")
         values = {f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None}
+        for f in fields(cls):
+            if f.name in values and f.name != "shared_intermediate_size" and f.type in _KINDS:
+                value, (kinds, wanted) = values[f.name], _KINDS[f.type]
+                right = isinstance(value, kinds) and (f.type is bool or not isinstance(value, bool))
+                _require(right, f"{f.name} must be {wanted}, is {value!r}")
         values["attn_type_list"] = _attention_types(config)
         missing = [name for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
                                      "intermediate_size", "num_local_experts", "num_experts_per_tok")

@@ -45,8 +45,12 @@ class VisionConfig:
     @classmethod
     def from_dict(cls, d: dict) -> "VisionConfig":
         """From the `vision_config` of a config.json; keys that say nothing about the computation are ignored."""
-        known = {f.name for f in fields(cls)}
-        return cls(**{k: v for k, v in d.items() if k in known})
+        values = {f.name: d[f.name] for f in fields(cls) if f.name in d}
+        for f in fields(cls):
+            value = values.get(f.name, f.default)
+            if f.type in (int, float) and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"vision_config: {f.name} must be a number, is {value!r}")
+        return cls(**values)
 
     def to_dict(self) -> dict:
         d = {k: v for k, v in asdict(self).items() if v is not None}

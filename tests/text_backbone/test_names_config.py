@@ -126,3 +126,18 @@ def test_initial_weights_depend_on_the_seed_alone(make_config):
     # DeepNorm: values and outputs start (8N)^(-1/4) times smaller than queries and keys
     q, k, v = a.model.layers[0].self_attn.qkv_proj.weight.detach().view(6, 3, 8, 24).std((0, 2, 3))
     assert v / q == pytest.approx((8 * 3) ** -0.25, rel=0.1) and k / q == pytest.approx(1, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("hidden_size", "64", "hidden_size must be a whole number, is '64'"),
+        ("hidden_size", 64.5, "hidden_size must be a whole number"),
+        ("num_local_experts", True, "num_local_experts must be a whole number"),
+        ("rms_norm_eps", "tiny", "rms_norm_eps must be a number"),
+        ("postnorm", "yes", "postnorm must be true or false"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_named(make_config, key, value, message):
+    with pytest.raises(ValueError, match=message):
+        TextConfig.from_dict(make_config().to_dict() | {key: value})

@@ -64,3 +64,9 @@ def test_tiling_refuses():
         TilingConfig(112, 15, ((112, 112),))
     with pytest.raises(ValueError, match="image_std"):
         TilingConfig(112, 14, ((112, 112),), std=(0.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("value", ["1024", None, True, [1]])
+def test_a_width_that_is_no_number_is_named(value):
+    with pytest.raises(ValueError, match="vision_config: hidden_size must be a number"):
+        VisionConfig.from_dict({"hidden_size": value})
