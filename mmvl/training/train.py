@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from collections import Counter
@@ -24,7 +25,7 @@ from mmvl.training.recipe import TokenizerRecipe, TrainRecipe, load_recipe
 from mmvl.training.report import METRICS, Metrics, draw_loss
 from mmvl.training.schedule import lr_factor, progress
 
-CHECKPOINTS, TAG = "checkpoints", "last"
+CHECKPOINTS = "checkpoints"
 
 
 def train(recipe_path: str | Path, overrides: list[str] | None = None, console: Console | None = None) -> Path:
@@ -147,7 +148,7 @@ class Stage:
         self.engine = make_engine(Objective(self.model, recipe.balance_loss, len(self.names)), recipe, self.device)
         self.metrics = Metrics(self.out)
         self.step, self.seconds, self.ledger, loader_state = 0, 0.0, Ledger(self.names), None
-        if (self.out / CHECKPOINTS / TAG).is_dir():
+        if (self.out / CHECKPOINTS / "latest").is_file():  # DeepSpeed writes it last: the tag of a whole checkpoint
             loader_state = self._resume()
         elif self.ranks.first:
             (self.out / METRICS).unlink(missing_ok=True)
@@ -166,7 +167,7 @@ class Stage:
             write_json(self.out / "recipe.json", recipe.model_dump(mode="json"))
 
     def _resume(self) -> dict:
-        _, state = self.engine.load_checkpoint(str(self.out / CHECKPOINTS), tag=TAG)
+        _, state = self.engine.load_checkpoint(str(self.out / CHECKPOINTS))
         self.step, self.seconds = state["step"], state["seconds"]
         self.ledger = Ledger.from_dict(state["ledger"], self.names)
         if self.ranks.first:
@@ -185,9 +186,13 @@ class Stage:
         skipped = Counter()
         for of_rank in self.ranks.gather(self.loader.skipped):
             skipped.update(of_rank)
-        self.engine.save_checkpoint(str(self.out / CHECKPOINTS), tag=TAG, client_state=state)
+        tag = f"step-{self.step:09d}"
+        self.engine.save_checkpoint(str(self.out / CHECKPOINTS), tag=tag, client_state=state)
         if self.ranks.first:
             self._save_model(dict(skipped))
+            for old in (self.out / CHECKPOINTS).glob("step-*"):  # only now: a kill on the way leaves a whole one
+                if old.name != tag:
+                    shutil.rmtree(old)
         self.ranks.wait()
 
     def _save_model(self, skipped: dict[str, int]) -> None:

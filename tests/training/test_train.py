@@ -94,6 +94,7 @@ def test_a_stage_learns_resumes_exactly_and_can_be_asked(recipe_file, tmp_path, 
         split = train(
             recipe_file, [f"budget.tokens={tokens}", f"out={tmp_path / 'split'}", "optimizer.decay_fraction=0"]
         )
+    assert len(list((split / "checkpoints").glob("step-*"))) == 1, "old checkpoints go once a new one is whole"
     losses = [r["loss"] for r in read_metrics(whole / "metrics.jsonl")]
     assert losses[-1] < 0.5 * losses[0]
     assert (whole / "loss.png").stat().st_size > 5000
