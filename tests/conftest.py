@@ -1,5 +1,7 @@
 """What several test folders share: a tiny model directory with random weights, and a picture to ask it about."""
 
+import os
+
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -13,6 +15,8 @@ from mmvl.processor import Processor
 from mmvl.text_backbone.config import TextConfig
 from mmvl.vision.config import TilingConfig, VisionConfig
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported: the kernels then run on CPU tensors
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they give
 
 SENTENCES = [

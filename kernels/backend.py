@@ -1,0 +1,46 @@
+"""Which implementation of an operation runs: its Triton kernels or the plain PyTorch reference beside them."""
+
+import functools
+import os
+
+import torch
+
+TRITON, REFERENCE = "triton", "reference"
+
+
+def choose(backend: str | None, *tensors: torch.Tensor, supported: bool = True) -> str:
+    """`backend` itself if given; else "triton" for CUDA tensors that it supports, "reference" for all others.
+
+    MMVL_KERNELS=reference in the environment turns Triton off wherever no backend was asked for. Pass `supported=False`
+    for shapes or dtypes without a kernel.
+
+    Raises:
+        ValueError: an unknown backend, or Triton was asked for and has no kernel for these tensors.
+    """
+    if backend not in (None, TRITON, REFERENCE):
+        raise ValueError(f"backend is {backend!r}; it can be {TRITON!r}, {REFERENCE!r} or None")
+    if backend == TRITON and not supported:
+        shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors)
+        raise ValueError(f"there is no Triton kernel for {shapes}; use backend={REFERENCE!r}")
+    if backend is not None:
+        return backend
+    if not supported or os.environ.get("MMVL_KERNELS") == REFERENCE:
+        return REFERENCE
+    return TRITON if all(_on_gpu(t) for t in tensors) and has_triton() else REFERENCE
+
+
+def _on_gpu(tensor: torch.Tensor) -> bool:
+    return tensor.is_cuda and tensor.dtype != torch.float64 and _capability(tensor.device) >= (8, 0)
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether triton can be imported (wheels of torch without CUDA come without it)."""
+    import importlib.util
+
+    return importlib.util.find_spec("triton") is not None
