@@ -1,0 +1,1 @@
+"""How fast the kernels are: each operation beside its peers, checked against a reference before it is timed."""
