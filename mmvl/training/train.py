@@ -145,7 +145,7 @@ class Stage:
         model, self.processor = build_model(recipe)
         self.model = model.to(self.device)
         self.names = source_names(recipe.data)
-        self.engine = make_engine(Objective(self.model, recipe.balance_loss, len(self.names)), recipe, self.device)
+        self.engine = make_engine(Objective(self.model, recipe.balance_loss, len(self.names)), recipe)
         self.metrics = Metrics(self.out)
         self.step, self.seconds, self.ledger, loader_state = 0, 0.0, Ledger(self.names), None
         if (self.out / CHECKPOINTS / "latest").is_file():  # DeepSpeed writes it last: the tag of a whole checkpoint
@@ -269,6 +269,7 @@ class Stage:
             "seconds": round(self.seconds, 2),
             "lr": lr,
             "grad_norm": None if norm is None else float(norm),
+            "skipped_updates": int(self.engine.basic_optimizer.skipped or 0),  # gradients were not finite
         } | record
         if not record["loss"] < float("inf"):
             raise ValueError(f"the loss is {record['loss']} at step {self.step}; lower optimizer.lr and start again")

@@ -3,8 +3,11 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
+from mmvl.training.engine import GuardedAdamW
 from mmvl.training.ledger import Ledger
 from mmvl.training.recipe import Budget, OptimizerSpec
 from mmvl.training.report import Metrics, draw_loss, read_metrics
@@ -62,3 +65,22 @@ def test_damage_inside_the_metrics_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
     with pytest.raises(ValueError, match="line 2"):
         read_metrics(tmp_path / "metrics.jsonl")
+
+
+def test_an_update_with_a_gradient_that_is_not_finite_is_left_out_and_counted():
+    good, bad = nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(3))
+    optimizer = GuardedAdamW([good, bad], lr=0.1, betas=(0.9, 0.95))
+    plain = nn.Parameter(torch.ones(5))
+    reference = torch.optim.AdamW([plain], lr=0.1, betas=(0.9, 0.95))
+    for step, value in enumerate([1.0, float("nan"), float("inf"), -2.0]):
+        good.grad, bad.grad = torch.full((5,), 0.5 + step), torch.full((3,), value)
+        before = good.detach().clone()
+        optimizer.step()
+        if value in (1.0, -2.0):
+            plain.grad = good.grad.clone()
+            reference.step()
+        else:
+            assert torch.equal(good, before)
+    torch.testing.assert_close(good, plain)  # moments and step counts too were left alone
+    assert torch.isfinite(bad).all()
+    assert optimizer.skipped == 2

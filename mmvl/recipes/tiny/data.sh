@@ -17,5 +17,5 @@ render text-lines words 150000 17 --set fonts="$FONTS" --set corpus="$CORPUS" \
 import easy-vqa easy-vqa 32000 12 ${EASY_VQA_WHEEL:+--set wheel="$EASY_VQA_WHEEL"}
 [ -z "$STAMPS" ] || import stamps stamps 0 13 --set packages="$STAMPS"
 render emoji emoji 24000 14 --set fonts="$FONTS"
-render text-lines lines 400000 16 --set fonts="$FONTS" --set corpus="$CORPUS"
-render documents documents 40000 15 --set fonts="$FONTS" --set corpus="$CORPUS"
+render text-lines lines 800000 16 --set fonts="$FONTS" --set corpus="$CORPUS"
+render documents documents 80000 15 --set fonts="$FONTS" --set corpus="$CORPUS"

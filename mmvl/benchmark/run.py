@@ -1,0 +1,208 @@
+"""Runs the cases: every contestant is checked against the fp64 reference first, and timed only if it is right."""
+
+import gc
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+import mmvl
+from mmvl.benchmark.case import Case, Contestant, Shape
+from mmvl.benchmark.cases import all_cases
+from mmvl.benchmark.measure import GRAPH_BELOW_MS, Stopwatch, Timing, ceilings, relative_error
+
+OK, WRONG, MISSING, FAILED = "ok", "wrong", "missing", "failed"
+SECONDS = {"cuda": 0.12, "cpu": 0.02}
+Progress = Callable[[str], None]
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device to measure on. Raises ValueError where there is no GPU and none but a GPU was asked for."""
+    if name is None or name.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise ValueError(
+                "no GPU is found, and these are GPU kernels; `mmvl bench kernels --device cpu --quick` runs the "
+                "references on tiny shapes"
+            )
+        device = torch.device(name or "cuda")
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise ValueError(f"there is no {name}: {torch.cuda.device_count()} GPUs are found")
+        torch.cuda.set_device(device)
+        return device
+    if name == "cpu":
+        return torch.device("cpu")
+    raise ValueError(f"--device {name}: the kernels run on cuda; cpu runs their references")
+
+
+def choose_cases(wanted: Sequence[str]) -> list[Case]:
+    """The cases whose names begin with one of `wanted`; all if none is. Raises ValueError for one that fits nothing."""
+    cases = all_cases()
+    for name in wanted:
+        if not any(case.op.startswith(name) for case in cases):
+            raise ValueError(f"--op {name}: there are {', '.join(case.op for case in cases)}")
+    return [case for case in cases if not wanted or any(case.op.startswith(name) for name in wanted)]
+
+
+def run(cases: Sequence[Case], device: torch.device, quick: bool, progress: Progress, done=None) -> dict:
+    """Measure them; returns what is written as JSON. `done(case, rows, ceilings)` is called after each case."""
+    began = time.perf_counter()
+    stopwatch = Stopwatch(device, SECONDS[device.type])
+    progress("measuring what the machine can do")
+    peak = ceilings(stopwatch)
+    rows = []
+    for case in cases:
+        own = [measure(case, shape, stopwatch, peak, progress) for shape in case.shapes(device, quick)]
+        rows += own
+        if done is not None and own:
+            done(case, own, peak)
+    return {**provenance(device), "seconds": round(time.perf_counter() - began, 1), "ceilings": peak, "results": rows}
+
+
+def measure(case: Case, shape: Shape, stopwatch: Stopwatch, peak: dict[str, float], progress: Progress) -> dict:
+    """One row: the operation at a shape, with all contestants."""
+    device = stopwatch.device
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    title = f"{case.op}, {', '.join(f'{key} {value:,}' for key, value in shape.items())}"
+    inputs = case.inputs(shape, device, dtype, 0)
+    num_bytes, flops = float(case.bytes(inputs)), float(case.flops(inputs))
+    by_bytes, by_flops = num_bytes / peak["bytes"], flops / peak[case.matrix if case.matrix in peak else "bf16"]
+    row = {
+        "op": case.op,
+        "shape": dict(shape),
+        "axis": case.axis,
+        "dtype": str(dtype).removeprefix("torch."),
+        "bytes": num_bytes,
+        "flops": flops,
+        "floor_ms": 1e3 * max(by_bytes, by_flops),
+        "bound": "bytes" if by_bytes >= by_flops else "flops",
+        "goal_ms": case.goals.get(shape[case.axis]) if device.type == "cuda" else None,
+        "tolerance": case.tolerance[dtype],
+    }
+    reference = tuple(t.detach() for t in case.reference(inputs))
+    del inputs
+    row["contestants"] = []
+    for contestant in case.contestants:
+        progress(f"{title}: {contestant.name}")
+        found = {"name": contestant.name, "ours": contestant.ours, "package": contestant.package}
+        found |= _try(case, contestant, shape, dtype, stopwatch, reference, row)
+        row["contestants"].append(found)
+        _free(device)
+    _compare(row)
+    return row
+
+
+def _try(case, contestant: Contestant, shape, dtype, stopwatch: Stopwatch, reference, row) -> dict:
+    if not contestant.is_installed():
+        return {"status": MISSING, "note": f"{contestant.package} is not installed"}
+    note = {"note": contestant.note} if contestant.note else {}
+    if contestant.package:
+        note["version"] = _version(contestant.package)
+    try:
+        inputs = case.inputs(shape, stopwatch.device, dtype, 0)
+        outputs = contestant.view(contestant.prepare(inputs)(), inputs)
+        errors = [relative_error(o, r) for o, r in zip(case.part(outputs, inputs), reference, strict=True)]
+        del outputs
+        if max(errors) > row["tolerance"]:
+            return {"status": WRONG, "error": max(errors), **note}
+        timings = _time(case, contestant, shape, dtype, stopwatch, inputs, row)
+    except Exception as error:  # a peer may fail in any way; it is named in the table, and the others go on
+        text = " ".join(str(error).split())
+        return {"status": FAILED, "note": f"{type(error).__name__}: {text}"[:300]}
+    return {"status": OK, "error": max(errors), **timings, **note}
+
+
+def _time(case, contestant, shape, dtype, stopwatch, inputs, row) -> dict:
+    eager = timing = stopwatch.one_by_one(contestant.prepare(inputs))
+    more = {}
+    if stopwatch.device.type == "cuda" and row["floor_ms"] < GRAPH_BELOW_MS:
+        try:
+            count = stopwatch.num_sets(row["bytes"])
+            sets = [inputs, *(case.inputs(shape, stopwatch.device, dtype, seed) for seed in range(1, count))]
+            timing = stopwatch.in_graph([contestant.prepare(one) for one in sets], row["floor_ms"])
+            more = {"sets": count, "eager_ms": eager.ms}
+        except Exception as error:  # a host sync inside, say: then the calls one by one are what it can do
+            torch.cuda.synchronize(stopwatch.device)
+            more = {"no_graph": " ".join(str(error).split())[:200]}
+    return {**_rates(timing, row), **more}
+
+
+def _rates(timing: Timing, row: dict) -> dict:
+    seconds = timing.ms / 1e3
+    return {
+        **asdict(timing),
+        "tb_s": row["bytes"] / seconds / 1e12,
+        "tflop_s": row["flops"] / seconds / 1e12,
+        "of_roofline": row["floor_ms"] / timing.ms,
+    }
+
+
+def _compare(row: dict) -> None:
+    """Adds the best peer and how many times faster than it ours is; None where either is not there."""
+    timed = [c for c in row["contestants"] if c["status"] == OK]
+    ours = next((c for c in timed if c["ours"]), None)
+    peers = [c for c in timed if not c["ours"]]
+    best = min(peers, key=lambda c: c["ms"], default=None)
+    row["ms"] = ours and ours["ms"]
+    row["best_peer"] = best and best["name"]
+    row["times_faster"] = best["ms"] / ours["ms"] if ours and best else None
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def provenance(device: torch.device) -> dict:
+    """Where, when, with what and by which command it was measured."""
+    return {
+        "command": shlex.join(["mmvl", *sys.argv[1:]]),
+        "commit": commit(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "driver": driver() if device.type == "cuda" else None,
+        "cuda": torch.version.cuda,
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "mmvl": mmvl.__version__,
+    }
+
+
+def commit() -> str | None:
+    """The commit of the working tree this code runs from, "-dirty" added if it was changed; None if it is none."""
+    here = Path(mmvl.__file__).resolve().parent
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, timeout=20,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return said.stdout.strip() or None if said.returncode == 0 else None
+
+
+def driver() -> str | None:
+    """Version of the GPU's driver, as nvidia-smi says it."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return said.stdout.split("\n")[0].strip() or None
+
+
+_DISTRIBUTIONS = {"fla": "fla-core", "lightning_attn": "lightning-attn"}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(_DISTRIBUTIONS.get(package, package))
+    except PackageNotFoundError:
+        return None
