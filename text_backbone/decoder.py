@@ -6,12 +6,13 @@ Legend: T tokens, D model width, V vocabulary, L layers, E experts.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmvl.kernels.norm import rms_norm
+from mmvl.kernels.norm import add_rms_norm
 from mmvl.kernels.rope import rope_tables
 
 from .config import LIGHTNING, TextConfig
@@ -29,12 +30,25 @@ class DecoderOutput:
     expert_counts_LE: torch.Tensor  # int64: token-expert pairs of each expert
 
 
+class Stream(NamedTuple):
+    """What flows from block to block: residual * alpha + output * beta, added up by the norm that reads it."""
+
+    residual_TD: torch.Tensor | None  # None: the output alone
+    output_TD: torch.Tensor
+    alpha: float = 1.0
+    beta: float = 1.0
+
+    def norm(self, norm: nn.RMSNorm, postnorm: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """The block's residual (the normed sum if `postnorm`, else the sum) and the normed sum; write to neither."""
+        return add_rms_norm(*self, norm.weight, norm.eps, postnorm=postnorm)
+
+
 class DecoderLayer(nn.Module):
-    """One layer: (T, D) -> (T, D), balance loss, expert counts (E,)."""
+    """One layer: stream of (T, D) -> stream of (T, D), balance loss, expert counts (E,)."""
 
     def __init__(self, config: TextConfig, layer: int):
         super().__init__()
-        self.postnorm, self.eps = config.postnorm, config.rms_norm_eps
+        self.postnorm = config.postnorm
         self.is_lightning = config.attn_type_list[layer] == LIGHTNING
         self.attention_alpha, self.attention_beta = config.attention_factors(layer)
         self.mlp_alpha, self.mlp_beta = config.layernorm_mlp_alpha, config.layernorm_mlp_beta
@@ -47,26 +61,19 @@ class DecoderLayer(nn.Module):
             self.shared_mlp = SharedMlp(config)
             self.coefficient = nn.Linear(config.hidden_size, 1, bias=False)
 
-    def forward(self, x_TD: torch.Tensor, packed: Packed, rope, cache=None):
-        h_TD = rms_norm(x_TD, self.input_layernorm.weight, self.eps)
+    def forward(self, stream: Stream, packed: Packed, rope, cache=None):
+        residual_TD, h_TD = stream.norm(self.input_layernorm, self.postnorm)
         if self.is_lightning:
             attended_TD = self.self_attn(h_TD, packed, cache)
         else:
             attended_TD = self.self_attn(h_TD, packed, rope, cache)
-        residual_TD = h_TD if self.postnorm else x_TD
-        x_TD = _add(residual_TD, self.attention_alpha, attended_TD, self.attention_beta)
+        stream = Stream(residual_TD, attended_TD, self.attention_alpha, self.attention_beta)
 
-        m_TD = rms_norm(x_TD, self.post_attention_layernorm.weight, self.eps)
+        residual_TD, m_TD = stream.norm(self.post_attention_layernorm, self.postnorm)
         y_TD, balance, counts_E = self.block_sparse_moe(m_TD)
         if self.has_shared:
             y_TD = mix_shared(y_TD, self.shared_mlp(m_TD), m_TD, self.coefficient)
-        residual_TD = m_TD if self.postnorm else x_TD
-        return _add(residual_TD, self.mlp_alpha, y_TD, self.mlp_beta), balance, counts_E
-
-
-def _add(residual, alpha, output, beta):
-    """residual * alpha + output * beta, in one operation when beta is 1, as in the released model."""
-    return torch.add(output if beta == 1 else output * beta, residual, alpha=alpha)
+        return Stream(residual_TD, y_TD, self.mlp_alpha, self.mlp_beta), balance, counts_E
 
 
 class DecoderBody(nn.Module):
@@ -108,14 +115,14 @@ class Decoder(nn.Module):
         if cache is not None:
             cache.check(packed)
         rope = rope_tables(packed.positions_T, self.config.rotary_dim, self.config.rope_theta)
-        balances, counts = [], []
+        stream, balances, counts = Stream(None, x_TD), [], []
         for layer in self.model.layers:
-            x_TD, balance, counts_E = layer(x_TD, packed, rope, cache)
+            stream, balance, counts_E = layer(stream, packed, rope, cache)
             balances.append(balance)
             counts.append(counts_E)
         if cache is not None:
             cache.advance(packed)
-        hidden_TD = rms_norm(x_TD, self.model.norm.weight, self.config.rms_norm_eps)
+        _, hidden_TD = stream.norm(self.model.norm, postnorm=True)
         return DecoderOutput(hidden_TD, torch.stack(balances).mean(), torch.stack(counts))
 
     def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
