@@ -8,6 +8,7 @@ state of a virtual worker is a few counters.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -84,6 +85,12 @@ def source_names(data: DataSpec) -> list[str]:
     if len(set(names)) != len(names):
         raise ValueError(f"data.sources: two sources are called alike ({', '.join(sorted(names))}); rename a directory")
     return names
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Ctrl-C and most job schedulers signal every process; the trainer saves first, and its workers end with it."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class PackedBatches(IterableDataset):
@@ -176,6 +183,7 @@ class Loader:
             num_workers=data.workers,
             prefetch_factor=2 if data.workers else None,
             pin_memory=pin,
+            worker_init_fn=_leave_signals_to_the_trainer,
             multiprocessing_context="fork" if data.workers else None,
         )
 

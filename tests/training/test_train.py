@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -126,14 +127,19 @@ def test_frozen_parts_stay_and_the_next_stage_starts_from_the_last(recipe_file, 
 
 
 def test_a_signal_saves_first(recipe_file, tmp_path):
-    """A run that is told to end in the middle leaves a checkpoint, and the same command goes on from it."""
+    """A run that is told to end in the middle leaves a checkpoint, and the same command goes on from it.
+
+    Terminals and job schedulers signal every process of a job, so the loader's workers get the signal as well.
+    """
     command = [sys.executable, "-m", "mmvl.app.cli", "train", str(recipe_file), "--set", "budget.tokens=100000000"]
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        [*command, "--set", "data.workers=2"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     metrics = tmp_path / "out" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline and run.poll() is None:
         time.sleep(0.1)
-    run.send_signal(signal.SIGTERM)
+    os.killpg(run.pid, signal.SIGTERM)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 130, errors
     step = json.loads(metrics.read_text().splitlines()[-1])["step"]
