@@ -24,6 +24,8 @@ data = typer.Typer(
     help="Make, import and look at training data (WebDataset shards).", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(data, name="data")
+bench = typer.Typer(help="Measure how fast the parts are on this machine.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench, name="bench")
 
 Model = Annotated[
     Path | None, typer.Option("--model", metavar="DIR", help="Model in Hugging Face layout.  [default: mmvl-tiny]")
@@ -255,6 +257,28 @@ def data_inspect(
 
     if inspect(path, limit):
         raise typer.Exit(errors.SOME_ROWS_FAILED)
+
+
+@bench.command("kernels")
+def bench_kernels(
+    op: Annotated[
+        list[str] | None, typer.Option("--op", metavar="NAME", help="Only operations beginning so; repeatable.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE.png", help="Draw time against length.")
+    ] = None,
+    tune: Annotated[bool, typer.Option("--tune", help="Make this GPU's table of launch parameters anew.")] = False,
+    device: Device = None,
+) -> None:
+    """Run each operation beside other libraries' kernels: checked first, then timed."""
+    from mmvl.app import bench
+
+    if tune:
+        bench.tune(op or [], device=device, json_path=json_file)
+    else:
+        bench.kernels(op or [], quick=quick, device=device, json_path=json_file, picture=picture)
 
 
 def _open_model(model: Path | None, device: str | None):

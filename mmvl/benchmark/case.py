@@ -28,10 +28,14 @@ class Contestant:
     view: Callable[[Any, Inputs], tuple[torch.Tensor, ...]] = lambda output, inputs: as_tuple(output)
     package: str | None = None
     ours: bool = False
+    gpu: bool = False  # runs on a GPU only
     note: str = ""
 
-    def is_installed(self) -> bool:
-        return self.package is None or importlib.util.find_spec(self.package) is not None
+    def missing(self, device: torch.device) -> str | None:
+        """Why it cannot take part here; None if it can."""
+        if self.package is not None and importlib.util.find_spec(self.package) is None:
+            return f"{self.package} is not installed"
+        return "needs a GPU" if self.gpu and device.type == "cpu" else None
 
 
 @dataclass(frozen=True)

@@ -126,10 +126,7 @@ def ceilings(stopwatch: Stopwatch) -> dict[str, float]:
     device = stopwatch.device
     gpu = device.type == "cuda"
     count, n, dtype = (1 << 30, 8192, torch.bfloat16) if gpu else (1 << 22, 256, torch.float32)
-    source = torch.randn(count, device=device, dtype=dtype)
-    target = torch.empty_like(source)
-    found = {"bytes": 2 * source.nbytes / _seconds(stopwatch.one_by_one(lambda: target.copy_(source)))}
-    del source, target
+    found = {"bytes": _copy_rate(stopwatch, torch.randn(count, device=device, dtype=dtype))}
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     found["bf16"] = 2 * n**3 / _seconds(stopwatch.one_by_one(lambda: a @ b))
     if gpu and torch.cuda.get_device_capability(device) >= (8, 9):
@@ -138,6 +135,11 @@ def ceilings(stopwatch: Stopwatch) -> dict[str, float]:
         product = lambda: torch._scaled_mm(a8, b8, one, one, out_dtype=torch.bfloat16)  # noqa: E731
         found["fp8"] = 2 * n**3 / _seconds(stopwatch.one_by_one(product))
     return found
+
+
+def _copy_rate(stopwatch: Stopwatch, source: torch.Tensor) -> float:
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _seconds(stopwatch.one_by_one(lambda: target.copy_(source)))
 
 
 def _seconds(timing: Timing) -> float:

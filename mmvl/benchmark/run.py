@@ -1,6 +1,7 @@
 """Runs the cases: every contestant is checked against the fp64 reference first, and timed only if it is right."""
 
 import gc
+import os
 import shlex
 import subprocess
 import sys
@@ -99,8 +100,8 @@ def measure(case: Case, shape: Shape, stopwatch: Stopwatch, peak: dict[str, floa
 
 
 def _try(case, contestant: Contestant, shape, dtype, stopwatch: Stopwatch, reference, row) -> dict:
-    if not contestant.is_installed():
-        return {"status": MISSING, "note": f"{contestant.package} is not installed"}
+    if why := contestant.missing(stopwatch.device):
+        return {"status": MISSING, "note": why}
     note = {"note": contestant.note} if contestant.note else {}
     if contestant.package:
         note["version"] = _version(contestant.package)
@@ -176,7 +177,12 @@ def provenance(device: torch.device) -> dict:
 
 
 def commit() -> str | None:
-    """The commit of the working tree this code runs from, "-dirty" added if it was changed; None if it is none."""
+    """The commit of the working tree this code runs from, "-dirty" added if it was changed.
+
+    MMVL_COMMIT in the environment says it for a copy without a repository; None if nothing does.
+    """
+    if said := os.environ.get("MMVL_COMMIT"):
+        return said
     here = Path(mmvl.__file__).resolve().parent
     try:
         said = subprocess.run(

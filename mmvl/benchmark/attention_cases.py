@@ -1,0 +1,102 @@
+"""Softmax attention beside torch's scaled dot product attention.
+
+Legend: L new tokens, M keys, S sequences, H query heads, G key/value heads, K head dim.
+"""
+
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+
+from mmvl.benchmark.case import Case, Contestant
+from mmvl.kernels.softmax_attention import softmax_attention
+
+ROWS = 32  # queries whose output is compared with the reference
+
+
+def attention_cases() -> list[Case]:
+    wide = {"H": 64, "G": 8, "K": 128}
+    peers = [Contestant("torch SDPA", _sdpa, lambda out, i: (out.transpose(1, 2).flatten(0, 1),))]
+    common = dict(
+        reference=_reference,
+        part=lambda outputs, i: tuple(o[i.rows] for o in outputs),
+        bytes=lambda i: 2 * i.q.nbytes + i.k.nbytes + i.v.nbytes,
+        flops=_flops,
+        inputs=_inputs,
+        contestants=[Contestant("mmvl", _ours, ours=True), *peers],
+    )
+    return [
+        Case(
+            op="softmax prefill",
+            about="causal, one sequence without a past",
+            axis="L",
+            full=[{"L": L, **wide} for L in (4096, 16384, 32768)],
+            quick=[{"L": 16384, **wide}],
+            tiny=[{"L": 20, "H": 4, "G": 2, "K": 16}],
+            **common,
+        ),
+        Case(
+            op="softmax decode",
+            about="one token of each of S sequences against M keys",
+            axis="S",
+            full=[{"S": S, "M": 32768, **wide} for S in (1, 8, 64)],
+            quick=[{"S": 8, "M": 32768, **wide}],
+            tiny=[{"S": 2, "M": 20, "H": 4, "G": 2, "K": 16}],
+            **common,
+        ),
+    ]
+
+
+def _inputs(shape, device, dtype, seed):
+    H, G, K = (shape[name] for name in ("H", "G", "K"))
+    S, L = shape.get("S", 1), shape.get("L", 1)
+    M = shape.get("M", L)
+    generator = torch.Generator(device).manual_seed(seed)
+    draw = lambda *size: torch.randn(size, generator=generator, device=device, dtype=dtype)  # noqa: E731
+    offsets = [torch.arange(S + 1, dtype=torch.int32, device=device) * n for n in (L, M)]
+    rows = torch.linspace(0, S * L - 1, min(S * L, ROWS), device=device).long()
+    return SimpleNamespace(
+        q=draw(S * L, H, K), k=draw(S * M, G, K), v=draw(S * M, G, K), S=S, L=L, M=M, rows=rows,
+        cu_q=offsets[0], cu_k=offsets[0] if L == M else offsets[1],
+    )  # fmt: skip
+
+
+def _flops(i) -> float:
+    pairs = i.S * (i.L * (i.M - i.L) + i.L * (i.L + 1) / 2)
+    return 4.0 * pairs * i.q.shape[1] * i.q.shape[2]
+
+
+def _reference(i):
+    """fp64, some queries, one at a time."""
+    groups = i.q.shape[1] // i.k.shape[1]
+    out = []
+    for row in i.rows.tolist():
+        s, at = divmod(row, i.L)
+        keys = slice(s * i.M, s * i.M + i.M - i.L + at + 1)
+        q = i.q[row].double().view(-1, groups, i.q.shape[2])
+        scores = torch.einsum("gak,mgk->gam", q, i.k[keys].double()) * i.q.shape[2] ** -0.5
+        out.append(torch.einsum("gam,mgk->gak", scores.softmax(-1), i.v[keys].double()).flatten(0, 1))
+    return (torch.stack(out),)
+
+
+def _ours(i):
+    lengths = (i.L,) * i.S, (i.M,) * i.S
+    scale = i.q.shape[2] ** -0.5
+
+    def run():
+        with torch.no_grad():
+            return softmax_attention(i.q, i.k, i.v, i.cu_q, i.cu_k, *lengths, scale)
+
+    return run
+
+
+def _sdpa(i):
+    q = i.q.unflatten(0, (i.S, i.L)).transpose(1, 2).contiguous()
+    k, v = (x.unflatten(0, (i.S, i.M)).transpose(1, 2).contiguous() for x in (i.k, i.v))
+    causal = i.L == i.M and i.L > 1
+
+    def run():
+        with torch.no_grad():
+            return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+
+    return run

@@ -1,0 +1,200 @@
+"""The mixture of experts beside torch's grouped matrix products.
+
+The work is from the router's logits and the tokens to the weighted sum: choose, sort, three products, combine.
+Legend: T tokens, k experts a token, P = T * k pairs, E experts, I expert width, D model width.
+"""
+
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+
+from mmvl.benchmark.case import Case, Contestant
+from mmvl.kernels.experts import experts, route
+
+GRADIENTS = {torch.bfloat16: 1e-2, torch.float32: 1e-5}
+ROWS = 64  # tokens whose output is compared with the reference
+_weights: dict[tuple, tuple[torch.Tensor, ...]] = {}
+
+
+def experts_cases() -> list[Case]:
+    wide = {"E": 32, "k": 2, "I": 9216, "D": 6144}
+    narrow = {"E": 8, "k": 2, "I": 160, "D": 256}
+    tiny = [{"T": 7, "E": 4, "k": 2, "I": 24, "D": 16}]
+    common = dict(axis="T", inputs=_inputs, flops=_flops, tiny=tiny)
+    forward = dict(
+        **common,
+        reference=_reference,
+        part=lambda outputs, i: tuple(o[i.rows] for o in outputs),
+        bytes=_bytes,
+        contestants=[
+            Contestant("mmvl", _ours, ours=True),
+            Contestant("torch grouped_mm", _grouped, gpu=True),
+            Contestant("loop over experts", _looped, note="asks the device for counts"),
+        ],
+    )
+    return [
+        Case(
+            op="experts decode",
+            about="few tokens: each expert that is hit is read once",
+            full=[{"T": T, **wide} for T in (1, 8, 64)],
+            quick=[{"T": T, **wide} for T in (1, 8)],
+            goals={1: 0.20, 8: 1.05, 64: 2.9},
+            **forward,
+        ),
+        Case(
+            op="experts forward",
+            about="many tokens",
+            full=[{"T": T, **wide} for T in (4096, 16384, 65536)],
+            quick=[{"T": 4096, **wide}],
+            goals={4096: 5.2, 16384: 18.5, 65536: 70.0},
+            **forward,
+        ),
+        Case(
+            op="experts training",
+            about="forward and backward: gradients of tokens and weights",
+            full=[{"T": 65536, **narrow}, {"T": 16384, **wide}],
+            quick=[{"T": 65536, **narrow}],
+            **common,
+            reference=_training_reference,
+            tolerance=GRADIENTS,
+            part=lambda outputs, i: (outputs[0][i.rows], outputs[1][i.rows], *(w[i.expert] for w in outputs[2:])),
+            bytes=lambda i: 3 * _bytes(i),
+            contestants=[
+                Contestant("mmvl", _training(_ours), ours=True),
+                Contestant("torch grouped_mm", _training(_grouped), gpu=True),
+            ],
+        ),
+    ]
+
+
+def _inputs(shape, device, dtype, seed):
+    T, E, k, D = (shape[name] for name in ("T", "E", "k", "D"))
+    generator = torch.Generator(device).manual_seed(seed)
+    x = torch.randn(T, D, generator=generator, device=device, dtype=dtype)
+    logits = torch.randn(T, E, generator=generator, device=device)
+    w1, w3, w2 = _make_weights(shape, device, dtype)
+    indices = logits.topk(k).indices
+    rows = torch.linspace(0, T - 1, min(T, ROWS), device=device).long()
+    grad = torch.randn(T, D, generator=generator, device=device, dtype=dtype)
+    return SimpleNamespace(
+        x=x, logits=logits, k=k, w1=w1, w3=w3, w2=w2, indices=indices, rows=rows, expert=E // 2, grad=grad
+    )
+
+
+def _make_weights(shape, device, dtype):
+    """The same for every call at a shape, and only the last ones are kept: a full layer takes 11 GB."""
+    key = (*(shape[name] for name in ("E", "I", "D")), device, dtype)
+    if key not in _weights:
+        _weights.clear()
+        E, I, D = key[:3]
+        generator = torch.Generator(device).manual_seed(1)
+        draw = lambda *size: torch.empty(size, device=device, dtype=dtype).normal_(  # noqa: E731
+            0, size[-1] ** -0.5, generator=generator
+        )
+        _weights[key] = draw(E, I, D), draw(E, I, D), draw(E, D, I)
+    return _weights[key]
+
+
+def _bytes(i) -> float:
+    hit = i.indices.unique().numel()
+    return hit * (i.w1[0].nbytes + i.w3[0].nbytes + i.w2[0].nbytes) + 2 * i.x.nbytes + i.logits.nbytes
+
+
+def _flops(i) -> float:
+    return 2.0 * i.indices.numel() * 3 * i.w1[0].numel()
+
+
+def _reference(i):
+    """fp64, of some tokens: expert by expert, so that only one is held in fp64."""
+    x, logits = i.x[i.rows].double(), i.logits[i.rows].double()
+    return (_by_expert(x, logits, i.k, lambda e: (i.w1[e].double(), i.w3[e].double(), i.w2[e].double())),)
+
+
+def _by_expert(x, logits, k, weights_of):
+    probs, indices = logits.softmax(-1).topk(k)
+    probs = probs / probs.sum(-1, keepdim=True)
+    out = torch.zeros_like(x)
+    for e in indices.unique().tolist():
+        w1, w3, w2 = weights_of(e)
+        tokens, choice = (indices == e).nonzero(as_tuple=True)
+        h = F.silu(x[tokens] @ w1.t()) * (x[tokens] @ w3.t())
+        out = out.index_add(0, tokens, probs[tokens, choice, None] * (h @ w2.t()))
+    return out
+
+
+def _training_reference(i):
+    """Gradients of x at some rows, of one expert's weights over all its tokens."""
+    x, logits = i.x[i.rows].double().requires_grad_(), i.logits[i.rows].double()
+    weights = {e: tuple(w[e].double() for w in (i.w1, i.w3, i.w2)) for e in i.indices[i.rows].unique().tolist()}
+    out = _by_expert(x, logits, i.k, weights.__getitem__)
+    (grad_x,) = torch.autograd.grad(out, x, i.grad[i.rows].double())
+    del weights
+    tokens = (i.indices == i.expert).any(-1).nonzero()[:, 0]
+    own = [w[i.expert].double().requires_grad_() for w in (i.w1, i.w3, i.w2)]
+    probs, indices = i.logits[tokens].double().softmax(-1).topk(i.k)
+    share = ((indices == i.expert) * probs / probs.sum(-1, keepdim=True)).sum(-1, keepdim=True)
+    h = F.silu(i.x[tokens].double() @ own[0].t()) * (i.x[tokens].double() @ own[1].t())
+    grads = torch.autograd.grad(share * (h @ own[2].t()), own, i.grad[tokens].double())
+    return out.detach(), grad_x, *grads
+
+
+def _ours(i):
+    def run():
+        weights, indices, _ = route(i.logits, i.k)
+        return experts(i.x, i.w1, i.w3, i.w2, weights, indices)
+
+    return run
+
+
+def _training(prepare):
+    """The forward of `prepare` with gradients of x and the three weights."""
+
+    def prepare_training(i):
+        leaves = [x.detach().requires_grad_() for x in (i.x, i.w1, i.w3, i.w2)]
+        forward = prepare(SimpleNamespace(**{**vars(i), **dict(zip(("x", "w1", "w3", "w2"), leaves, strict=True))}))
+
+        def run():
+            out = forward()
+            return out.detach(), *torch.autograd.grad(out, leaves, i.grad)
+
+        return run
+
+    return prepare_training
+
+
+def _grouped(i):
+    """torch's grouped products, and around them the fewest operations of torch."""
+    T, E = i.x.shape[0], i.w1.shape[0]
+    ids = torch.arange(E, device=i.x.device)
+    w1, w3, w2 = (w.transpose(-2, -1) for w in (i.w1, i.w3, i.w2))
+
+    def run():
+        weights, indices = i.logits.softmax(-1).topk(i.k)
+        weights = weights / weights.sum(-1, keepdim=True)
+        sorted_P, order_P = indices.flatten().sort(stable=True)
+        ends = torch.searchsorted(sorted_P, ids, right=True).to(torch.int32)
+        token_P = order_P // i.k
+        x_PD = i.x[token_P]
+        h_PI = F.silu(F.grouped_mm(x_PD, w1, offs=ends)) * F.grouped_mm(x_PD, w3, offs=ends)
+        y_PD = F.grouped_mm(h_PI, w2, offs=ends)
+        inverse_P = torch.empty_like(order_P).scatter_(0, order_P, torch.arange(T * i.k, device=i.x.device))
+        return torch.linalg.vecdot(y_PD[inverse_P].view(T, i.k, -1), weights[..., None].to(y_PD.dtype), dim=1)
+
+    return run
+
+
+def _looped(i):
+    def run():
+        with torch.no_grad():
+            weights, indices = i.logits.softmax(-1).topk(i.k)
+            weights = weights / weights.sum(-1, keepdim=True)
+            out = torch.zeros(i.x.shape, device=i.x.device, dtype=torch.float32)
+            for e in indices.unique().tolist():
+                tokens, choice = (indices == e).nonzero(as_tuple=True)
+                x = i.x[tokens]
+                y = F.linear(F.silu(F.linear(x, i.w1[e])) * F.linear(x, i.w3[e]), i.w2[e])
+                out.index_add_(0, tokens, y * weights[tokens, choice, None])
+            return out.to(i.x.dtype)
+
+    return run

@@ -1,0 +1,64 @@
+"""`mmvl bench kernels` from the command line, on the CPU with tiny shapes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from mmvl.app.bench import cells, milliseconds, verdict
+
+
+def mmvl(*arguments, **environment):
+    import os
+
+    command = [sys.executable, "-m", "mmvl.app.cli", "bench", "kernels", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+
+
+def test_every_operation_runs_on_the_cpu_and_is_right(tmp_path):
+    numbers, picture = tmp_path / "numbers.json", tmp_path / "picture.png"
+    done = mmvl("--device", "cpu", "--quick", "--json", numbers, "--picture", picture, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr
+    assert "lightning forward" in done.stdout and "measured ceilings" in " ".join(done.stdout.split())
+    result = json.loads(numbers.read_text())
+    for row in result["results"]:
+        ours = next(c for c in row["contestants"] if c["ours"])
+        assert ours["status"] == "ok", (row["op"], ours)
+        assert all(c["status"] != "wrong" for c in row["contestants"]), row
+        assert all(c["status"] != "failed" for c in row["contestants"]), row
+    assert result["command"].startswith("mmvl bench kernels --device cpu --quick")
+    with Image.open(picture) as drawn:
+        assert drawn.format == "PNG"
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--op", "conv", "--device", "cpu"], "--op conv: there are"),
+        (["--device", "tpu"], "--device tpu"),
+        (["--device", "cpu", "--json", "no/such/folder/x.json"], "no folder no/such/folder"),
+        (["--device", "cpu", "--tune", "--op", "conv"], "--op conv: what can be tuned is"),
+    ]
+    + ([] if torch.cuda.is_available() else [([], "no GPU is found")]),
+)
+def test_what_cannot_be_done_is_one_line(arguments, said):
+    done = mmvl(*arguments)
+    assert done.returncode == 1
+    assert said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_lines_say_what_was_measured():
+    good = {"name": "mmvl", "ours": True, "status": "ok", "ms": 0.05, "low": 0.04, "high": 0.06, "tb_s": 3.2,
+            "tflop_s": 101.4, "of_roofline": 0.8, "error": 2e-3, "how": "graph"}  # fmt: skip
+    assert cells(good, "bytes") == ["  mmvl", "0.0500", "40%", "3.20 TB/s", "80%", "2.0e-03", "graph"]
+    assert cells(good, "flops")[3] == "101 TFLOP/s"
+    wrong = {"name": "other", "ours": False, "status": "wrong", "error": 0.3}
+    assert cells(wrong, "bytes") == ["  other", "wrong", "", "", "", "3.0e-01", ""]
+    row = {"floor_ms": 0.04, "goal_ms": 0.06, "ms": 0.05, "times_faster": 1.5, "best_peer": "other"}
+    assert verdict(row) == "floor 0.0400 ms, goal 0.0600 met, 1.50 times as fast as other"
+    assert verdict({**row, "ms": 0.07}) == "floor 0.0400 ms, goal 0.0600 missed, 1.50 times as fast as other"
+    assert verdict({**row, "goal_ms": None, "times_faster": None}) == "floor 0.0400 ms"
+    assert [milliseconds(ms) for ms in (0.00512, 0.198, 3.456, 81.23)] == ["0.0051", "0.198", "3.456", "81.2"]
