@@ -39,6 +39,7 @@ def render_text_lines(
     held_out: bool = False,
     clean: bool = False,
     jpeg: float = 0.4,
+    running_text: float = 0.58,
     prefix: str = "lines",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
@@ -48,16 +49,20 @@ def render_text_lines(
     min_size, max_size: font size in pixels. max_width: widest ink in pixels; a longer line is set smaller, then cut at
     a word. held_out: use only the held-out fonts and texts (for evaluation); otherwise only the others.
     clean: no rotation, blur, noise. jpeg: share of the pictures stored as JPEG, the others are PNG.
+    running_text: share of the lines that are pieces of sentences, 0 to 0.7; single words drawn at random take what is
+    missing to 0.7, so that the next word cannot be guessed; numbers, codes and letters are the rest.
     ValueError where no font or text is left.
     """
     if not 1 <= min_chars <= max_chars:
         raise ValueError(f"text lines: need 1 <= min_chars <= max_chars, got {min_chars} and {max_chars}")
+    if not 0 <= running_text <= 0.7:
+        raise ValueError(f"text lines: running_text is a share from 0 to 0.7, got {running_text}")
     faces = held_out_fonts(fonts) if held_out else training_fonts(fonts)
     phrases = Phrases(corpus, held_out=held_out)
 
     def make(index: int) -> tuple[dict, dict[str, bytes]]:
         rng = random.Random(derive("text-lines", seed, index, held_out))
-        text = make_text(rng, phrases, min_chars, max_chars)
+        text = make_text(rng, phrases, min_chars, max_chars, running_text)
         face = pick(faces, rng)
         # Small print is the harder half: draw sizes evenly in the logarithm.
         size = round(min_size * (max_size / min_size) ** rng.random())
@@ -90,12 +95,14 @@ def render_text_lines(
     return write_shards(out_dir, prefix, count, make, workers, progress=progress)
 
 
-def make_text(rng: random.Random, phrases: Phrases, min_chars: int, max_chars: int) -> str:
+def make_text(
+    rng: random.Random, phrases: Phrases, min_chars: int, max_chars: int, running_text: float = 0.58
+) -> str:
     """A line of min_chars to max_chars printable ASCII characters, single-spaced, of one of several kinds."""
     for _ in range(200):
         target = rng.randint(min_chars, max_chars)
         kind = rng.random()
-        if kind < 0.58:
+        if kind < running_text:
             text = cut(phrases.fragment(rng, 2 + target // 4), target)
         elif kind < 0.70:
             text = cut(" ".join(phrases.word(rng) for _ in range(1 + target // 6)), target)

@@ -88,9 +88,23 @@ def test_length_of_the_text(corpus, shortest, longest):
         assert shortest <= len(make_text(rng, phrases, shortest, longest)) <= longest
 
 
+def test_running_text_can_give_way_to_single_words(corpus):
+    phrases = Phrases(corpus)
+    rng = random.Random(5)
+    sentences, words = ([make_text(rng, phrases, 20, 45, share) for _ in range(300)] for share in (0.7, 0.0))
+    documents = [" ".join(document) for document in phrases._documents]
+
+    def quoted(texts):
+        return sum(any(text in document for document in documents) for text in texts) / len(texts)
+
+    assert quoted(sentences) > quoted(words) + 0.3
+
+
 def test_impossible_settings(tmp_path, fonts, corpus):
     with pytest.raises(ValueError, match="1 <= min_chars <= max_chars"):
         render_text_lines(tmp_path, 1, fonts=fonts, corpus=corpus, min_chars=9, max_chars=3)
+    with pytest.raises(ValueError, match="running_text"):
+        render_text_lines(tmp_path, 1, fonts=fonts, corpus=corpus, running_text=0.9)
     with pytest.raises(ValueError, match="count is 0"):
         render_text_lines(tmp_path, 0, fonts=fonts, corpus=corpus)
 
