@@ -12,7 +12,7 @@ SHIPPED = sorted((Path(mmvl.__file__).parent / "recipes").rglob("*.yaml"))
 
 
 def test_there_are_recipes_of_every_stage():
-    assert {p.stem for p in SHIPPED} == {"tokenizer", "text", "vision-words", "vision-language"}
+    assert {p.stem for p in SHIPPED} == {"tokenizer", "text", "vision-words", "vision-language", "reading"}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
