@@ -1,14 +1,56 @@
 """Mixture of experts: choosing experts for each token, and running the chosen ones (dropless SwiGLU).
 
     y_t = sum over the chosen e of weight_te * w2_e (silu(w1_e x_t) * w3_e x_t)
-Token-expert pairs are sorted by expert; on CUDA in bf16 three grouped matrix products do all experts without asking the
-device how many tokens each got, elsewhere a loop over the experts that were hit does.
+Token-expert pairs are sorted by expert, and grouped matrix products do all experts without asking the device how many
+tokens each got. On CUDA that is done by Triton kernels (experts_routing_triton.py, experts_triton.py), which gather
+and apply SwiGLU and the routing weights as they go; the reference uses torch's grouped product in bf16 on CUDA, and a
+loop over the experts that were hit elsewhere.
 
 Legend: T tokens, k experts a token, P = T * k token-expert pairs, E experts, I expert width, D model width.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
+
+from . import experts_tuning  # noqa: F401  (declares the launch parameters)
+from .backend import TRITON, choose
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Routing(NamedTuple):
+    """What the router decided. The last two are there where Triton sorted the pairs, and save `experts` that work."""
+
+    weights_Tk: torch.Tensor  # fp32 at least, each row sums to 1
+    indices_Tk: torch.Tensor  # int64
+    counts_E: torch.Tensor  # int64, pairs of each expert
+    balance: torch.Tensor  # the balance loss, a scalar of the weights' dtype
+    order_P: torch.Tensor | None = None  # int32, pairs (t * k + j) by expert, in their order within one
+    offsets_E1: torch.Tensor | None = None  # int32, where each expert's pairs begin; the last is P
+
+
+def router(x_TD: torch.Tensor, gate_ED: torch.Tensor, top_k: int, *, backend: str | None = None) -> Routing:
+    """Logits x gate^T in fp32 at least, softmax, the `top_k` best experts with weights that sum to 1, balance loss.
+
+    Gradients flow from the weights and from the balance loss to `x_TD` and `gate_ED`. Of equal logits the kernels take
+    the lower index; torch does not say which it takes.
+    """
+    supported = x_TD.dtype in _DTYPES and gate_ED.dtype in _DTYPES and gate_ED.shape[0] <= 1024
+    if x_TD.shape[0] and choose(backend, x_TD, gate_ED, supported=supported) == TRITON:
+        x_TD, gate_ED = x_TD.contiguous(), gate_ED.contiguous()
+        if _traced(x_TD):
+            outputs = torch.ops.mmvl.router(x_TD, gate_ED, top_k)
+        elif torch.is_grad_enabled() and (x_TD.requires_grad or gate_ED.requires_grad):
+            outputs = _Router.apply(x_TD, gate_ED, top_k)
+        else:
+            outputs = _routing_kernels().route(x_TD, gate_ED, None, top_k)
+        return Routing(*outputs[:6])
+    dtype = torch.promote_types(x_TD.dtype, torch.float32)
+    weights_Tk, indices_Tk, probs_TE = route(F.linear(x_TD.to(dtype), gate_ED.to(dtype)), top_k)
+    counts_E = expert_counts(indices_Tk, gate_ED.shape[0])
+    return Routing(weights_Tk, indices_Tk, counts_E, balance_loss(probs_TE, counts_E))
 
 
 def route(logits_TE: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -44,12 +86,194 @@ def experts(
     weights_Tk: torch.Tensor,
     indices_Tk: torch.Tensor,
     counts_E: torch.Tensor | None = None,
+    *,
+    order_P: torch.Tensor | None = None,
+    offsets_E1: torch.Tensor | None = None,
+    backend: str | None = None,
 ) -> torch.Tensor:
     """The weighted sum of the chosen experts' outputs, (T, D) in the dtype of `x_TD`; the sum itself is fp32 at least.
 
-    `counts_E` is `expert_counts(indices_Tk, E)`, computed here if not given. Experts without a token get a zero
-    gradient, not none, so that every rank reduces the same tensors.
+    `counts_E` is `expert_counts(indices_Tk, E)`; `order_P` and `offsets_E1` are the router's (see `Routing`). What is
+    not given is computed. Experts without a token get a zero gradient, not none, so that every rank reduces the same
+    tensors. The kernels read the weights where they lie: w1 and w3 (E, I, D), w2 (E, D, I), contiguous.
     """
+    if x_TD.shape[0] == 0:  # connected to everything, so that all gradients are zeros
+        return x_TD + sum(w[:0].sum() for w in (w1_EID, w3_EID, w2_EDI, weights_Tk)).to(x_TD.dtype)
+    weights = (w1_EID, w3_EID, w2_EDI)
+    supported = x_TD.dtype in _DTYPES and all(w.dtype == x_TD.dtype and w.is_contiguous() for w in weights)
+    if choose(backend, x_TD, *weights, supported=supported) == TRITON:
+        x_TD, weights_Tk = x_TD.contiguous(), weights_Tk.contiguous()
+        inputs = (x_TD, *weights, weights_Tk)
+        needs_grad = torch.is_grad_enabled() and any(a.requires_grad for a in inputs)
+        if _traced(x_TD):
+            if order_P is None:
+                order_P, offsets_E1 = torch.ops.mmvl.sort_pairs(indices_Tk, w1_EID.shape[0])
+            return torch.ops.mmvl.experts(*inputs, order_P, offsets_E1, needs_grad)[0]
+        if order_P is None:
+            order_P, offsets_E1 = _routing_kernels().sort(indices_Tk.contiguous(), w1_EID.shape[0])
+        if needs_grad:
+            return _Experts.apply(*inputs, order_P, offsets_E1)
+        return _expert_kernels().forward(*inputs, order_P, offsets_E1, False)[0]
+    return _experts_reference(x_TD, *weights, weights_Tk, indices_Tk, counts_E)
+
+
+def _traced(x: torch.Tensor) -> bool:
+    """Under torch.compile or with fake tensors the operators are called; else the kernels, which costs less time."""
+    return torch.compiler.is_compiling() or type(x) not in (torch.Tensor, torch.nn.Parameter)
+
+
+def _routing_kernels():
+    from . import experts_routing_triton  # triton is imported where a kernel runs, not before
+
+    return experts_routing_triton
+
+
+def _expert_kernels():
+    from . import experts_triton
+
+    return experts_triton
+
+
+class _Router(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, gate, top_k):
+        *outputs, logits = _routing_kernels().route(x, gate, None, top_k)
+        _, indices, counts, _, order, offsets = outputs
+        ctx.save_for_backward(x, gate, logits, indices, counts)
+        ctx.mark_non_differentiable(indices, counts, order, offsets)
+        ctx.set_materialize_grads(False)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx, dweights, _indices, _counts, dbalance, _order, _offsets):
+        if dweights is None and dbalance is None:
+            return None, None, None
+        dweights = None if dweights is None else dweights.contiguous()
+        return *_routing_kernels().route_backward(*ctx.saved_tensors, dweights, dbalance), None
+
+
+class _Experts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w1, w3, w2, weights, order, offsets):
+        y, gate, up = _expert_kernels().forward(x, w1, w3, w2, weights, order, offsets, True)
+        ctx.save_for_backward(x, w1, w3, w2, weights, order, offsets, gate, up)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        return *_expert_kernels().backward(dy.contiguous(), *ctx.saved_tensors), None, None
+
+
+# The same as operators, for torch.compile.
+
+
+@torch.library.custom_op("mmvl::router", mutates_args=())
+def _router_op(
+    x: torch.Tensor, gate: torch.Tensor, top_k: int
+) -> tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
+]:  # fmt: skip
+    return _routing_kernels().route(x, gate, None, top_k)
+
+
+@_router_op.register_fake
+def _(x, gate, top_k):
+    T, E = x.shape[0], gate.shape[0]
+    return (
+        x.new_empty(T, top_k, dtype=torch.float32),
+        x.new_empty(T, top_k, dtype=torch.int64),
+        x.new_empty(E, dtype=torch.int64),
+        x.new_empty((), dtype=torch.float32),
+        x.new_empty(T * top_k, dtype=torch.int32),
+        x.new_empty(E + 1, dtype=torch.int32),
+        x.new_empty(T, E, dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("mmvl::router_backward", mutates_args=())
+def _router_backward_op(
+    x: torch.Tensor, gate: torch.Tensor, logits: torch.Tensor, indices: torch.Tensor, counts: torch.Tensor,
+    dweights: torch.Tensor, dbalance: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    return _routing_kernels().route_backward(x, gate, logits, indices, counts, dweights.contiguous(), dbalance)
+
+
+@_router_backward_op.register_fake
+def _(x, gate, logits, indices, counts, dweights, dbalance):
+    return torch.empty_like(x), torch.empty_like(gate)
+
+
+def _router_setup(ctx, inputs, output):
+    x, gate, _ = inputs
+    _, indices, counts, _, order, offsets, logits = output
+    ctx.save_for_backward(x, gate, logits, indices, counts)
+    ctx.mark_non_differentiable(indices, counts, order, offsets, logits)
+
+
+def _router_grad(ctx, dweights, _indices, _counts, dbalance, _order, _offsets, _logits):
+    return *torch.ops.mmvl.router_backward(*ctx.saved_tensors, dweights, dbalance), None
+
+
+_router_op.register_autograd(_router_grad, setup_context=_router_setup)
+
+
+@torch.library.custom_op("mmvl::sort_pairs", mutates_args=())
+def _sort_op(indices: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return _routing_kernels().sort(indices.contiguous(), num_experts)
+
+
+@_sort_op.register_fake
+def _(indices, num_experts):
+    order = indices.new_empty(indices.shape[0] * indices.shape[1], dtype=torch.int32)
+    return order, indices.new_empty(num_experts + 1, dtype=torch.int32)
+
+
+@torch.library.custom_op("mmvl::experts", mutates_args=())
+def _experts_op(
+    x: torch.Tensor, w1: torch.Tensor, w3: torch.Tensor, w2: torch.Tensor, weights: torch.Tensor,
+    order: torch.Tensor, offsets: torch.Tensor, save: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    y, gate, up = _expert_kernels().forward(x, w1, w3, w2, weights, order, offsets, save)
+    return (y, gate, up) if save else (y, x.new_empty(0), x.new_empty(0))
+
+
+@_experts_op.register_fake
+def _(x, w1, w3, w2, weights, order, offsets, save):
+    kept = (order.shape[0], w1.shape[1]) if save else (0,)
+    return torch.empty_like(x), x.new_empty(kept), x.new_empty(kept)
+
+
+@torch.library.custom_op("mmvl::experts_backward", mutates_args=())
+def _experts_backward_op(
+    dy: torch.Tensor, x: torch.Tensor, w1: torch.Tensor, w3: torch.Tensor, w2: torch.Tensor, weights: torch.Tensor,
+    order: torch.Tensor, offsets: torch.Tensor, gate: torch.Tensor, up: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    return _expert_kernels().backward(dy.contiguous(), x, w1, w3, w2, weights, order, offsets, gate, up)
+
+
+@_experts_backward_op.register_fake
+def _(dy, x, w1, w3, w2, weights, order, offsets, gate, up):
+    return tuple(torch.empty_like(a) for a in (x, w1, w3, w2, weights))
+
+
+def _experts_setup(ctx, inputs, output):
+    *saved, _ = inputs
+    _, gate, up = output
+    ctx.save_for_backward(*saved, gate, up)
+    ctx.mark_non_differentiable(gate, up)
+
+
+def _experts_grad(ctx, dy, _gate, _up):
+    return *torch.ops.mmvl.experts_backward(dy, *ctx.saved_tensors), None, None, None
+
+
+_experts_op.register_autograd(_experts_grad, setup_context=_experts_setup)
+
+
+# The reference.
+
+
+def _experts_reference(x_TD, w1_EID, w3_EID, w2_EDI, weights_Tk, indices_Tk, counts_E):
     T, k = indices_Tk.shape
     if counts_E is None:
         counts_E = expert_counts(indices_Tk, w1_EID.shape[0])

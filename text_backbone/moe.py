@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmvl.kernels.experts import balance_loss, expert_counts, experts, route
+from mmvl.kernels.experts import experts, router
 
 from .config import TextConfig
 
@@ -33,14 +33,14 @@ class SparseMoe(nn.Module):
         self.experts = Experts(config)
 
     def forward(self, x_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        # 16-bit logits would tie or swap close experts, so that a token's expert would depend on its batch
-        dtype = torch.promote_types(x_TD.dtype, torch.float32)
-        logits_TE = F.linear(x_TD.to(dtype), self.gate.weight.to(dtype))
-        weights_Tk, indices_Tk, probs_TE = route(logits_TE, self.top_k)
-        counts_E = expert_counts(indices_Tk, self.gate.out_features)
+        # fp32 logits: in 16 bits close experts would tie or swap, so that a token's expert would depend on its batch
+        routing = router(x_TD, self.gate.weight, self.top_k)
         e = self.experts
-        y_TD = experts(x_TD, e.w1, e.w3, e.w2, weights_Tk, indices_Tk, counts_E)
-        return y_TD, balance_loss(probs_TE, counts_E), counts_E
+        y_TD = experts(
+            x_TD, e.w1, e.w3, e.w2, routing.weights_Tk, routing.indices_Tk, routing.counts_E,
+            order_P=routing.order_P, offsets_E1=routing.offsets_E1,
+        )  # fmt: skip
+        return y_TD, routing.balance, routing.counts_E
 
 
 class SharedMlp(nn.Module):

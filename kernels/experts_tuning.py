@@ -1,0 +1,78 @@
+"""Launch parameters of the expert kernels: defaults by shape, and what tuning tries beside them.
+
+Keys of a shape: P token-expert pairs, E experts, I expert width, D model width, dtype. Parameters: BM rows, BN columns,
+BK depth of a tile; GROUP row tiles done together; `tma` 0 plain loads, 1 tensor maps for the weights, 2 for the
+gathered tokens too.
+"""
+
+from . import tuning
+
+EXACT = ("E", "I", "D")
+
+
+def _rows(P, E):
+    """Rows of a tile: enough for what an expert gets on average, so that its weights are read once."""
+    return 64 if P <= 64 * E else 128
+
+
+def _up(P, E, I, D, dtype):
+    if dtype == "float32":
+        return {"BM": 64, "BN": 32, "BK": 32, "GROUP": 8, "tma": 0, "num_warps": 4, "num_stages": 2}
+    if I < 512:
+        return {"BM": _rows(P, E), "BN": 32, "BK": 64, "GROUP": 8, "tma": 0, "num_warps": 4, "num_stages": 3}
+    if P <= 64 * E:
+        return {"BM": 64, "BN": 64, "BK": 64, "GROUP": 8, "tma": 1, "num_warps": 4, "num_stages": 4}
+    return {"BM": 128, "BN": 128, "BK": 64, "GROUP": 8, "tma": 2, "num_warps": 8, "num_stages": 4}
+
+
+def _down(P, E, I, D, dtype):
+    if dtype == "float32":
+        return {"BM": 64, "BN": 64, "BK": 32, "GROUP": 8, "tma": 0, "num_warps": 4, "num_stages": 2}
+    if I < 512:
+        return {"BM": _rows(P, E), "BN": 128, "BK": 32, "GROUP": 8, "tma": 0, "num_warps": 4, "num_stages": 3}
+    if P <= 64 * E:
+        return {"BM": 64, "BN": 128, "BK": 64, "GROUP": 8, "tma": 1, "num_warps": 4, "num_stages": 4}
+    return {"BM": 128, "BN": 256, "BK": 64, "GROUP": 8, "tma": 1, "num_warps": 8, "num_stages": 3}
+
+
+def _down_backward(P, E, I, D, dtype):
+    if dtype == "float32":
+        return {"BM": 64, "BN": 32, "BK": 32, "GROUP": 8, "num_warps": 4, "num_stages": 2}
+    if I < 512:
+        return {"BM": 128, "BN": 32, "BK": 64, "GROUP": 8, "num_warps": 4, "num_stages": 3}
+    return {"BM": 128, "BN": 128, "BK": 64, "GROUP": 8, "num_warps": 8, "num_stages": 3}
+
+
+def _up_backward(P, E, I, D, dtype):
+    if dtype == "float32":
+        return {"BM": 64, "BN": 64, "BK": 32, "GROUP": 8, "num_warps": 4, "num_stages": 2}
+    if I < 512:
+        return {"BM": 128, "BN": 128, "BK": 32, "GROUP": 8, "num_warps": 4, "num_stages": 3}
+    return {"BM": 128, "BN": 256, "BK": 32, "GROUP": 8, "num_warps": 8, "num_stages": 3}
+
+
+def _weights(P, E, I, D, dtype):
+    if dtype == "float32":
+        return {"BI": 32, "BD": 64, "BR": 32, "SPLIT": _split(P, E, I, D, 32, 64), "num_warps": 4, "num_stages": 2}
+    if I < 512:
+        return {"BI": 64, "BD": 128, "BR": 64, "SPLIT": _split(P, E, I, D, 64, 128), "num_warps": 4, "num_stages": 3}
+    return {"BI": 128, "BD": 256, "BR": 64, "SPLIT": 1, "num_warps": 8, "num_stages": 3}
+
+
+def _split(P, E, I, D, BI, BD):
+    """Parts of each expert's rows: a few programs for each of the chip's processors, at least 256 rows in each."""
+    programs = 3 * E * -(-I // BI) * -(-D // BD)
+    split = 1
+    while split < 16 and 2 * split * programs <= 1200 and P >= 512 * split * E:
+        split *= 2
+    return split
+
+
+for _op, _default in {
+    "experts_up": _up,
+    "experts_down": _down,
+    "experts_down_backward": _down_backward,
+    "experts_up_backward": _up_backward,
+    "experts_weights": _weights,
+}.items():
+    tuning.declare(_op, default=_default, exact=EXACT)

@@ -1,0 +1,170 @@
+"""The experts' and the router's Triton kernels against the reference in fp64; interpreted where there is no GPU."""
+
+import pytest
+import torch
+
+from mmvl.kernels.experts import experts, route, router
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+HALF = torch.bfloat16 if CUDA else torch.float16  # the interpreter has no products in bf16
+TOLERANCE = {torch.float32: (1e-5, 2e-5), torch.bfloat16: (5e-3, 1e-2), torch.float16: (5e-3, 1e-2)}
+
+# T, D, I, E, k: widths that are no multiples of any tile, one choice, three, every expert
+SHAPES = [(23, 16, 24, 5, 2), (70, 40, 36, 4, 3), (1, 16, 24, 5, 1), (9, 24, 16, 2, 2)]
+if CUDA:
+    SHAPES += [(1, 256, 160, 8, 2), (300, 256, 160, 8, 2), (5000, 256, 160, 8, 2), (70000, 64, 32, 40, 2)]
+    SHAPES += [(777, 1024, 1536, 6, 2), (64, 1024, 1536, 32, 2), (130, 520, 600, 4, 4)]
+
+
+def draw(T, D, I, E, dtype, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    scales = ((T, D), 1), ((E, D), D**-0.5), ((E, I, D), D**-0.5), ((E, I, D), D**-0.5), ((E, D, I), I**-0.5)
+    return [(torch.randn(*shape, generator=g) * scale).to(DEVICE, dtype) for shape, scale in scales]
+
+
+def run(leaves, k, backend, bias=None, indices=None):
+    """Output and gradients of everything, of a loss that weighs all outputs differently."""
+    x, gate, w1, w3, w2 = leaves = [a.detach().requires_grad_() for a in leaves]
+    r = router(x, gate, k, backend=backend)
+    if indices is None:
+        indices, order, offsets, weights = r.indices_Tk, r.order_P, r.offsets_E1, r.weights_Tk
+    else:
+        order, offsets = None, None
+        weights = torch.linspace(0.1, 1, indices.numel(), device=DEVICE).view(indices.shape) * r.weights_Tk
+    y = experts(x, w1, w3, w2, weights, indices, order_P=order, offsets_E1=offsets, backend=backend)
+    g = torch.Generator().manual_seed(1)
+    dy = torch.randn(*y.shape, generator=g).to(DEVICE, y.dtype)
+    grads = torch.autograd.grad(((y * dy).sum(dtype=torch.float32 if y.dtype != torch.float64 else None))
+                                + 3.0 * len(x) * r.balance, leaves)  # fmt: skip
+    return r, y, grads
+
+
+def same_choice(r, ref):
+    """Near ties aside, both chose the same experts; asked before anything else is compared."""
+    return r.indices_Tk.tolist() == ref.indices_Tk.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_layer_and_gradients_equal_the_reference(shape, dtype, rmse_ratio):
+    *sizes, k = shape
+    leaves = draw(*sizes, dtype)
+    ref, expected, expected_grads = run([a.double() for a in leaves], k, "reference")
+    r, y, grads = run(leaves, k, "triton")
+    forward, backward = TOLERANCE[dtype]
+    assert same_choice(r, ref)
+    assert rmse_ratio(r.weights_Tk, ref.weights_Tk) < 1e-5 and rmse_ratio(r.balance, ref.balance) < 1e-5
+    assert r.counts_E.tolist() == ref.counts_E.tolist() and y.dtype == dtype
+    assert rmse_ratio(y, expected) < forward
+    for name, a, b in zip(("x", "gate", "w1", "w3", "w2"), grads, expected_grads, strict=True):
+        if b.norm() > 0:
+            assert rmse_ratio(a, b) < (backward if name != "gate" or dtype == torch.float32 else 2e-2), name
+
+
+@pytest.mark.parametrize("T", [3, 150])
+@pytest.mark.parametrize("E", [3, 7])
+def test_pairs_are_sorted_stably_by_expert(T, E):
+    x, gate, *_ = draw(T, 16, 16, E, torch.float32)
+    r = router(x, gate, 2, backend="triton")
+    flat = r.indices_Tk.flatten()
+    assert r.order_P.tolist() == flat.argsort(stable=True).tolist()
+    assert r.offsets_E1.diff().tolist() == flat.bincount(minlength=E).tolist() == r.counts_E.tolist()
+
+
+def test_one_expert_may_take_every_token_and_others_none(rmse_ratio):
+    T = 4000 if CUDA else 40
+    leaves = draw(T, 32, 24, 5, torch.float32)
+    indices = torch.full((T, 1), 3, device=DEVICE)
+    _, expected, expected_grads = run([a.double() for a in leaves], 1, "reference", indices=indices)
+    _, y, grads = run(leaves, 1, "triton", indices=indices)
+    assert rmse_ratio(y, expected) < 1e-5
+    for a, b in zip(grads[2:], expected_grads[2:], strict=True):
+        assert rmse_ratio(a, b) < 1e-5
+        assert all(a[e].count_nonzero() == 0 for e in (0, 1, 2, 4)) and a[3].count_nonzero() > 0
+
+
+def test_no_token_gives_zero_gradients():
+    x, _, w1, w3, w2 = (a.requires_grad_() for a in draw(0, 16, 24, 5, torch.float32))
+    weights = torch.empty(0, 2, device=DEVICE, requires_grad=True)
+    y = experts(x, w1, w3, w2, weights, torch.empty(0, 2, dtype=torch.int64, device=DEVICE), backend="triton")
+    y.sum().backward()
+    assert y.shape == (0, 16) and all(w.grad.count_nonzero() == 0 for w in (w1, w3, w2))
+
+
+def test_equal_and_infinite_logits_still_choose_different_experts():
+    gate = torch.zeros(6, 16, device=DEVICE)
+    x = torch.ones(20, 16, device=DEVICE)
+    assert router(x, gate, 3, backend="triton").indices_Tk.tolist() == [[0, 1, 2]] * 20
+    gate[1:5] = torch.tensor([-torch.inf, torch.inf, torch.nan, -torch.inf], device=DEVICE)[:, None]
+    chosen = router(x, gate, 4, backend="triton")
+    assert all(len(set(row)) == 4 for row in chosen.indices_Tk.tolist())
+    assert sorted(chosen.order_P.tolist()) == list(range(80))
+
+
+def test_a_run_repeats_bit_for_bit():
+    leaves = draw(500 if CUDA else 50, 32, 24, 5, HALF)
+    (_, y, grads), (_, again, grads_again) = (run(leaves, 2, "triton") for _ in range(2))
+    assert torch.equal(y, again) and all(torch.equal(a, b) for a, b in zip(grads, grads_again, strict=True))
+
+
+def test_weights_of_a_view_and_other_dtypes_are_refused_or_run_by_the_reference():
+    x, gate, w1, w3, w2 = draw(5, 16, 24, 5, torch.float32)
+    weights, indices, _ = route(x @ gate.T, 2)
+    with pytest.raises(ValueError, match="no Triton kernel"):
+        experts(x.double(), w1, w3, w2, weights, indices, backend="triton")
+    experts(x.double(), w1.double(), w3.double(), w2.double(), weights, indices)
+
+
+def test_compiles_whole(rmse_ratio):
+    """As custom operators, forward and backward: traced with fake tensors, run eagerly."""
+    leaves = [a.requires_grad_() for a in draw(20, 16, 24, 5, torch.float32)]
+
+    def layer(x, gate, w1, w3, w2):
+        r = router(x, gate, 2, backend="triton")
+        y = experts(x, w1, w3, w2, r.weights_Tk, r.indices_Tk, order_P=r.order_P, offsets_E1=r.offsets_E1,
+                    backend="triton")  # fmt: skip
+        return y, r.balance
+
+    losses = []
+    for f in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        y, balance = f(*leaves)
+        loss = y.square().sum() + balance
+        losses.append([loss, *torch.autograd.grad(loss, leaves)])
+    for a, b in zip(*losses, strict=True):
+        assert rmse_ratio(a, b) < 1e-6
+
+
+if CUDA:
+
+    @pytest.mark.parametrize("T", [1, 40, 700])
+    def test_a_cuda_graph_replays_on_new_tokens(T, rmse_ratio):
+        x, gate, w1, w3, w2 = draw(T, 256, 160, 8, HALF)
+
+        def layer():
+            r = router(x, gate, 2)
+            return experts(x, w1, w3, w2, r.weights_Tk, r.indices_Tk, order_P=r.order_P, offsets_E1=r.offsets_E1)
+
+        with torch.no_grad():
+            layer()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                y = layer()
+            for seed in (5, 6):
+                x.copy_(draw(T, 256, 160, 8, HALF, seed)[0])
+                y.fill_(torch.nan)
+                graph.replay()
+                expected = layer()
+                assert torch.equal(y, expected)
+
+    def test_nothing_waits_for_the_device():
+        leaves = draw(500, 256, 160, 8, HALF)
+        run(leaves, 2, "triton")
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            x, gate, w1, w3, w2 = (a.detach().requires_grad_() for a in leaves)
+            r = router(x, gate, 2)
+            y = experts(x, w1, w3, w2, r.weights_Tk, r.indices_Tk, order_P=r.order_P, offsets_E1=r.offsets_E1)
+            (y.sum() + r.balance).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
