@@ -6,9 +6,6 @@ On CUDA in 16 bits one variable-length flash call serves all sequences; elsewher
 Legend: T query tokens, U key tokens, S sequences, H query heads, G key/value heads, K head dim.
 """
 
-import functools
-import inspect
-
 import torch
 import torch.nn.functional as F
 
@@ -33,26 +30,15 @@ def softmax_attention(
     if H % G:
         raise ValueError(f"{H} query heads are not a multiple of {G} key/value heads")
     if _has_flash(q_THK):
-        varlen_attn, has_gqa = _flash()
-        if not has_gqa:
-            k_UGK, v_UGK = (x.repeat_interleave(H // G, dim=1) for x in (k_UGK, v_UGK))
-        return varlen_attn(
-            q_THK, k_UGK, v_UGK, cu_q_S1, cu_k_S1, max(lengths_q), max(lengths_k),
-            scale=scale, window_size=(-1, 0), **({"enable_gqa": H != G} if has_gqa else {}),
-        )  # fmt: skip
+        # not by torch.nn.attention.varlen: in torch 2.11 it takes no grouped heads, though the kernel itself does
+        return torch.ops.aten._flash_attention_forward(
+            q_THK, k_UGK, v_UGK, cu_q_S1, cu_k_S1, max(lengths_q), max(lengths_k), 0.0, True, False, scale=scale
+        )[0]
     outputs = [
         _one_sequence(q, k, v, scale)
         for q, k, v in zip(q_THK.split(lengths_q), k_UGK.split(lengths_k), v_UGK.split(lengths_k), strict=True)
     ]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
-@functools.cache
-def _flash():
-    """torch's varlen_attn, and whether it takes grouped heads (torch 2.11 does not)."""
-    from torch.nn.attention.varlen import varlen_attn  # 1.5 s of imports that a CPU never needs
-
-    return varlen_attn, "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def _has_flash(q: torch.Tensor) -> bool:

@@ -7,9 +7,12 @@ Legend: T new tokens, U tokens with keys, S sequences, H heads, G key/value head
 """
 
 from dataclasses import replace
-from itertools import accumulate
 
 import torch
+
+from mmvl.kernels.backend import TRITON, choose
+from mmvl.kernels.paged_attention import plan_pages
+from mmvl.kernels.paged_attention import supported as paged_supported
 
 from .config import TextConfig
 from .packed import KeyIndex, Packed
@@ -33,6 +36,7 @@ class HybridCache:
                 f"the cache needs room: max_sequences={max_sequences}, max_tokens={max_tokens}, page_size={page_size}"
             )
         self.page_size, self.device = page_size, torch.device(device)
+        self.group = config.num_attention_heads // config.num_key_value_heads
         num_pages = -(-max_tokens // page_size)
         shape = (len(config.softmax_layers), num_pages * page_size, config.num_key_value_heads, config.head_dim)
         self._keys = torch.zeros(shape, device=device, dtype=dtype)
@@ -139,32 +143,27 @@ class HybridCache:
         """Store new keys and values; returns all of the batch's (U, G, K); `layer` counts softmax layers only."""
         together = []
         for pool, new_TGK in ((self._keys[layer], k_TGK), (self._values[layer], v_TGK)):
-            pool.index_copy_(0, packed.keys.write_T, new_TGK.detach().to(pool.dtype))
+            pool.index_copy_(0, packed.keys.pages.write_T, new_TGK.detach().to(pool.dtype))
             together.append(new_TGK if packed.keys.read_U is None else pool.index_select(0, packed.keys.read_U))
         return together
 
+    def key_pools(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of all pages (N, G, K), for kernels that read them through the batch's page plan."""
+        return self._keys[layer], self._values[layer]
+
+    def has_kernels(self, q_THK: torch.Tensor) -> bool:
+        """Whether such kernels exist for these queries. They give no gradients."""
+        supported = paged_supported(q_THK, self.group) and self._keys.dtype != torch.float64
+        return not torch.is_grad_enabled() and choose(None, q_THK, self._keys, supported=supported) == TRITON
+
     def _index_keys(self, packed: Packed) -> KeyIndex:
-        """Built on the device from a small page table, once per batch."""
-        widest = max(len(self._pages[slot]) for slot in packed.slots)
-        table = [self._pages[slot] + [0] * (widest - len(self._pages[slot])) for slot in packed.slots]
-        table_SP = torch.tensor(table).to(self.device)
-
-        def locate(sequence_T, positions_T):
-            page_T = table_SP[sequence_T, positions_T // self.page_size]
-            return page_T * self.page_size + positions_T % self.page_size
-
-        def sequence_of(lengths, cu_seqlens_S1):
-            ids_S = torch.arange(len(lengths), device=self.device)
-            return ids_S.repeat_interleave(cu_seqlens_S1.diff(), output_size=sum(lengths))
-
-        write_T = locate(sequence_of(packed.lengths, packed.cu_seqlens_S1), packed.positions_T)
-        if not any(packed.starts):
-            return KeyIndex(write_T, None, packed.cu_seqlens_S1, packed.lengths)
+        """Once per batch, with one copy to the device."""
+        pages = plan_pages(
+            [self._pages[slot] for slot in packed.slots], packed.starts, packed.lengths, self.page_size, self.group,
+            self.device,
+        )  # fmt: skip
         lengths = tuple(start + n for start, n in zip(packed.starts, packed.lengths, strict=True))
-        cu_seqlens_S1 = torch.tensor((0, *accumulate(lengths)), dtype=torch.int32).to(self.device)
-        sequence_U = sequence_of(lengths, cu_seqlens_S1)
-        positions_U = torch.arange(sum(lengths), device=self.device) - cu_seqlens_S1[sequence_U]
-        return KeyIndex(write_T, locate(sequence_U, positions_U), cu_seqlens_S1, lengths)
+        return KeyIndex(pages, lengths, any(packed.starts))
 
     def _check_slot(self, slot: int) -> None:
         if slot not in self._pages:

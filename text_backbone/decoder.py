@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmvl.kernels.norm import add_rms_norm
-from mmvl.kernels.rope import rope_tables
+from mmvl.kernels.rope import Rotary
 
 from .config import LIGHTNING, TextConfig
 from .init import init_decoder
@@ -61,12 +61,12 @@ class DecoderLayer(nn.Module):
             self.shared_mlp = SharedMlp(config)
             self.coefficient = nn.Linear(config.hidden_size, 1, bias=False)
 
-    def forward(self, stream: Stream, packed: Packed, rope, cache=None):
+    def forward(self, stream: Stream, packed: Packed, rotary: Rotary, cache=None):
         residual_TD, h_TD = stream.norm(self.input_layernorm, self.postnorm)
         if self.is_lightning:
             attended_TD = self.self_attn(h_TD, packed, cache)
         else:
-            attended_TD = self.self_attn(h_TD, packed, rope, cache)
+            attended_TD = self.self_attn(h_TD, packed, rotary, cache)
         stream = Stream(residual_TD, attended_TD, self.attention_alpha, self.attention_beta)
 
         residual_TD, m_TD = stream.norm(self.post_attention_layernorm, self.postnorm)
@@ -114,10 +114,10 @@ class Decoder(nn.Module):
             raise ValueError(f"{x_TD.shape[0]} embeddings for a packed batch of {packed.num_tokens} tokens")
         if cache is not None:
             cache.check(packed)
-        rope = rope_tables(packed.positions_T, self.config.rotary_dim, self.config.rope_theta)
+        rotary = Rotary.of(packed.positions_T, self.config.rotary_dim, self.config.rope_theta)
         stream, balances, counts = Stream(None, x_TD), [], []
         for layer in self.model.layers:
-            stream, balance, counts_E = layer(stream, packed, rope, cache)
+            stream, balance, counts_E = layer(stream, packed, rotary, cache)
             balances.append(balance)
             counts.append(counts_E)
         if cache is not None:

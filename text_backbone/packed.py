@@ -6,22 +6,33 @@ needs (offsets, positions, block plan, cache indices) is computed on the host on
 Legend: T new tokens, U tokens with keys (past and new), S sequences.
 """
 
+import functools
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 
 from mmvl.kernels.lightning_attention import BlockPlan, plan_blocks
+from mmvl.kernels.paged_attention import PagePlan
 
 
 @dataclass(frozen=True)
 class KeyIndex:
-    """Where the keys of a packed batch lie in a paged pool, as flat token indices (page * page_size + offset)."""
+    """Where the keys of a packed batch lie in a paged pool."""
 
-    write_T: torch.Tensor  # int64: of the new tokens
-    read_U: torch.Tensor | None  # int64: of all tokens of all sequences in order; None if no sequence has a past
-    cu_seqlens_S1: torch.Tensor  # int32: offsets of the sequences in U
+    pages: PagePlan
     lengths: tuple[int, ...]  # past and new tokens of each sequence
+    has_past: bool  # whether any sequence has old tokens
+
+    @property
+    def cu_seqlens_S1(self) -> torch.Tensor:
+        """int32: offsets of the sequences in U."""
+        return self.pages.cu_keys_S1
+
+    @functools.cached_property
+    def read_U(self) -> torch.Tensor | None:
+        """int64: rows of the pool for all tokens of all sequences in order; None if no sequence has a past."""
+        return self.pages.rows_U() if self.has_past else None
 
 
 @dataclass(frozen=True)

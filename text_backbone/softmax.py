@@ -1,12 +1,13 @@
 """The softmax attention layer: grouped key/value heads, rotary positions on part of each head.
 
-Legend: T tokens, D model width, H query heads, G key/value heads, K head dim, X = H + G.
+Legend: T tokens, D model width, H query heads, G key/value heads, K head dim.
 """
 
 import torch
 from torch import nn
 
-from mmvl.kernels.rope import apply_rope
+from mmvl.kernels.paged_attention import paged_attention
+from mmvl.kernels.rope import Rotary, rope, rope_into_pages
 from mmvl.kernels.softmax_attention import softmax_attention
 
 from .config import TextConfig
@@ -26,16 +27,28 @@ class SoftmaxLayer(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, key, bias=False)
         self.o_proj = nn.Linear(query, config.hidden_size, bias=False)
 
-    def forward(self, x_TD: torch.Tensor, packed: Packed, rope, cache=None) -> torch.Tensor:
-        """`rope` is what `rope_tables` gave for the batch's positions."""
-        qk_TXK = torch.cat((self.q_proj(x_TD), self.k_proj(x_TD)), dim=-1).unflatten(-1, (-1, self.head_dim))
-        q_THK, k_TGK = apply_rope(qk_TXK, *rope).split((self.num_heads, qk_TXK.shape[1] - self.num_heads), dim=1)
-        v_TGK = self.v_proj(x_TD).unflatten(-1, (-1, self.head_dim))
+    def forward(self, x_TD: torch.Tensor, packed: Packed, rotary: Rotary, cache=None) -> torch.Tensor:
+        """`rotary` holds the batch's positions."""
+        q_THK, k_TGK, v_TGK = (
+            project(x_TD).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        attend = self._attend if cache is None or not cache.has_kernels(q_THK) else self._attend_in_pages
+        return self.o_proj(attend(q_THK, k_TGK, v_TGK, packed, rotary, cache).flatten(1))
+
+    def _attend(self, q_THK, k_TGK, v_TGK, packed, rotary, cache):
+        q_THK, k_TGK = rope(q_THK, k_TGK, rotary)
         cu_q = cu_k = packed.cu_seqlens_S1
         lengths_k = packed.lengths
         if cache is not None:
             k_TGK, v_TGK = cache.extend_keys(self.pool_index, packed, k_TGK, v_TGK)
             if packed.keys.read_U is not None:
                 cu_k, lengths_k = packed.keys.cu_seqlens_S1, packed.keys.lengths
-        o_THK = softmax_attention(q_THK, k_TGK, v_TGK, cu_q, cu_k, packed.lengths, lengths_k, scale=self.head_dim**-0.5)
-        return self.o_proj(o_THK.flatten(1))
+        return softmax_attention(q_THK, k_TGK, v_TGK, cu_q, cu_k, packed.lengths, lengths_k, scale=self.head_dim**-0.5)
+
+    def _attend_in_pages(self, q_THK, k_TGK, v_TGK, packed, rotary, cache):
+        k_pool_NGK, v_pool_NGK = cache.key_pools(self.pool_index)
+        rope_into_pages(q_THK, k_TGK, v_TGK, rotary, k_pool_NGK, v_pool_NGK, packed.keys.pages.write_T)
+        if any(packed.starts):
+            return paged_attention(q_THK, k_pool_NGK, v_pool_NGK, packed.keys.pages, scale=self.head_dim**-0.5)
+        cu, lengths = packed.cu_seqlens_S1, packed.lengths  # the new keys are all there are, and lie together
+        return softmax_attention(q_THK, k_TGK, v_TGK, cu, cu, lengths, lengths, scale=self.head_dim**-0.5)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmvl.kernels.rope import rope_tables
+from mmvl.kernels.rope import Rotary
 from mmvl.text_backbone.cache import HybridCache
 from mmvl.text_backbone.packed import Packed
 
@@ -129,7 +129,7 @@ def test_an_attention_layer_in_bf16(make_config, make_decoder, rmse_ratio, kind)
         slot, outputs = cache.allocate(), []
         for part in x.split(chunks):
             packed = cache.pack([(slot, len(part))])
-            rope = () if kind == 0 else (rope_tables(packed.positions_T, config.rotary_dim, config.rope_theta),)
+            rope = () if kind == 0 else (Rotary.of(packed.positions_T, config.rotary_dim, config.rope_theta),)
             outputs.append(layer(part, packed, *rope, cache))
             cache.advance(packed)
         return torch.cat(outputs)

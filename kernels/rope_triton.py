@@ -1,0 +1,159 @@
+"""Rotary embedding of queries and keys in one launch, and the same with the keys and values stored into their pages.
+
+A program takes some tokens and some heads. It computes the tokens' angles (cheaper than reading tables) and holds both
+halves of every pair in one thread, so that it may write over what it read.
+
+Legend: T tokens, H query heads, G key/value heads, K head dim, R rotary dim / 2, N tokens that the pools hold.
+"""
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+
+from .custom_op import Launcher, Op
+
+
+@triton.jit
+def _rotate(
+    x_ptr, out_ptr, pool_ptr, token, row, cos, sin, heads, first_head,
+    HEADS: tl.constexpr, K: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr, COPY: tl.constexpr,
+    mask,
+):  # fmt: skip
+    """Some heads of the tokens: rotated to `out` (the rest too if COPY), and whole to rows `row` of the pool."""
+    head = first_head + tl.arange(0, HEADS)
+    mask = mask[:, None, None] & (head < heads)[None, :, None]
+    at = token[:, None, None] * (heads * K) + (head * K)[None, :, None]
+    stored = row[:, None, None] * (heads * K) + (head * K)[None, :, None]
+    i = tl.arange(0, HALF)[None, None, :]
+    pair = mask & (i < R)
+    a = tl.load(x_ptr + at + i, mask=pair, other=0.0).to(tl.float32)
+    b = tl.load(x_ptr + at + i + R, mask=pair, other=0.0).to(tl.float32)
+    first = a * cos - b * sin
+    second = b * cos + a * sin
+    tl.store(out_ptr + at + i, first.to(out_ptr.dtype.element_ty), mask=pair)
+    tl.store(out_ptr + at + i + R, second.to(out_ptr.dtype.element_ty), mask=pair)
+    if pool_ptr is not None:
+        # rounded as in `out`, so that a key is the same whether it is read from there or from its page
+        first = first.to(x_ptr.dtype.element_ty).to(pool_ptr.dtype.element_ty)
+        second = second.to(x_ptr.dtype.element_ty).to(pool_ptr.dtype.element_ty)
+        tl.store(pool_ptr + stored + i, first, mask=pair)
+        tl.store(pool_ptr + stored + i + R, second, mask=pair)
+    if 2 * R < K:
+        if COPY or pool_ptr is not None:
+            i = 2 * R + tl.arange(0, REST)[None, None, :]
+            other = mask & (i < K)
+            x = tl.load(x_ptr + at + i, mask=other)
+            if COPY:
+                tl.store(out_ptr + at + i, x, mask=other)
+            if pool_ptr is not None:
+                tl.store(pool_ptr + stored + i, x.to(pool_ptr.dtype.element_ty), mask=other)
+
+
+@triton.jit(do_not_specialize=["T", "sign"])
+def _rope(
+    q_ptr, k_ptr, v_ptr, q_out_ptr, k_out_ptr, k_pool_ptr, v_pool_ptr, write_ptr, positions_ptr, frequencies_ptr,
+    T, sign,
+    H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, R: tl.constexpr,
+    TOKENS: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    mask = token < T
+    position = tl.load(positions_ptr + token, mask=mask, other=0).to(tl.float32)
+    i = tl.arange(0, HALF)
+    angle = position[:, None] * tl.load(frequencies_ptr + i, mask=i < R, other=0.0)[None, :]
+    cos = tl.cos(angle)[:, None, :]
+    sin = (tl.sin(angle) * sign)[:, None, :]
+    COPY: tl.constexpr = write_ptr is None
+    block = tl.program_id(1)
+    if block < tl.cdiv(H, HEADS):
+        _rotate(q_ptr, q_out_ptr, None, token, token, cos, sin, H, block * HEADS, HEADS, K, R, HALF, REST, COPY, mask)
+    else:
+        block -= tl.cdiv(H, HEADS)
+        if write_ptr is None:
+            _rotate(
+                k_ptr, k_out_ptr, None, token, token, cos, sin, G, block * HEADS, HEADS, K, R, HALF, REST, COPY, mask
+            )
+        else:
+            row = tl.load(write_ptr + token, mask=mask, other=0)
+            _rotate(
+                k_ptr, k_out_ptr, k_pool_ptr, token, row, cos, sin, G, block * HEADS, HEADS, K, R, HALF, REST, COPY,
+                mask,
+            )  # fmt: skip
+            head = block * HEADS + tl.arange(0, HEADS)
+            d = tl.arange(0, WHOLE)[None, None, :]
+            whole = mask[:, None, None] & (head < G)[None, :, None] & (d < K)
+            at = (head * K)[None, :, None] + d
+            v = tl.load(v_ptr + token[:, None, None] * (G * K) + at, mask=whole)
+            tl.store(v_pool_ptr + row[:, None, None] * (G * K) + at, v.to(v_pool_ptr.dtype.element_ty), mask=whole)
+
+
+_launch_rope = Launcher(_rope)
+
+
+@functools.cache
+def _config(T: int, H: int, G: int, K: int, R: int) -> tuple[tuple[int, int], tuple[int, ...]]:
+    """Grid, and TOKENS, HEADS, HALF, REST, WHOLE: about 4,096 elements a program, fewer where there are few tokens."""
+    whole = triton.next_power_of_2(K)
+    heads = min(triton.next_power_of_2(H), max(1, 2048 // whole))
+    tokens = min(max(1, 4096 // (heads * whole)), triton.next_power_of_2(T))
+    blocks = -(-H // heads) + -(-G // heads)
+    half, rest = triton.next_power_of_2(max(R, 1)), triton.next_power_of_2(max(K - 2 * R, 1))
+    return (-(-T // tokens), blocks), (tokens, heads, half, rest, whole)
+
+
+def _launch(q, k, v, q_out, k_out, k_pool, v_pool, write, positions, frequencies, sign):
+    (T, H, K), G, R = q.shape, k.shape[1], frequencies.shape[0]
+    if not T:
+        return
+    grid, config = _config(T, H, G, K, R)
+    _launch_rope(
+        (*grid, 1), (q, k, v, q_out, k_out, k_pool, v_pool, write, positions, frequencies), (T, sign),
+        (H, G, K, R, *config), num_warps=4,
+    )  # fmt: skip
+
+
+def _forward(q, k, positions, frequencies, back):
+    q, k = q.contiguous(), k.contiguous()
+    q_out, k_out = torch.empty_like(q), torch.empty_like(k)
+    _launch(q, k, None, q_out, k_out, None, None, None, positions, frequencies, -1.0 if back else 1.0)
+    return q_out, k_out
+
+
+def _fake(q, k, positions, frequencies, back):
+    return torch.empty_like(q.contiguous()), torch.empty_like(k.contiguous())
+
+
+def _setup_context(ctx, inputs, output):
+    q, k, positions, frequencies, ctx.back = inputs
+    ctx.save_for_backward(positions, frequencies)
+    ctx.shapes = q.shape, k.shape
+
+
+def _backward(ctx, dq, dk):
+    if dq is None and dk is None:
+        return None, None, None, None, None
+    dq = dk.new_zeros(ctx.shapes[0]) if dq is None else dq
+    dk = dq.new_zeros(ctx.shapes[1]) if dk is None else dk
+    return *backward_op(dq, dk, *ctx.saved_tensors, not ctx.back), None, None, None
+
+
+_SCHEMA = "(Tensor q, Tensor k, Tensor positions, Tensor frequencies, bool back) -> (Tensor, Tensor)"
+backward_op = Op("rope_backward" + _SCHEMA, _forward, _fake)
+op = Op("rope" + _SCHEMA, _forward, _fake, _setup_context, _backward)
+
+
+def _into_pages(q, k, v, positions, frequencies, k_pool, v_pool, write):
+    for x in (q, k, v, k_pool, v_pool):
+        if not x.is_contiguous():
+            raise ValueError("rope_into_pages needs contiguous tensors")
+    _launch(q, k, v, q, k, k_pool, v_pool, write, positions, frequencies, 1.0)
+
+
+pages_op = Op(
+    "rope_into_pages(Tensor(a!) q, Tensor(b!) k, Tensor v, Tensor positions, Tensor frequencies, Tensor(c!) k_pool, "
+    "Tensor(d!) v_pool, Tensor write) -> ()",
+    _into_pages,
+    lambda *args: None,
+)
