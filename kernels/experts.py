@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from . import experts_tuning  # noqa: F401  (declares the launch parameters)
 from .backend import TRITON, choose
 
+FEW = 64  # tokens at which reading the weights still takes all the time
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -113,7 +114,7 @@ def experts(
             order_P, offsets_E1 = _routing_kernels().sort(indices_Tk.contiguous(), w1_EID.shape[0])
         if needs_grad:
             return _Experts.apply(*inputs, order_P, offsets_E1)
-        return _expert_kernels().forward(*inputs, order_P, offsets_E1, False)[0]
+        return _forward_only(*inputs, order_P, offsets_E1)
     return _experts_reference(x_TD, *weights, weights_Tk, indices_Tk, counts_E)
 
 
@@ -132,6 +133,15 @@ def _expert_kernels():
     from . import experts_triton
 
     return experts_triton
+
+
+def _forward_only(x, w1, w3, w2, weights, order, offsets):
+    """Few tokens: each weight is read once and the time is that of reading; many: that of the products."""
+    if x.shape[0] <= FEW:
+        from .experts_few_triton import forward
+
+        return forward(x, w1, w3, w2, None, 16, weights, order, offsets)
+    return _expert_kernels().forward(x, w1, w3, w2, weights, order, offsets, False)[0]
 
 
 class _Router(torch.autograd.Function):
@@ -233,8 +243,9 @@ def _experts_op(
     x: torch.Tensor, w1: torch.Tensor, w3: torch.Tensor, w2: torch.Tensor, weights: torch.Tensor,
     order: torch.Tensor, offsets: torch.Tensor, save: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    y, gate, up = _expert_kernels().forward(x, w1, w3, w2, weights, order, offsets, save)
-    return (y, gate, up) if save else (y, x.new_empty(0), x.new_empty(0))
+    if not save:
+        return _forward_only(x, w1, w3, w2, weights, order, offsets), x.new_empty(0), x.new_empty(0)
+    return _expert_kernels().forward(x, w1, w3, w2, weights, order, offsets, True)
 
 
 @_experts_op.register_fake

@@ -76,3 +76,21 @@ for _op, _default in {
     "experts_weights": _weights,
 }.items():
     tuning.declare(_op, default=_default, exact=EXACT)
+
+
+def _few(P, E, I, D, dtype, bits):
+    """For few tokens or quantised weights: BT tokens, BN weight rows, BK deep (int4 always 128)."""
+    config = {"BT": 64, "BN": 64, "BK": 128, "GROUP": 8, "tma": 0, "num_warps": 4, "num_stages": 4}
+    if dtype == "float32":
+        return {**config, "BT": 16, "BN": 32, "BK": 32, "num_stages": 2}
+    if P > 64 * E:
+        config |= {"BT": 128, "BK": 64, "num_stages": 3}
+    return config
+
+
+def _down_few(P, E, I, D, dtype, bits):
+    return {**_few(P, E, I, D, dtype, bits), "SPLIT": 4 if P <= 16 and I >= 2048 else 1}
+
+
+for _op, _default in {"experts_up_few": _few, "experts_down_few": _down_few}.items():
+    tuning.declare(_op, default=_default, exact=EXACT)
