@@ -20,15 +20,16 @@ def kernels(ops, *, quick: bool, device: str | None, json_path: Path | None, pic
     console = Console(highlight=False)
     progress = _Progress()
 
-    def done(case, rows, peak):
+    def done(case, rows, result):
         progress.clear()
         print_rows(console, case.op, case.about, rows)
+        if json_path is not None:  # after every operation, so that a run cut short leaves what it measured
+            json_path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
     result = run(cases, where, quick, progress, done)
     progress.clear()
     console.print(summary(result), markup=False)
     if json_path is not None:
-        json_path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         console.print(f"Wrote {json_path}", markup=False)
     if picture is not None:
         from mmvl.benchmark.picture import draw

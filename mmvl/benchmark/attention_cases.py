@@ -3,28 +3,33 @@
 Legend: L new tokens, M keys, S sequences, H query heads, G key/value heads, K head dim.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.bias import causal_lower_right
 
 from mmvl.benchmark.case import Case, Contestant
+from mmvl.kernels.paged_attention import paged_attention, plan_pages
 from mmvl.kernels.softmax_attention import softmax_attention
 
+PAGE = 64  # tokens
 ROWS = 32  # queries whose output is compared with the reference
 
 
 def attention_cases() -> list[Case]:
     wide = {"H": 64, "G": 8, "K": 128}
-    peers = [Contestant("torch SDPA", _sdpa, lambda out, i: (out.transpose(1, 2).flatten(0, 1),))]
+    peer = Contestant("torch SDPA", _sdpa, lambda out, i: (out.transpose(1, 2).flatten(0, 1),))
+    beside_pages = replace(peer, note="keys and values lie in one piece, not in pages")
     common = dict(
         reference=_reference,
         part=lambda outputs, i: tuple(o[i.rows] for o in outputs),
         bytes=lambda i: 2 * i.q.nbytes + i.k.nbytes + i.v.nbytes,
         flops=_flops,
         inputs=_inputs,
-        contestants=[Contestant("mmvl", _ours, ours=True), *peers],
     )
+    paged = dict(**common, contestants=[Contestant("mmvl", _ours_paged, ours=True), beside_pages])
     return [
         Case(
             op="softmax prefill",
@@ -33,16 +38,26 @@ def attention_cases() -> list[Case]:
             full=[{"L": L, **wide} for L in (4096, 16384, 32768)],
             quick=[{"L": 16384, **wide}],
             tiny=[{"L": 20, "H": 4, "G": 2, "K": 16}],
+            contestants=[Contestant("mmvl", _ours, ours=True), peer],
             **common,
         ),
         Case(
+            op="softmax chunk",
+            about="L new tokens of one sequence, in all M keys in pages",
+            axis="M",
+            full=[{"L": 4096, "M": M, **wide} for M in (16384, 131072)],
+            quick=[{"L": 4096, "M": 16384, **wide}],
+            tiny=[{"L": 8, "M": 20, "H": 4, "G": 2, "K": 16}],
+            **paged,
+        ),
+        Case(
             op="softmax decode",
-            about="one token of each of S sequences against M keys",
+            about="a token of each of S sequences, each with M keys in pages",
             axis="S",
             full=[{"S": S, "M": 32768, **wide} for S in (1, 8, 64)],
             quick=[{"S": 8, "M": 32768, **wide}],
             tiny=[{"S": 2, "M": 20, "H": 4, "G": 2, "K": 16}],
-            **common,
+            **paged,
         ),
     ]
 
@@ -90,13 +105,34 @@ def _ours(i):
     return run
 
 
+def _ours_paged(i):
+    """The pages of the sequences lie among each other, in an order drawn at random."""
+    G, K, count = *i.k.shape[1:], -(-i.M // PAGE)
+    order = torch.randperm(i.S * count, generator=torch.Generator().manual_seed(0))
+    pools = []
+    for x in (i.k, i.v):
+        pages = F.pad(x.view(i.S, i.M, G, K), (0, 0, 0, 0, 0, count * PAGE - i.M)).view(-1, PAGE, G, K)
+        pools.append(torch.empty_like(pages).index_copy_(0, order.to(x.device), pages).view(-1, G, K))
+    plan = plan_pages(
+        order.view(i.S, count).tolist(), [i.M - i.L] * i.S, [i.L] * i.S, PAGE, i.q.shape[1] // G, i.q.device
+    )
+    scale = K**-0.5
+
+    def run():
+        with torch.no_grad():
+            return paged_attention(i.q, *pools, plan, scale)
+
+    return run
+
+
 def _sdpa(i):
     q = i.q.unflatten(0, (i.S, i.L)).transpose(1, 2).contiguous()
     k, v = (x.unflatten(0, (i.S, i.M)).transpose(1, 2).contiguous() for x in (i.k, i.v))
     causal = i.L == i.M and i.L > 1
+    mask = causal_lower_right(i.L, i.M) if 1 < i.L < i.M else None
 
     def run():
         with torch.no_grad():
-            return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+            return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
 
     return run

@@ -1,6 +1,7 @@
 """The mixture of experts beside torch's grouped matrix products.
 
-The work is from the router's logits and the tokens to the weighted sum: choose, sort, three products, combine.
+The work is from the tokens to the weighted sum: route, sort, three products, combine. The peers are handed the router's
+logits in fp32 at no cost. In training the routing is given to all.
 Legend: T tokens, k experts a token, P = T * k pairs, E experts, I expert width, D model width.
 """
 
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from mmvl.benchmark.case import Case, Contestant
-from mmvl.kernels.experts import experts, route
+from mmvl.kernels.experts import experts, router
 
 GRADIENTS = {torch.bfloat16: 1e-2, torch.float32: 1e-5}
 ROWS = 64  # tokens whose output is compared with the reference
@@ -61,7 +62,7 @@ def experts_cases() -> list[Case]:
             part=lambda outputs, i: (outputs[0][i.rows], outputs[1][i.rows], *(w[i.expert] for w in outputs[2:])),
             bytes=lambda i: 3 * _bytes(i),
             contestants=[
-                Contestant("mmvl", _training(_ours), ours=True),
+                Contestant("mmvl", _training(_our_experts), ours=True),
                 Contestant("torch grouped_mm", _training(_grouped), gpu=True),
             ],
         ),
@@ -72,13 +73,14 @@ def _inputs(shape, device, dtype, seed):
     T, E, k, D = (shape[name] for name in ("T", "E", "k", "D"))
     generator = torch.Generator(device).manual_seed(seed)
     x = torch.randn(T, D, generator=generator, device=device, dtype=dtype)
-    logits = torch.randn(T, E, generator=generator, device=device)
+    gate = torch.empty(E, D, device=device, dtype=dtype).normal_(0, D**-0.5, generator=generator)
+    logits = F.linear(x.float(), gate.float())
     w1, w3, w2 = _make_weights(shape, device, dtype)
     indices = logits.topk(k).indices
     rows = torch.linspace(0, T - 1, min(T, ROWS), device=device).long()
     grad = torch.randn(T, D, generator=generator, device=device, dtype=dtype)
     return SimpleNamespace(
-        x=x, logits=logits, k=k, w1=w1, w3=w3, w2=w2, indices=indices, rows=rows, expert=E // 2, grad=grad
+        x=x, gate=gate, logits=logits, k=k, w1=w1, w3=w3, w2=w2, indices=indices, rows=rows, expert=E // 2, grad=grad
     )
 
 
@@ -98,7 +100,7 @@ def _make_weights(shape, device, dtype):
 
 def _bytes(i) -> float:
     hit = i.indices.unique().numel()
-    return hit * (i.w1[0].nbytes + i.w3[0].nbytes + i.w2[0].nbytes) + 2 * i.x.nbytes + i.logits.nbytes
+    return hit * (i.w1[0].nbytes + i.w3[0].nbytes + i.w2[0].nbytes) + 2 * i.x.nbytes + i.gate.nbytes
 
 
 def _flops(i) -> float:
@@ -107,8 +109,9 @@ def _flops(i) -> float:
 
 def _reference(i):
     """fp64, of some tokens: expert by expert, so that only one is held in fp64."""
-    x, logits = i.x[i.rows].double(), i.logits[i.rows].double()
-    return (_by_expert(x, logits, i.k, lambda e: (i.w1[e].double(), i.w3[e].double(), i.w2[e].double())),)
+    x = i.x[i.rows].double()
+    weights_of = lambda e: (i.w1[e].double(), i.w3[e].double(), i.w2[e].double())  # noqa: E731
+    return (_by_expert(x, x @ i.gate.double().t(), i.k, weights_of),)
 
 
 def _by_expert(x, logits, k, weights_of):
@@ -141,10 +144,20 @@ def _training_reference(i):
 
 def _ours(i):
     def run():
-        weights, indices, _ = route(i.logits, i.k)
-        return experts(i.x, i.w1, i.w3, i.w2, weights, indices)
+        with torch.no_grad():
+            r = router(i.x, i.gate, i.k)
+            return experts(
+                i.x, i.w1, i.w3, i.w2, r.weights_Tk, r.indices_Tk, r.counts_E, order_P=r.order_P,
+                offsets_E1=r.offsets_E1,
+            )  # fmt: skip
 
     return run
+
+
+def _our_experts(i):
+    probs, indices = i.logits.softmax(-1).topk(i.k)
+    weights = probs / probs.sum(-1, keepdim=True)
+    return lambda: experts(i.x, i.w1, i.w3, i.w2, weights, indices)
 
 
 def _training(prepare):

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from mmvl.benchmark.case import Case, Contestant
-from mmvl.kernels.norm import gated_rms_norm, rms_norm
+from mmvl.kernels.norm import add_rms_norm, gated_rms_norm, rms_norm
 from mmvl.text_backbone.config import TextConfig
 from mmvl.text_backbone.lightning import OUTPUT_NORM_EPS, LightningLayer
 from mmvl.text_backbone.packed import Packed
 
 EPS = 1e-6
+ALPHA = 3.5
 
 
 def norm_cases() -> list[Case]:
@@ -30,10 +31,30 @@ def norm_cases() -> list[Case]:
             reference=lambda i: (_norm(i.x.double(), i.weight.double()),),
             contestants=[
                 Contestant("mmvl", lambda i: lambda: rms_norm(i.x, i.weight, EPS), ours=True),
-                Contestant("torch rms_norm", lambda i: lambda: F.rms_norm(i.x, i.weight.shape, i.weight, EPS)),
+                Contestant("torch rms_norm", lambda i: lambda: _torch_norm(i.x, i.weight)),
             ],
             bytes=lambda i: 2 * i.x.nbytes + i.weight.nbytes,
             flops=lambda i: 4 * i.x.numel(),
+        ),
+        Case(
+            op="norm and residual",
+            about="the block's sum, residual * alpha + output, and its RMSNorm",
+            axis="T",
+            full=[{"T": T, "D": 6144} for T in (64, 4096, 65536)],
+            quick=[{"T": 65536, "D": 6144}],
+            tiny=[{"T": 5, "D": 32}],
+            inputs=_rows,
+            reference=lambda i: _add_norm(*(x.double() for x in (i.gate, i.x, i.weight)), _norm),
+            contestants=[
+                Contestant(
+                    "mmvl",
+                    lambda i: lambda: add_rms_norm(i.gate, i.x, ALPHA, 1.0, i.weight, EPS, postnorm=False),
+                    ours=True,
+                ),
+                Contestant("torch", lambda i: lambda: _add_norm(i.gate, i.x, i.weight, _torch_norm)),
+            ],
+            bytes=lambda i: 4 * i.x.nbytes + i.weight.nbytes,
+            flops=lambda i: 6 * i.x.numel(),
         ),
         Case(
             op="norm and gate",
@@ -46,9 +67,7 @@ def norm_cases() -> list[Case]:
             reference=lambda i: (_norm(i.x.double(), i.weight.double()) * torch.sigmoid(i.gate.double()),),
             contestants=[
                 Contestant("mmvl", lambda i: lambda: gated_rms_norm(i.x, i.gate, i.weight, EPS), ours=True),
-                Contestant(
-                    "torch", lambda i: lambda: torch.sigmoid(i.gate) * F.rms_norm(i.x, i.weight.shape, i.weight, EPS)
-                ),
+                Contestant("torch", lambda i: lambda: torch.sigmoid(i.gate) * _torch_norm(i.x, i.weight)),
             ],
             bytes=lambda i: 3 * i.x.nbytes + i.weight.nbytes,
             flops=lambda i: 8 * i.x.numel(),
@@ -84,6 +103,15 @@ def _rows(shape, device, dtype, seed):
 
 def _norm(x, weight):
     return x * (x.square().mean(-1, keepdim=True) + EPS).rsqrt() * weight
+
+
+def _torch_norm(x, weight):
+    return F.rms_norm(x, weight.shape, weight, EPS)
+
+
+def _add_norm(residual, x, weight, norm):
+    total = torch.add(x, residual, alpha=ALPHA)
+    return total, norm(total, weight)
 
 
 def _config(D, H, K) -> TextConfig:

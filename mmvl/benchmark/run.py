@@ -51,19 +51,25 @@ def choose_cases(wanted: Sequence[str]) -> list[Case]:
     return [case for case in cases if not wanted or any(case.op.startswith(name) for name in wanted)]
 
 
-def run(cases: Sequence[Case], device: torch.device, quick: bool, progress: Progress, done=None) -> dict:
-    """Measure them; returns what is written as JSON. `done(case, rows, ceilings)` is called after each case."""
+def run(
+    cases: Sequence[Case],
+    device: torch.device,
+    quick: bool,
+    progress: Progress,
+    done: Callable[[Case, list[dict], dict], None] = lambda case, rows, result: None,
+) -> dict:
+    """Measure them; returns what is written as JSON. `done(case, its rows, the result so far)` follows each case."""
     began = time.perf_counter()
     stopwatch = Stopwatch(device, SECONDS[device.type])
     progress("measuring what the machine can do")
-    peak = ceilings(stopwatch)
-    rows = []
+    result = {**provenance(device), "ceilings": ceilings(stopwatch), "results": []}
     for case in cases:
-        own = [measure(case, shape, stopwatch, peak, progress) for shape in case.shapes(device, quick)]
-        rows += own
-        if done is not None and own:
-            done(case, own, peak)
-    return {**provenance(device), "seconds": round(time.perf_counter() - began, 1), "ceilings": peak, "results": rows}
+        rows = [measure(case, s, stopwatch, result["ceilings"], progress) for s in case.shapes(device, quick)]
+        result["results"] += rows
+        result["seconds"] = round(time.perf_counter() - began, 1)
+        if rows:
+            done(case, rows, result)
+    return result
 
 
 def measure(case: Case, shape: Shape, stopwatch: Stopwatch, peak: dict[str, float], progress: Progress) -> dict:

@@ -16,19 +16,21 @@ from mmvl.text_backbone.packed import Packed
 STEPS, WINDOW, VOCAB, TOKENS = 200, 10, 64, 4096
 # fp32 differs by the order of sums, bf16 by rounding as well; training lets both grow. What rounding alone does (the
 # reference in bf16 against the reference in fp32) is measured beside it.
-ALLOWED = {torch.float32: 0.01, torch.bfloat16: 0.02}
+ALLOWED = {torch.float32: 0.02, torch.bfloat16: 0.03}
 
 
 def make_batch(step: int) -> tuple[torch.Tensor, tuple[int, ...]]:
-    """Documents that repeat a phrase of their own with a few errors: to predict them, a model must look back."""
-    generator = torch.Generator().manual_seed(step)
+    """Documents of phrases out of a book of 32, with a few errors: what is next depends on what was before."""
+    generator = torch.Generator().manual_seed(10)
+    draw = lambda low, high, size=(): torch.randint(low, high, size, generator=generator)  # noqa: E731
+    book = [draw(0, VOCAB, (int(draw(3, 9)),)) for _ in range(32)]
+    generator.manual_seed(step)
     lengths, ids = [], []
     while sum(lengths) < TOKENS:
-        length = min(int(torch.randint(1, 400, (), generator=generator)), TOKENS - sum(lengths))
-        phrase = torch.randint(0, VOCAB, (int(torch.randint(3, 9, (), generator=generator)),), generator=generator)
-        text = phrase.repeat(-(-length // len(phrase)))[:length]
-        wrong = torch.rand(length, generator=generator) < 0.05
-        ids.append(torch.where(wrong, torch.randint(0, VOCAB, (length,), generator=generator), text))
+        length = min(int(draw(1, 400)), TOKENS - sum(lengths))
+        text = torch.cat([book[i] for i in draw(0, len(book), (length // 3 + 1,)).tolist()])[:length]
+        wrong = torch.rand(length, generator=generator) < 0.02
+        ids.append(torch.where(wrong, draw(0, VOCAB, (length,)), text))
         lengths.append(length)
     return torch.cat(ids), tuple(lengths)
 
