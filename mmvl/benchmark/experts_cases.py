@@ -5,6 +5,7 @@ logits in fp32 at no cost. In training the routing is given to all.
 Legend: T tokens, k experts a token, P = T * k pairs, E experts, I expert width, D model width.
 """
 
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -12,10 +13,11 @@ import torch.nn.functional as F
 
 from mmvl.benchmark.case import Case, Contestant
 from mmvl.kernels.experts import experts, router
+from mmvl.kernels.experts_quantized import experts_quantized, quantize_experts
 
 GRADIENTS = {torch.bfloat16: 1e-2, torch.float32: 1e-5}
 ROWS = 64  # tokens whose output is compared with the reference
-_weights: dict[tuple, tuple[torch.Tensor, ...]] = {}
+_weights: dict[tuple, tuple] = {}  # what `_make_weights` made last
 
 
 def experts_cases() -> list[Case]:
@@ -34,6 +36,23 @@ def experts_cases() -> list[Case]:
             Contestant("loop over experts", _looped, note="asks the device for counts"),
         ],
     )
+    quantized = [
+        Case(
+            op=f"experts int{bits}",
+            about=f"{bits}-bit weights; the peer has the same in bf16",
+            full=[{"T": T, **wide} for T in (1, 8, 64, 4096)],
+            quick=[{"T": 8, **wide}],
+            **{
+                **forward,
+                "inputs": partial(_inputs, bits=bits),
+                "contestants": [
+                    Contestant("mmvl", _our_quantized, ours=True),
+                    Contestant("torch grouped_mm", _grouped, gpu=True, note="bf16 weights"),
+                ],
+            },
+        )
+        for bits in (8, 4)
+    ]
     return [
         Case(
             op="experts decode",
@@ -66,41 +85,62 @@ def experts_cases() -> list[Case]:
                 Contestant("torch grouped_mm", _training(_grouped), gpu=True),
             ],
         ),
+        *quantized,
     ]
 
 
-def _inputs(shape, device, dtype, seed):
+def _inputs(shape, device, dtype, seed, bits=None):
     T, E, k, D = (shape[name] for name in ("T", "E", "k", "D"))
     generator = torch.Generator(device).manual_seed(seed)
     x = torch.randn(T, D, generator=generator, device=device, dtype=dtype)
     gate = torch.empty(E, D, device=device, dtype=dtype).normal_(0, D**-0.5, generator=generator)
     logits = F.linear(x.float(), gate.float())
-    w1, w3, w2 = _make_weights(shape, device, dtype)
+    w1, w3, w2, quantized = _make_weights(shape, device, dtype, bits)
     indices = logits.topk(k).indices
     rows = torch.linspace(0, T - 1, min(T, ROWS), device=device).long()
     grad = torch.randn(T, D, generator=generator, device=device, dtype=dtype)
     return SimpleNamespace(
-        x=x, gate=gate, logits=logits, k=k, w1=w1, w3=w3, w2=w2, indices=indices, rows=rows, expert=E // 2, grad=grad
+        x=x,
+        gate=gate,
+        logits=logits,
+        k=k,
+        w1=w1,
+        w3=w3,
+        w2=w2,
+        quantized=quantized,
+        indices=indices,
+        rows=rows,
+        expert=E // 2,
+        grad=grad,
     )
 
 
-def _make_weights(shape, device, dtype):
-    """The same for every call at a shape, and only the last ones are kept: a full layer takes 11 GB."""
-    key = (*(shape[name] for name in ("E", "I", "D")), device, dtype)
+def _make_weights(shape, device, dtype, bits):
+    """w1, w3, w2, and what they are the values of if quantised. Only the last ones are kept: a layer takes 11 GB."""
+    key = (*(shape[name] for name in ("E", "I", "D")), device, dtype, bits)
     if key not in _weights:
         _weights.clear()
         E, I, D = key[:3]
         generator = torch.Generator(device).manual_seed(1)
-        draw = lambda *size: torch.empty(size, device=device, dtype=dtype).normal_(  # noqa: E731
-            0, size[-1] ** -0.5, generator=generator
-        )
-        _weights[key] = draw(E, I, D), draw(E, I, D), draw(E, D, I)
+        weights = [
+            torch.empty(size, device=device, dtype=dtype).normal_(0, size[-1] ** -0.5, generator=generator)
+            for size in ((E, I, D), (E, I, D), (E, D, I))
+        ]
+        quantized = None
+        if bits is not None:
+            quantized = quantize_experts(*weights, bits)
+            weights = quantized.dequantize(dtype)
+        _weights[key] = *weights, quantized
     return _weights[key]
 
 
 def _bytes(i) -> float:
     hit = i.indices.unique().numel()
-    return hit * (i.w1[0].nbytes + i.w3[0].nbytes + i.w2[0].nbytes) + 2 * i.x.nbytes + i.gate.nbytes
+    stored = (i.w1, i.w3, i.w2)
+    if i.quantized is not None:
+        q = i.quantized
+        stored = (q.w1, q.w3, q.w2, q.scale1, q.scale3, q.scale2)
+    return hit * sum(w[0].nbytes for w in stored) + 2 * i.x.nbytes + i.gate.nbytes
 
 
 def _flops(i) -> float:
@@ -110,8 +150,15 @@ def _flops(i) -> float:
 def _reference(i):
     """fp64, of some tokens: expert by expert, so that only one is held in fp64."""
     x = i.x[i.rows].double()
-    weights_of = lambda e: (i.w1[e].double(), i.w3[e].double(), i.w2[e].double())  # noqa: E731
-    return (_by_expert(x, x @ i.gate.double().t(), i.k, weights_of),)
+    return (_by_expert(x, x @ i.gate.double().t(), i.k, partial(_expert, i)),)
+
+
+def _expert(i, e):
+    """The weights of one expert in fp64."""
+    if i.quantized is None:
+        return tuple(w[e].double() for w in (i.w1, i.w3, i.w2))
+    own = {name: getattr(i.quantized, name)[e : e + 1] for name in ("w1", "w3", "w2", "scale1", "scale3", "scale2")}
+    return tuple(w[0] for w in i.quantized._replace(**own).dequantize(torch.float64))
 
 
 def _by_expert(x, logits, k, weights_of):
@@ -150,6 +197,17 @@ def _ours(i):
                 i.x, i.w1, i.w3, i.w2, r.weights_Tk, r.indices_Tk, r.counts_E, order_P=r.order_P,
                 offsets_E1=r.offsets_E1,
             )  # fmt: skip
+
+    return run
+
+
+def _our_quantized(i):
+    def run():
+        with torch.no_grad():
+            r = router(i.x, i.gate, i.k)
+            return experts_quantized(
+                i.x, i.quantized, r.weights_Tk, r.indices_Tk, order_P=r.order_P, offsets_E1=r.offsets_E1
+            )
 
     return run
 
