@@ -1,5 +1,7 @@
-"""Writes the tables of results into README.md and mmvl-tiny's model card from what `mmvl eval --json` wrote for it, and
-draws its loss curve from the metrics of its training stages.
+"""Writes the tables of results into the pages that show them, and draws the pictures beside them.
+
+README.md and mmvl-tiny's model card: from what `mmvl eval --json` wrote for it, with the loss curve from the metrics of
+its training stages. kernels/README.md: from what `mmvl bench kernels --json` wrote on an H200.
 """
 
 import json
@@ -9,6 +11,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parent.parent
 MODEL = REPOSITORY / "mmvl" / "models" / "mmvl-tiny"
 README, CARD = REPOSITORY / "README.md", MODEL / "README.md"
+KERNELS = REPOSITORY / "kernels" / "README.md"
+KERNEL_RESULT = REPOSITORY / "kernels" / "results" / "h200.json"
 STAGES = ("text", "vision-words", "vision-language")
 BEGIN, END = r"<!-- results: [^\n]*-->\n", "<!-- end of results -->"
 
@@ -38,17 +42,87 @@ def command(result: dict) -> str:
     return f"mmvl eval {result['task']}{limit}"
 
 
-def with_table(page: str, results: list[dict], full: bool = False) -> str:
-    """A page with the table between its markers. Raises ValueError if they are not there once."""
-    new, count = re.subn(f"({BEGIN}).*?({END})", lambda m: m[1] + table(results, full) + m[2], page, flags=re.DOTALL)
+def kernels_table(result: dict) -> str:
+    """Markdown: a row an operation and shape, then the peers that were left out, the machine and the command."""
+    head = (
+        "operation",
+        "shape",
+        "mmvl, ms",
+        "floor, ms",
+        "of floor",
+        "best peer",
+        "its ms",
+        "times as fast",
+        "goal, ms",
+    )
+    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * 3 + "---|" + "---:|" * 3]
+    for row in result["results"]:
+        ours = next(c for c in row["contestants"] if c["ours"])
+        peer = next((c for c in row["contestants"] if c["name"] == row["best_peer"]), None)
+        shape = ", ".join(f"{key} {value:,}" for key, value in row["shape"].items())
+        share = f"{100 * ours['of_roofline']:.0f}%" if ours["status"] == "ok" else "-"
+        lines.append("| " + " | ".join((
+            row["op"], shape, _milliseconds(row["ms"]) if row["ms"] else ours["status"], _milliseconds(row["floor_ms"]),
+            share, row["best_peer"] or "-", _milliseconds(peer["ms"]) if peer else "-",
+            f"{row['times_faster']:.2f}" if row["times_faster"] else "-", _goal(row),
+        )) + " |")  # fmt: skip
+    left_out = [line for status in ("wrong", "failed") for line in _left_out(result, status)]
+    peak = result["ceilings"]
+    fp8 = f", {peak['fp8'] / 1e12:.0f} in fp8" if "fp8" in peak else ""
+    lines += [
+        "", *left_out, *[""] * bool(left_out),
+        f"{result['gpu']}, driver {result['driver']}, torch {result['torch']}, triton {result['triton']}, "
+        f"{result['date']}, commit {result['commit']}. Ceilings measured in the same run, which the floors come from: "
+        f"{peak['bytes'] / 1e12:.2f} TB/s for a copy, {peak['bf16'] / 1e12:.0f} TFLOP/s for a matrix product in "
+        f"bf16{fp8}.", "", "```", result["command"], "```",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _milliseconds(ms: float) -> str:
+    return f"{ms:.4f}" if ms < 0.1 else f"{ms:.3f}" if ms < 10 else f"{ms:.1f}"
+
+
+def _goal(row: dict) -> str:
+    if row["goal_ms"] is None:
+        return ""
+    return f"{row['goal_ms']:g}, {'met' if row['ms'] and row['ms'] <= row['goal_ms'] else 'missed'}"
+
+
+def _left_out(result: dict, status: str) -> list[str]:
+    """A line a contestant that was wrong or failed somewhere."""
+    where: dict[str, list[str]] = {}
+    for row in result["results"]:
+        length = f"{row['op']} at {row['axis']} {row['shape'][row['axis']]:,}"
+        for c in row["contestants"]:
+            if c["status"] == status:
+                error = f" (relative error {c['error']:.1e})" if "error" in c else f" ({c['note'].split(':')[0]})"
+                where.setdefault(c["name"], []).append(length + error)
+    return [f"- {name} is {status}: {'; '.join(places)}." for name, places in where.items()]
+
+
+def between_markers(page: str, new: str) -> str:
+    """A page with `new` between its markers. Raises ValueError if they are not there once."""
+    changed, count = re.subn(f"({BEGIN}).*?({END})", lambda m: m[1] + new + m[2], page, flags=re.DOTALL)
     if count != 1:
         raise ValueError(f"there are {count} places for the results, not one: {page.splitlines()[0]}")
-    return new
+    return changed
+
+
+def with_table(page: str, results: list[dict], full: bool = False) -> str:
+    """A page with the table of scores between its markers. Raises ValueError if they are not there once."""
+    return between_markers(page, table(results, full))
 
 
 if __name__ == "__main__":
+    from mmvl.benchmark.picture import draw
     from mmvl.training.report import draw_loss
 
     for page in (README, CARD):
         page.write_text(with_table(page.read_text(encoding="utf-8"), find_results(), page == CARD), encoding="utf-8")
     draw_loss({stage: MODEL / "training" / stage / "metrics.jsonl" for stage in STAGES}, MODEL / "loss.png")
+    if KERNEL_RESULT.is_file():
+        measured = json.loads(KERNEL_RESULT.read_text(encoding="utf-8"))
+        page = between_markers(KERNELS.read_text(encoding="utf-8"), kernels_table(measured))
+        KERNELS.write_text(page, encoding="utf-8")
+        draw(measured, KERNEL_RESULT.with_suffix(".png"))
