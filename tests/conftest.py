@@ -7,6 +7,10 @@ import torch
 from PIL import Image, ImageDraw
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+if not torch.cuda.is_available():
+    # Triton's kernels then run on CPU tensors. Read when triton is imported, which mmvl does through timm.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from mmvl.chat_template import EOS, IMAGE, SPECIAL_TOKENS
 from mmvl.checkpoint import save_model
 from mmvl.config import VLConfig
@@ -15,8 +19,6 @@ from mmvl.processor import Processor
 from mmvl.text_backbone.config import TextConfig
 from mmvl.vision.config import TilingConfig, VisionConfig
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported: the kernels then run on CPU tensors
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they give
 
 SENTENCES = [
