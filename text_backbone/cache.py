@@ -131,6 +131,10 @@ class HybridCache:
         for slot, n in zip(packed.slots, packed.lengths, strict=True):
             self._lengths[slot] += n
 
+    def states(self, layer: int) -> torch.Tensor:
+        """The pool itself (slots, H, K, K), to be updated in place; `layer` counts lightning layers only."""
+        return self._states[layer]
+
     def read_states(self, layer: int, packed: Packed) -> torch.Tensor:
         """States before the batch's first tokens (S, H, K, K); `layer` counts lightning layers only."""
         return self._states[layer].index_select(0, packed.slots_S)

@@ -6,10 +6,10 @@ Legend: T tokens, S sequences, D model width, H heads, K head dim, C = H * K.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from mmvl.kernels.lightning_attention import lightning_attention
+from mmvl.kernels.lightning_decode import lightning_decode
 from mmvl.kernels.norm import gated_rms_norm
 
 from .config import TextConfig
@@ -57,14 +57,17 @@ class LightningLayer(nn.Module):
 
     def forward(self, x_TD: torch.Tensor, packed: Packed, cache=None) -> torch.Tensor:
         # per head the rows are [q | k | v], and SiLU is on all three
-        qkv_TH3K = F.silu(self.qkv_proj(x_TD)).view(-1, self.num_heads, 3 * self.head_dim)
-        q_THK, k_THK, v_THK = qkv_TH3K.split(self.head_dim, dim=-1)
-        state_SHKK = None if cache is None else cache.read_states(self.pool_index, packed)
-        o_THK, state_SHKK = lightning_attention(
-            q_THK, k_THK, v_THK, self.slopes_H(x_TD.device), initial_state_SHKV=state_SHKK, plan=packed.plan,
-            want_state=cache is not None,
-        )  # fmt: skip
-        if cache is not None:
-            cache.write_states(self.pool_index, packed, state_SHKK)
+        o_THK = self._attend(self.qkv_proj(x_TD), packed, cache)
         gated_TC = gated_rms_norm(o_THK.flatten(1), self.output_gate(x_TD), self.norm.weight, OUTPUT_NORM_EPS)
         return self.out_proj(gated_TC)
+
+    def _attend(self, qkv_TC, packed, cache):
+        slopes_H = self.slopes_H(qkv_TC.device)
+        if cache is None:
+            return lightning_attention(qkv_TC, slopes_H, plan=packed.plan, want_state=False)[0]
+        if packed.plan.one_token and not (torch.is_grad_enabled() and qkv_TC.requires_grad):
+            return lightning_decode(qkv_TC, cache.states(self.pool_index), packed.slots_S, slopes_H)
+        state_SHKK = cache.read_states(self.pool_index, packed)
+        o_THK, state_SHKK = lightning_attention(qkv_TC, slopes_H, None, state_SHKK, plan=packed.plan)
+        cache.write_states(self.pool_index, packed, state_SHKK)
+        return o_THK

@@ -1,0 +1,106 @@
+"""The decode step of lightning attention: like the packed operation token by token, in place, by both backends.
+
+Legend: T tokens, S sequences, H heads, K head dim.
+"""
+
+import pytest
+import torch
+
+from mmvl.kernels.lightning_attention import lightning_attention
+from mmvl.kernels.lightning_decode import lightning_decode
+
+SLOPES = torch.tensor([0.9, 0.004])
+BACKENDS = pytest.mark.parametrize("backend", ["reference", "triton"])
+
+
+def draw(T, K=32, slots=5, dtype=torch.float32, device="cpu"):
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(T, 2, 3 * K, generator=generator).to(device=device, dtype=dtype)
+    return qkv, torch.randn(slots, 2, K, K, generator=generator).to(device)
+
+
+def assert_near(out, ref, tolerance=1e-6):
+    assert out.shape == ref.shape
+    assert (out.double().cpu() - ref.double().cpu()).norm() <= tolerance * ref.double().norm().cpu()
+
+
+@BACKENDS
+@pytest.mark.parametrize("slots", [[3], [4, 0, 2]])
+@pytest.mark.parametrize("K", [32, 128])
+def test_one_token_each_in_place(slots, K, backend, device):
+    qkv, pool = draw(len(slots), K, device=device)
+    o_ref, state_ref = lightning_attention(
+        qkv.double(), SLOPES, None, pool[slots].double(), lengths=[1] * len(slots), backend="reference"
+    )
+    expected = pool.clone()
+    expected[slots] = state_ref.float()
+    o = lightning_decode(qkv.flatten(1), pool, torch.tensor(slots, device=device), SLOPES, backend=backend)
+    assert_near(o, o_ref)
+    assert_near(pool, expected)
+    untouched = [n for n in range(5) if n not in slots]
+    assert torch.equal(pool[untouched], expected[untouched])
+
+
+@BACKENDS
+def test_padding_slots_are_skipped(backend, device):
+    qkv, pool = draw(4, device=device)
+    alone, other = pool.clone(), pool.clone()
+    o = lightning_decode(qkv, pool, torch.tensor([-1, 2, -1, 0], device=device), SLOPES, backend=backend)
+    assert o[[0, 2]].count_nonzero() == 0
+    expected = lightning_decode(qkv[[1, 3]], alone, torch.tensor([2, 0], device=device), SLOPES, backend=backend)
+    assert_near(o[[1, 3]], expected)
+    assert_near(pool, alone)
+    for slots in ([-1], [-1, -1]):
+        o = lightning_decode(qkv[: len(slots)], other, torch.tensor(slots, device=device), SLOPES, backend=backend)
+        assert o.count_nonzero() == 0
+    assert torch.equal(other, draw(4, device=device)[1])
+
+
+@BACKENDS
+def test_a_draft_is_verified_and_its_accepted_tokens_kept(backend, device):
+    lengths, slots, accepted = [3, 1, 4, 0, 2], torch.tensor([4, 1, 0, 3, -1]), torch.tensor([2, 1, 0, 0, 2])
+    slots, accepted = slots.to(device), accepted.to(device)
+    starts = torch.tensor([0, 3, 4, 8, 8, 10], dtype=torch.int32, device=device)
+    qkv, pool = draw(10, device=device)
+    before, after = pool.clone(), torch.full((10, 2, 32, 32), torch.nan, device=device)
+    o = lightning_decode(
+        qkv, pool, slots, SLOPES, cu_seqlens_S1=starts, states_after_THKK=after, update=False, backend=backend
+    )
+    assert torch.equal(pool, before)
+    o_ref, _ = lightning_attention(qkv[:8], SLOPES, None, before[[4, 1, 0, 3]], lengths=lengths[:4])
+    assert_near(o[:8], o_ref)
+    assert o[8:].count_nonzero() == 0 and after[8:].isnan().all()
+    lightning_decode(qkv, pool, slots, SLOPES, cu_seqlens_S1=starts, counts_S=accepted, backend=backend)
+    for s, (slot, count) in enumerate(zip(slots.tolist()[:4], accepted.tolist()[:4], strict=True)):
+        expected = after[starts[s] + count - 1] if count else before[slot]
+        assert_near(pool[slot], expected)
+    assert torch.equal(pool[2], before[2])
+
+
+def test_16_bit_inputs(device):
+    dtype = torch.float16 if device == "cpu" else torch.bfloat16
+    qkv, pool = draw(3, 64, dtype=dtype, device=device)
+    exact = pool.double()
+    slots = torch.tensor([0, 1, 2], device=device)
+    o = lightning_decode(qkv, pool, slots, SLOPES, backend="triton")
+    o_ref = lightning_decode(qkv.double(), exact, slots, SLOPES, backend="reference")
+    assert o.dtype == dtype
+    assert_near(o, o_ref, 5e-3)
+    assert_near(pool, exact)
+
+
+def test_registered_operation_is_well_formed(device):
+    from mmvl.kernels import lightning_decode_triton
+
+    qkv, pool = draw(3, device=device)
+    slots = torch.tensor([0, 1, 2], device=device)
+    inputs = (qkv, pool, slots, SLOPES.to(device), None, None, None, True, True)
+    torch.library.opcheck(lightning_decode_triton.op.overload, inputs)
+
+
+def test_wrong_shapes_are_refused():
+    qkv, pool = draw(3)
+    with pytest.raises(ValueError, match="the states are"):
+        lightning_decode(qkv, pool[:, :1], torch.tensor([0, 1, 2]), SLOPES)
+    with pytest.raises(ValueError, match="give cu_seqlens_S1"):
+        lightning_decode(qkv, pool, torch.tensor([0, 1]), SLOPES)
