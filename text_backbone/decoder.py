@@ -131,5 +131,9 @@ class Decoder(nn.Module):
         Pass only the positions that are needed.
         """
         weight = self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+        sixteen_bits = hidden_TD.dtype == weight.dtype in (torch.bfloat16, torch.float16)
+        if hidden_TD.is_cuda and sixteen_bits and not torch.is_grad_enabled():
+            # products of 16-bit numbers are exact in fp32, so nothing needs copying (it has no gradient in torch)
+            return torch.mm(hidden_TD, weight.t(), out_dtype=torch.float32)
         dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
         return F.linear(hidden_TD.to(dtype), weight.to(dtype))
