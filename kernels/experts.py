@@ -18,6 +18,7 @@ from . import experts_tuning  # noqa: F401  (declares the launch parameters)
 from .backend import TRITON, choose
 
 FEW = 64  # tokens at which reading the weights still takes all the time
+WIDE = 512  # D and I from which tensor maps and persistent programs pay
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -114,7 +115,7 @@ def experts(
             order_P, offsets_E1 = _routing_kernels().sort(indices_Tk.contiguous(), w1_EID.shape[0])
         if needs_grad:
             return _Experts.apply(*inputs, order_P, offsets_E1)
-        return _forward_only(*inputs, order_P, offsets_E1)
+        return _forward(*inputs, order_P, offsets_E1, False)[0]
     return _experts_reference(x_TD, *weights, weights_Tk, indices_Tk, counts_E)
 
 
@@ -135,13 +136,21 @@ def _expert_kernels():
     return experts_triton
 
 
-def _forward_only(x, w1, w3, w2, weights, order, offsets):
-    """Few tokens: each weight is read once and the time is that of reading; many: that of the products."""
-    if x.shape[0] <= FEW:
+def _forward(x, w1, w3, w2, weights, order, offsets, save):
+    """-> y, gate, up; the last two, (P, I), are for the backward pass, None without `save`.
+
+    Few tokens: the time is that of reading the weights. Many tokens and wide experts: that of the products.
+    """
+    if x.shape[0] <= FEW and not save:
         from .experts_few_triton import forward
 
-        return forward(x, w1, w3, w2, None, 16, weights, order, offsets)
-    return _expert_kernels().forward(x, w1, w3, w2, weights, order, offsets, False)[0]
+        return forward(x, w1, w3, w2, None, 16, weights, order, offsets), None, None
+    if min(w1.shape[1:]) >= WIDE and x.dtype != torch.float32:
+        from .experts_large_triton import fits, forward
+
+        if fits(x, w1, w3, w2):
+            return forward(x, w1, w3, w2, None, weights, order, offsets, save)
+    return _expert_kernels().forward(x, w1, w3, w2, weights, order, offsets, save)
 
 
 class _Router(torch.autograd.Function):
@@ -165,7 +174,7 @@ class _Router(torch.autograd.Function):
 class _Experts(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w1, w3, w2, weights, order, offsets):
-        y, gate, up = _expert_kernels().forward(x, w1, w3, w2, weights, order, offsets, True)
+        y, gate, up = _forward(x, w1, w3, w2, weights, order, offsets, True)
         ctx.save_for_backward(x, w1, w3, w2, weights, order, offsets, gate, up)
         return y
 
@@ -243,9 +252,8 @@ def _experts_op(
     x: torch.Tensor, w1: torch.Tensor, w3: torch.Tensor, w2: torch.Tensor, weights: torch.Tensor,
     order: torch.Tensor, offsets: torch.Tensor, save: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    if not save:
-        return _forward_only(x, w1, w3, w2, weights, order, offsets), x.new_empty(0), x.new_empty(0)
-    return _expert_kernels().forward(x, w1, w3, w2, weights, order, offsets, True)
+    y, gate, up = _forward(x, w1, w3, w2, weights, order, offsets, save)
+    return (y, gate, up) if save else (y, x.new_empty(0), x.new_empty(0))
 
 
 @_experts_op.register_fake

@@ -39,7 +39,7 @@ class QuantizedExperts(NamedTuple):
 
 
 def quantize_experts(w1_EID: torch.Tensor, w3_EID: torch.Tensor, w2_EDI: torch.Tensor, bits: int) -> QuantizedExperts:
-    """Quantise a layer's experts to 8 or 4 bits, expert by expert, so that little memory is needed beside the result."""
+    """Quantise a layer's experts to 8 or 4 bits, expert by expert: little memory is needed beside the result."""
     if bits not in (4, 8):
         raise ValueError(f"experts can be quantised to 8 or 4 bits, not {bits}")
     quantized = [quantize_weight(w, bits) for w in (w1_EID, w3_EID, w2_EDI)]

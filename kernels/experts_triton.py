@@ -47,12 +47,12 @@ def _tile(
 
 @triton.jit
 def _up(
-    x_ptr, w1_ptr, w3_ptr, h_ptr, gate_ptr, up_ptr, order_ptr, offsets_ptr, x_desc, w1_desc, w3_desc,
+    x_ptr, w1_ptr, w3_ptr, h_ptr, gate_ptr, up_ptr, order_ptr, offsets_ptr,
     D: tl.constexpr, I: tl.constexpr, TOP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
-    SAVE: tl.constexpr, TMA_X: tl.constexpr, TMA_W: tl.constexpr,
+    SAVE: tl.constexpr,
 ):  # fmt: skip
-    """SAVE: also keep both products, for the backward pass. TMA_X: x lies sorted already."""
+    """SAVE: also keep both products, for the backward pass."""
     N_TILES: tl.constexpr = (I + BN - 1) // BN
     expert, row_end, row, n = _tile(tl.program_id(0), offsets_ptr, E, EP, BM, N_TILES, GROUP)
     if expert >= E:
@@ -61,29 +61,20 @@ def _up(
     live = rows < row_end
     k = tl.arange(0, BK)
     cols = n * BN + tl.arange(0, BN)
-    if not TMA_X:
-        token = tl.load(order_ptr + rows, mask=live, other=0) // TOP
-        x_at = x_ptr + token.to(tl.int64)[:, None] * D + k[None, :]
-    if not TMA_W:
-        w_rows = expert.to(tl.int64) * I + tl.where(cols < I, cols, 0)
-        w1_at = w1_ptr + w_rows[None, :] * D + k[:, None]
-        w3_at = w3_ptr + w_rows[None, :] * D + k[:, None]
+    token = tl.load(order_ptr + rows, mask=live, other=0) // TOP
+    x_at = x_ptr + token.to(tl.int64)[:, None] * D + k[None, :]
+    w_rows = expert.to(tl.int64) * I + tl.where(cols < I, cols, 0)
+    w1_at = w1_ptr + w_rows[None, :] * D + k[:, None]
+    w3_at = w3_ptr + w_rows[None, :] * D + k[:, None]
     acc1 = tl.zeros([BM, BN], tl.float32)
     acc3 = tl.zeros([BM, BN], tl.float32)
     for kb in range(0, D, BK):
-        if TMA_X:
-            x = x_desc.load([row, kb])
-        elif D % BK == 0:
+        if D % BK == 0:
             x = tl.load(x_at + kb)
-        else:
-            x = tl.load(x_at + kb, mask=(k + kb < D)[None, :], other=0.0)
-        if TMA_W:
-            w1 = w1_desc.load([expert * I + n * BN, kb]).T
-            w3 = w3_desc.load([expert * I + n * BN, kb]).T
-        elif D % BK == 0:
             w1 = tl.load(w1_at + kb)
             w3 = tl.load(w3_at + kb)
         else:
+            x = tl.load(x_at + kb, mask=(k + kb < D)[None, :], other=0.0)
             w1 = tl.load(w1_at + kb, mask=(k + kb < D)[:, None], other=0.0)
             w3 = tl.load(w3_at + kb, mask=(k + kb < D)[:, None], other=0.0)
         acc1 = tl.dot(x, w1, acc1, input_precision="ieee")
@@ -99,9 +90,9 @@ def _up(
 
 @triton.jit
 def _down(
-    h_ptr, w2_ptr, y_ptr, weights_ptr, order_ptr, offsets_ptr, h_desc, w2_desc,
+    h_ptr, w2_ptr, y_ptr, weights_ptr, order_ptr, offsets_ptr,
     D: tl.constexpr, I: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """y[pair] = weight[pair] * h[row] w2^T, for the pair in each sorted row."""
     N_TILES: tl.constexpr = (D + BN - 1) // BN
@@ -112,15 +103,11 @@ def _down(
     live = rows < row_end
     k = tl.arange(0, BK)
     cols = n * BN + tl.arange(0, BN)
-    if not TMA:
-        h_at = h_ptr + tl.where(live, rows, row).to(tl.int64)[:, None] * I + k[None, :]
-        w2_at = w2_ptr + (expert.to(tl.int64) * D + tl.where(cols < D, cols, 0))[None, :] * I + k[:, None]
+    h_at = h_ptr + tl.where(live, rows, row).to(tl.int64)[:, None] * I + k[None, :]
+    w2_at = w2_ptr + (expert.to(tl.int64) * D + tl.where(cols < D, cols, 0))[None, :] * I + k[:, None]
     acc = tl.zeros([BM, BN], tl.float32)
     for kb in range(0, I, BK):
-        if TMA:
-            h = h_desc.load([row, kb])
-            w2 = w2_desc.load([expert * D + n * BN, kb]).T
-        elif I % BK == 0:
+        if I % BK == 0:
             h = tl.load(h_at + kb)
             w2 = tl.load(w2_at + kb)
         else:
@@ -348,40 +335,19 @@ def forward(x, w1, w3, w2, weights, order, offsets, save):
     gate = torch.empty_like(h) if save else None
     up = torch.empty_like(h) if save else None
     config = tuning.config("experts_up", **shape)
-    x_desc = w1_desc = w3_desc = None
-    if config["tma"] and not _tma_fits(x, w1, w3, w2):
-        config = {**config, "tma": 0}
-    if config["tma"]:
-        w1_desc, w3_desc = (_descriptor(w, config["BN"], config["BK"]) for w in (w1, w3))
-    if config["tma"] == 2:
-        sorted_x = gather(x, order, k)
-        x_desc = _descriptor(sorted_x, config["BM"], config["BK"])
     _up[_grid(P, E, config, I)](
-        x, w1, w3, h, gate, up, order, offsets, x_desc, w1_desc, w3_desc,
+        x, w1, w3, h, gate, up, order, offsets,
         D=D, I=I, TOP=k, E=E, EP=EP, BM=config["BM"], BN=config["BN"], BK=config["BK"], GROUP=config["GROUP"],
-        SAVE=save, TMA_X=config["tma"] == 2, TMA_W=config["tma"] > 0, **_launch_options(config),
+        SAVE=save, **_launch_options(config),
     )  # fmt: skip
     config = tuning.config("experts_down", **shape)
-    h_desc = w2_desc = None
-    tma = bool(config["tma"]) and _tma_fits(x, w1, w3, w2)
-    if tma:
-        h_desc = _descriptor(h, config["BM"], config["BK"])
-        w2_desc = _descriptor(w2, config["BN"], config["BK"])
     pairs = torch.empty(P, D, dtype=x.dtype, device=x.device)
     _down[_grid(P, E, config, D)](
-        h, w2, pairs, weights, order, offsets, h_desc, w2_desc,
-        D=D, I=I, E=E, EP=EP, BM=config["BM"], BN=config["BN"], BK=config["BK"], GROUP=config["GROUP"], TMA=tma,
+        h, w2, pairs, weights, order, offsets,
+        D=D, I=I, E=E, EP=EP, BM=config["BM"], BN=config["BN"], BK=config["BK"], GROUP=config["GROUP"],
         **_launch_options(config),
     )  # fmt: skip
     return combine(pairs, x, k), gate, up
-
-
-def _tma_fits(*tensors):
-    """Whether tensor maps can be made: Hopper or newer (the interpreter too), 16-bit rows of 16 bytes."""
-    for tensor in tensors:
-        if tensor.dtype.itemsize != 2 or tensor.shape[-1] % 8 or tensor.data_ptr() % 16 or not tensor.is_contiguous():
-            return False
-    return not tensors[0].is_cuda or torch.cuda.get_device_capability(tensors[0].device) >= (9, 0)
 
 
 def gather(x, order, k):

@@ -1,8 +1,7 @@
 """Launch parameters of the expert kernels: defaults by shape, and what tuning tries beside them.
 
 Keys of a shape: P token-expert pairs, E experts, I expert width, D model width, dtype. Parameters: BM rows, BN columns,
-BK depth of a tile; GROUP row tiles done together; `tma` 0 plain loads, 1 tensor maps for the weights, 2 for the
-gathered tokens too.
+BK depth of a tile; GROUP row tiles done together; SPLIT parts of the inner dim; tma 1: weights read by tensor maps.
 """
 
 from . import tuning
@@ -17,22 +16,18 @@ def _rows(P, E):
 
 def _up(P, E, I, D, dtype):
     if dtype == "float32":
-        return {"BM": 64, "BN": 32, "BK": 32, "GROUP": 8, "tma": 0, "num_warps": 4, "num_stages": 2}
+        return {"BM": 64, "BN": 32, "BK": 32, "GROUP": 8, "num_warps": 4, "num_stages": 2}
     if I < 512:
-        return {"BM": _rows(P, E), "BN": 32, "BK": 64, "GROUP": 8, "tma": 0, "num_warps": 4, "num_stages": 3}
-    if P <= 64 * E:
-        return {"BM": 64, "BN": 64, "BK": 64, "GROUP": 8, "tma": 1, "num_warps": 4, "num_stages": 4}
-    return {"BM": 128, "BN": 128, "BK": 64, "GROUP": 8, "tma": 2, "num_warps": 8, "num_stages": 4}
+        return {"BM": _rows(P, E), "BN": 32, "BK": 64, "GROUP": 8, "num_warps": 4, "num_stages": 3}
+    return {"BM": _rows(P, E), "BN": 64, "BK": 64, "GROUP": 8, "num_warps": 4, "num_stages": 4}
 
 
 def _down(P, E, I, D, dtype):
     if dtype == "float32":
-        return {"BM": 64, "BN": 64, "BK": 32, "GROUP": 8, "tma": 0, "num_warps": 4, "num_stages": 2}
+        return {"BM": 64, "BN": 64, "BK": 32, "GROUP": 8, "num_warps": 4, "num_stages": 2}
     if I < 512:
-        return {"BM": _rows(P, E), "BN": 128, "BK": 32, "GROUP": 8, "tma": 0, "num_warps": 4, "num_stages": 3}
-    if P <= 64 * E:
-        return {"BM": 64, "BN": 128, "BK": 64, "GROUP": 8, "tma": 1, "num_warps": 4, "num_stages": 4}
-    return {"BM": 128, "BN": 256, "BK": 64, "GROUP": 8, "tma": 1, "num_warps": 8, "num_stages": 3}
+        return {"BM": _rows(P, E), "BN": 128, "BK": 32, "GROUP": 8, "num_warps": 4, "num_stages": 3}
+    return {"BM": _rows(P, E), "BN": 128, "BK": 64, "GROUP": 8, "num_warps": 4, "num_stages": 4}
 
 
 def _down_backward(P, E, I, D, dtype):
@@ -93,4 +88,20 @@ def _down_few(P, E, I, D, dtype, bits):
 
 
 for _op, _default in {"experts_up_few": _few, "experts_down_few": _down_few}.items():
+    tuning.declare(_op, default=_default, exact=EXACT)
+
+
+def _up_large(P, E, I, D, dtype):
+    """For many tokens: tiles of BM rows by BN columns of both w1 and w3."""
+    BM = _rows(P, E)
+    BK = 128 if dtype.startswith("float8") else 64
+    return {"BM": BM, "BN": 128, "BK": BK, "GROUP": 8, "persistent": 1,
+            "num_warps": 8 if BM == 128 else 4, "num_stages": 4}  # fmt: skip
+
+
+def _down_large(P, E, I, D, dtype):
+    return {**_up_large(P, E, I, D, dtype), "BN": 256 if _rows(P, E) == 128 else 128}
+
+
+for _op, _default in {"experts_up_large": _up_large, "experts_down_large": _down_large}.items():
     tuning.declare(_op, default=_default, exact=EXACT)

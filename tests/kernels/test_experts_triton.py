@@ -168,3 +168,22 @@ if CUDA:
             (y.sum() + r.balance).backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("save", [False, True])
+@pytest.mark.parametrize(
+    "T, D, I, E", [(70, 40, 24, 3)] + ([(900, 520, 1000, 7), (3000, 1024, 512, 5)] if CUDA else [])
+)
+def test_persistent_kernels_equal_the_reference(T, D, I, E, save, rmse_ratio):
+    from mmvl.kernels.experts_large_triton import forward
+
+    x, gate, w1, w3, w2 = draw(T, D, I, E, HALF)
+    r = router(x, gate, 2, backend="triton")
+    y, kept_gate, _ = forward(x, w1, w3, w2, None, r.weights_Tk, r.order_P, r.offsets_E1, save)
+    x, w1, w3, w2 = (a.double() for a in (x, w1, w3, w2))
+    expected = experts(x, w1, w3, w2, r.weights_Tk.double(), r.indices_Tk)
+    assert rmse_ratio(y, expected) < 5e-3
+    if save:
+        rows = r.order_P.long()
+        by_hand = (w1[r.indices_Tk.flatten()[rows]] @ x[rows // 2][..., None])[..., 0]
+        assert rmse_ratio(kept_gate, by_hand) < 5e-3
