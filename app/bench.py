@@ -1,4 +1,4 @@
-"""`mmvl bench kernels`: the operations beside their peers as tables on the terminal, JSON and a picture."""
+"""`mmvl bench`: operations and decoder beside their peers, as tables on the terminal, JSON and a picture."""
 
 import json
 import sys
@@ -54,6 +54,32 @@ def tune(ops, *, device: str | None, json_path: Path | None) -> None:
         console.print(f"{entry['op']} {_words(entry['shape'])}: {entry['ms']:.4f} ms{before}, of {entry['candidates']}"
                       f" tried, {len(entry['failed'])} failed: {_words(entry['config'])}", markup=False)  # fmt: skip
     console.print(f"Wrote {write_table(entries, where, json_path)}", markup=False)
+
+
+def decoder(*, device: str | None, peer: bool, json_path: Path | None) -> None:
+    """Prefill and decode of a full-width slice of the model. Raises ValueError or OSError like `kernels`."""
+    from mmvl.benchmark.decoder import run
+    from mmvl.benchmark.run import choose_device
+
+    _check_folder(json_path)
+    progress = _Progress()
+    result = run(choose_device(device), peer, progress)
+    progress.clear()
+    console = Console(highlight=False)
+    for row in result["prefill"]:
+        goal = f", goal {row['goal']:,}" if row["goal"] else ""
+        console.print(
+            f"prefill, {row['tokens']:,} tokens, {row['name']}: {row['tokens_per_second']:,.0f} tokens/s{goal}"
+        )
+    for row in result["decode"]:
+        graph = f", {row['graph_ms']:.2f} in a CUDA graph" if row["graph_ms"] else ""
+        goal = f", goal {row['goal']}" if row["goal"] else ""
+        console.print(f"decode, {row['sequences']} sequences, {row['name']}: {row['ms']:.2f} ms a step{graph}{goal}")
+    if "failed" in result:
+        console.print(result["failed"], markup=False)
+    if json_path is not None:
+        json_path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        console.print(f"Wrote {json_path}", markup=False)
 
 
 def print_rows(console: Console, op: str, about: str, rows: list[dict]) -> None:

@@ -281,6 +281,18 @@ def bench_kernels(
         bench.kernels(op or [], quick=quick, device=device, json_path=json_file, picture=picture)
 
 
+@bench.command("decoder")
+def bench_decoder(
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")] = None,
+    peer: Annotated[bool, typer.Option("--peer/--no-peer", help="Measure transformers as well.")] = True,
+    device: Device = None,
+) -> None:
+    """Prefill and decode of 8 of the full model's 80 layers, beside transformers. Needs 115 GiB on a GPU."""
+    from mmvl.app import bench
+
+    bench.decoder(device=device, peer=peer, json_path=json_file)
+
+
 def _open_model(model: Path | None, device: str | None):
     from mmvl import VLM
 

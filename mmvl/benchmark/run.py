@@ -32,9 +32,10 @@ def choose_device(name: str | None) -> torch.device:
                 "no GPU is found, and these are GPU kernels; `mmvl bench kernels --device cpu --quick` runs the "
                 "references on tiny shapes"
             )
-        device = torch.device(name or "cuda")
-        if device.index is not None and device.index >= torch.cuda.device_count():
+        index = (name or "cuda:0").removeprefix("cuda").removeprefix(":") or "0"
+        if not index.isdecimal() or int(index) >= torch.cuda.device_count():
             raise ValueError(f"there is no {name}: {torch.cuda.device_count()} GPUs are found")
+        device = torch.device("cuda", int(index))
         torch.cuda.set_device(device)
         return device
     if name == "cpu":

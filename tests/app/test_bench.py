@@ -1,6 +1,7 @@
 """`mmvl bench kernels` from the command line, on the CPU with tiny shapes."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -11,10 +12,8 @@ from PIL import Image
 from mmvl.app.bench import cells, milliseconds, verdict
 
 
-def mmvl(*arguments, **environment):
-    import os
-
-    command = [sys.executable, "-m", "mmvl.app.cli", "bench", "kernels", *arguments]
+def mmvl(*arguments, what="kernels", **environment):
+    command = [sys.executable, "-m", "mmvl.app.cli", "bench", what, *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
 
 
@@ -32,6 +31,17 @@ def test_every_operation_runs_on_the_cpu_and_is_right(tmp_path):
     assert result["command"].startswith("mmvl bench kernels --device cpu --quick")
     with Image.open(picture) as drawn:
         assert drawn.format == "PNG"
+
+
+def test_a_small_decoder_runs_beside_transformers(tmp_path):
+    done = mmvl("--device", "cpu", "--json", tmp_path / "decoder.json", what="decoder", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "decoder.json").read_text())
+    assert "failed" not in result
+    assert [(row["name"], row["tokens"]) for row in result["prefill"]] == [("mmvl", 32), ("transformers", 32)]
+    assert [row["sequences"] for row in result["decode"]] == [1, 3, 1, 3]
+    assert all(row["ms"] > 0 for row in result["prefill"] + result["decode"])
+    assert "decode, 3 sequences, mmvl: " in done.stdout
 
 
 @pytest.mark.parametrize(
