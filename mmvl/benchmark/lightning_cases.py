@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from mmvl.benchmark.case import Case, Contestant, as_tuple
 from mmvl.kernels.lightning_attention import lightning_attention, plan_blocks
+from mmvl.kernels.lightning_decode import lightning_decode
 from mmvl.text_backbone.lightning import alibi_slopes
 
 CHUNK = 64  # the floor's arithmetic is counted for chunks of this many tokens, the usual size
@@ -92,7 +93,7 @@ def _training() -> dict:
         reference=_training_reference,
         part=lambda outputs, i: tuple(o[:, i.heads] for o in outputs),
         contestants=[
-            Contestant("mmvl", _our_training, _silu_gradient, ours=True),
+            Contestant("mmvl", _our_training, ours=True),
             Contestant("fla chunk", _fla_training("chunk_simple_gla"), _silu_gradient, "fla", gpu=True),
             Contestant("fla fused_chunk", _fla_training("fused_chunk_simple_gla"), _silu_gradient, "fla", gpu=True),
             Contestant("lightning_attn", _opennlp_training, _silu_gradient, "lightning_attn", gpu=True),
@@ -155,28 +156,33 @@ def _flops(i) -> float:
 
 
 def _ours(i):
-    q, k, v = i.q, i.k, i.v
-    return lambda: lightning_attention(q, k, v, i.slopes, plan=i.plan, want_state=False)[0]
+    def run():
+        with torch.no_grad():
+            return lightning_attention(i.qkv, i.slopes, plan=i.plan, want_state=False)[0]
+
+    return run
 
 
 def _our_training(i):
-    leaves = [x.detach().requires_grad_() for x in (i.q, i.k, i.v)]
+    qkv = i.qkv.detach().requires_grad_()
 
     def run():
-        o, _ = lightning_attention(*leaves, i.slopes, plan=i.plan, want_state=False)
-        return o.detach(), *torch.autograd.grad(o, leaves, i.grad)
+        o, _ = lightning_attention(qkv, i.slopes, plan=i.plan, want_state=False)
+        return o.detach(), *torch.autograd.grad(o, qkv, i.grad)
 
     return run
 
 
 def _our_decode(i):
-    return lambda: lightning_attention(i.q, i.k, i.v, i.slopes, initial_state_SHKV=i.state, plan=i.plan)
+    def run():
+        with torch.no_grad():
+            return lightning_decode(i.qkv, i.state, i.slots, i.slopes), i.state
+
+    return run
 
 
 def _in_fp64(i, qkv):
-    K = i.q.shape[-1]
-    q, k, v = F.silu(qkv).split(K, dim=-1)
-    return lightning_attention(q, k, v, i.slopes[i.heads].double(), lengths=i.lengths, want_state=False)[0]
+    return lightning_attention(qkv, i.slopes[i.heads].double(), lengths=i.lengths, want_state=False)[0]
 
 
 def _forward_reference(i):
