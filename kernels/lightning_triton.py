@@ -44,6 +44,16 @@ def _silu(x, SILU: tl.constexpr, EXACT: tl.constexpr, DOT: tl.constexpr):
 
 
 @triton.jit
+def _kept(x, DOT: tl.constexpr):
+    """`x`, computed once. The compiler moves SiLU behind the change of layout of each product that uses it, and a
+    transposed use reads shared memory word by word; it may not move an assembly statement with side effects.
+    """
+    if DOT == tl.bfloat16:
+        x = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.bfloat16, is_pure=False, pack=2)
+    return x
+
+
+@triton.jit
 def _silu_backward(grad, x, SILU: tl.constexpr, EXACT: tl.constexpr):
     if SILU:
         x = x.to(tl.float32)
@@ -87,6 +97,7 @@ def _lightning_added(
             live = (i < n)[:, None]
             rows = (start + i)[:, None].to(tl.int64)
             a = _silu(tl.load(a_ptr + rows * a_stride + ks[None, :], mask=live, other=0.0), SILU, EXACT, DOT)
+            a = _kept(a, DOT)
             b = tl.load(b_ptr + rows * b_stride + vs[None, :], mask=live, other=0.0)
             b = _silu(b, SILU and not REVERSE, EXACT, tl.float32)
             distance = (i + 1) if REVERSE else tl.maximum(n - 1 - i, 0)
@@ -119,7 +130,8 @@ def _state_before(
 @triton.jit(do_not_specialize=_SCALARS)
 def _lightning_forward(
     x_ptr, slopes_ptr, initial_ptr, added_ptr, table_ptr, o_ptr, final_ptr, H, seg_tokens,
-    K: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, SILU: tl.constexpr, EXACT: tl.constexpr, DOT: tl.constexpr,
+    K: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, KEEP: tl.constexpr, SILU: tl.constexpr, EXACT: tl.constexpr,
+    DOT: tl.constexpr,
 ):  # fmt: skip
     """Outputs of one segment's tokens, one head, BV value channels; the final state after a sequence's last segment."""
     parts: tl.constexpr = K // BV
@@ -145,6 +157,9 @@ def _lightning_forward(
         v_ptrs = x_ptr + rows * (H * (3 * K)) + 2 * K + vs[None, :]
         q = _silu(tl.load(qk_ptrs, mask=live, other=0.0), SILU, EXACT, DOT)
         k = _silu(tl.load(qk_ptrs + K, mask=live, other=0.0), SILU, EXACT, DOT)
+        k = _kept(k, DOT)
+        if KEEP:
+            q = _kept(q, DOT)
         v = _silu(tl.load(v_ptrs, mask=live, other=0.0), SILU, EXACT, tl.float32)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * within
         o = tl.dot(q, state.to(DOT), input_precision="ieee") * q_decay
@@ -188,6 +203,7 @@ def _lightning_backward_q(
         q_offsets = rows * (H * (3 * K)) + ks[None, :]
         v_offsets = rows * (H * (3 * K)) + 2 * K + vs[None, :]
         k = _silu(tl.load(x_ptr + q_offsets + K, mask=live, other=0.0), SILU, EXACT, DOT)
+        k = _kept(k, DOT)
         v = _silu(tl.load(x_ptr + v_offsets, mask=live, other=0.0), SILU, EXACT, tl.float32)
         do = tl.load(grad_ptr + rows * (H * K) + vs[None, :], mask=live, other=0.0).to(DOT)
         scores = tl.dot(do, tl.trans(v.to(DOT)), input_precision="ieee") * within
@@ -241,6 +257,7 @@ def _lightning_backward_kv(
         k = _silu(tl.load(x_ptr + x_offsets + K, mask=live, other=0.0), SILU, EXACT, DOT)
         v = _silu(tl.load(x_ptr + x_offsets + 2 * K, mask=live, other=0.0), SILU, EXACT, DOT)
         do = tl.load(grad_ptr + rows * (H * K) + ks[None, :], mask=live, other=0.0).to(DOT)
+        q, k, v = _kept(q, DOT), _kept(k, DOT), _kept(v, DOT)
         k_decay = tl.exp(-slope * tl.maximum(n - 1 - i, 0).to(tl.float32))[:, None]
         low = d_state.to(DOT)
 
@@ -305,7 +322,7 @@ def _forward(x, slopes, initial, table, segment, split_rows, num_added, num_sequ
     width = min(config["width"], K)
     _launch_forward(
         (table.shape[0] * H * (K // width), 1, 1), (x, slopes, initial, added, table, o, state), (H, segment),
-        (K, width, config["chunk"], *_constants(x, silu)), **_options(config),
+        (K, width, config["chunk"], config["keep"], *_constants(x, silu)), **_options(config),
     )  # fmt: skip
     none = x.new_empty(0, dtype=torch.float32)
     return o, none if state is None else state, none if added is None else added
