@@ -63,44 +63,48 @@ def _rope(
     position = tl.load(positions_ptr + token, mask=mask, other=0).to(tl.float32)
     i = tl.arange(0, HALF)
     angle = position[:, None] * tl.load(frequencies_ptr + i, mask=i < R, other=0.0)[None, :]
+    # whole turns are taken off in fp64: cos and sin of large fp32 numbers are slow
+    turns = angle.to(tl.float64) * 0.15915494309189535
+    angle = ((turns - tl.floor(turns + 0.5)) * 6.283185307179586).to(tl.float32)
     cos = tl.cos(angle)[:, None, :]
     sin = (tl.sin(angle) * sign)[:, None, :]
     COPY: tl.constexpr = write_ptr is None
-    block = tl.program_id(1)
-    if block < tl.cdiv(H, HEADS):
-        _rotate(q_ptr, q_out_ptr, None, token, token, cos, sin, H, block * HEADS, HEADS, K, R, HALF, REST, COPY, mask)
-    else:
-        block -= tl.cdiv(H, HEADS)
-        if write_ptr is None:
-            _rotate(
-                k_ptr, k_out_ptr, None, token, token, cos, sin, G, block * HEADS, HEADS, K, R, HALF, REST, COPY, mask
-            )
+    q_blocks = tl.cdiv(H, HEADS)
+    for block in range(tl.program_id(1), q_blocks + tl.cdiv(G, HEADS), tl.num_programs(1)):
+        if block < q_blocks:
+            head = block * HEADS
+            _rotate(q_ptr, q_out_ptr, None, token, token, cos, sin, H, head, HEADS, K, R, HALF, REST, COPY, mask)
         else:
-            row = tl.load(write_ptr + token, mask=mask, other=0)
-            _rotate(
-                k_ptr, k_out_ptr, k_pool_ptr, token, row, cos, sin, G, block * HEADS, HEADS, K, R, HALF, REST, COPY,
-                mask,
-            )  # fmt: skip
-            head = block * HEADS + tl.arange(0, HEADS)
-            d = tl.arange(0, WHOLE)[None, None, :]
-            whole = mask[:, None, None] & (head < G)[None, :, None] & (d < K)
-            at = (head * K)[None, :, None] + d
-            v = tl.load(v_ptr + token[:, None, None] * (G * K) + at, mask=whole)
-            tl.store(v_pool_ptr + row[:, None, None] * (G * K) + at, v.to(v_pool_ptr.dtype.element_ty), mask=whole)
+            head = (block - q_blocks) * HEADS
+            if write_ptr is None:
+                _rotate(k_ptr, k_out_ptr, None, token, token, cos, sin, G, head, HEADS, K, R, HALF, REST, COPY, mask)
+            else:
+                row = tl.load(write_ptr + token, mask=mask, other=0)
+                _rotate(
+                    k_ptr, k_out_ptr, k_pool_ptr, token, row, cos, sin, G, head, HEADS, K, R, HALF, REST, COPY, mask
+                )
+                heads = head + tl.arange(0, HEADS)
+                d = tl.arange(0, WHOLE)[None, None, :]
+                whole = mask[:, None, None] & (heads < G)[None, :, None] & (d < K)
+                at = (heads * K)[None, :, None] + d
+                v = tl.load(v_ptr + token[:, None, None] * (G * K) + at, mask=whole)
+                tl.store(v_pool_ptr + row[:, None, None] * (G * K) + at, v.to(v_pool_ptr.dtype.element_ty), mask=whole)
 
 
 _launch_rope = Launcher(_rope)
 
 
 @functools.cache
-def _config(T: int, H: int, G: int, K: int, R: int) -> tuple[tuple[int, int], tuple[int, ...]]:
-    """Grid, and TOKENS, HEADS, HALF, REST, WHOLE: about 4,096 elements a program, fewer where there are few tokens."""
+def _config(T: int, H: int, G: int, K: int, R: int) -> tuple[tuple[int, int, int], tuple[int, ...]]:
+    """Grid, and TOKENS, HEADS, HALF, REST, WHOLE: about 2,048 elements at a time, fewer where there are few tokens."""
     whole = triton.next_power_of_2(K)
     heads = min(triton.next_power_of_2(H), max(1, 2048 // whole))
-    tokens = min(max(1, 4096 // (heads * whole)), triton.next_power_of_2(T))
+    tokens = min(max(1, 2048 // (heads * whole)), triton.next_power_of_2(T))
     blocks = -(-H // heads) + -(-G // heads)
     half, rest = triton.next_power_of_2(max(R, 1)), triton.next_power_of_2(max(K - 2 * R, 1))
-    return (-(-T // tokens), blocks), (tokens, heads, half, rest, whole)
+    programs = -(-T // tokens)
+    # many tokens: a program takes all heads, so that angles are computed once
+    return (programs, 1 if programs >= 1024 else blocks, 1), (tokens, heads, half, rest, whole)
 
 
 def _launch(q, k, v, q_out, k_out, k_pool, v_pool, write, positions, frequencies, sign):
@@ -109,7 +113,7 @@ def _launch(q, k, v, q_out, k_out, k_pool, v_pool, write, positions, frequencies
         return
     grid, config = _config(T, H, G, K, R)
     _launch_rope(
-        (*grid, 1), (q, k, v, q_out, k_out, k_pool, v_pool, write, positions, frequencies), (T, sign),
+        grid, (q, k, v, q_out, k_out, k_pool, v_pool, write, positions, frequencies), (T, sign),
         (H, G, K, R, *config), num_warps=4,
     )  # fmt: skip
 
