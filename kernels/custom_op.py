@@ -48,7 +48,10 @@ class Op:
 def _is_eager(args) -> bool:
     if torch._C._len_torch_dispatch_stack():
         return False
-    return all(type(a) in _PLAIN for a in args if isinstance(a, torch.Tensor))
+    for a in args:
+        if isinstance(a, torch.Tensor) and type(a) not in _PLAIN:
+            return False
+    return True
 
 
 def _function(name, run, setup_context, run_backward, aliases):
@@ -60,12 +63,11 @@ def _function(name, run, setup_context, run_backward, aliases):
         return output
 
     def backward(ctx, *grads):
+        if torch.is_grad_enabled():
+            raise NotImplementedError(f"mmvl::{name} can be differentiated once only; use backend='reference'")
         return run_backward(ctx, *grads)
 
-    members = {
-        "forward": staticmethod(forward),
-        "backward": staticmethod(torch.autograd.function.once_differentiable(backward)),
-    }
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     return type(f"mmvl_{name}", (torch.autograd.Function,), members)
 
 
@@ -103,7 +105,11 @@ class Launcher:
         if compiled is None:
             self.compiled[key] = self.kernel[grid](*tensors, *scalars, *constants, **options)
             return
-        compiled[grid](*tensors, *scalars, *constants, stream=torch._C._cuda_getCurrentRawStream(index))
+        # what JITFunction.run calls in the end, without the hooks of profilers
+        compiled.run(
+            *grid, torch._C._cuda_getCurrentRawStream(index), compiled.function, compiled.packed_metadata, None, None,
+            None, *tensors, *scalars, *constants,
+        )  # fmt: skip
 
 
 @functools.cache

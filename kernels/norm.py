@@ -88,7 +88,9 @@ def sum_of_squares(x_TD: torch.Tensor, *, backend: str | None = None) -> torch.T
 
 
 def _chosen(backend, *tensors) -> str:
-    supported = tensors[0].shape[-1] <= _MAX_CHANNELS and all(t.dtype in _DTYPES for t in tensors)
+    supported = tensors[0].shape[-1] <= _MAX_CHANNELS
+    for t in tensors:
+        supported = supported and t.dtype in _DTYPES
     return choose(backend, *tensors, supported=supported)
 
 
@@ -96,11 +98,11 @@ def _triton(x, weight, eps, r=None, alpha=1.0, beta=1.0, gate=None, squares=None
     from .norm_triton import op
 
     shape = x.shape
-    x, r, gate = (None if t is None else (t if t.ndim == 2 else t.reshape(-1, shape[-1])).contiguous()
-                  for t in (x, r, gate))  # fmt: skip
-    squares = None if squares is None else squares.reshape(-1).contiguous()
+    if squares is not None:
+        squares = squares.reshape(-1).contiguous()
     channels = shape[-1] if channels is None else channels
+    if len(shape) == 2:
+        return op(x, weight, eps, r, alpha, beta, gate, squares, channels, keep)
+    x, r, gate = (None if t is None else t.reshape(-1, shape[-1]) for t in (x, r, gate))
     y, kept, rstd = op(x, weight, eps, r, alpha, beta, gate, squares, channels, keep)
-    if len(shape) != 2:
-        y, kept = y.view(shape), kept.view(shape) if kept.numel() else kept
-    return y, kept, rstd
+    return y.view(shape), kept.view(shape) if kept.numel() else kept, rstd

@@ -127,6 +127,8 @@ def backward_config(D: int) -> tuple[int, int, int, int]:
 
 def _forward(a, weight, eps, r, alpha, beta, gate, squares, channels, keep):
     T, D = a.shape
+    a = a.contiguous()
+    r, gate = (t if t is None else t.contiguous() for t in (r, gate))
     y = torch.empty_like(a)
     x = torch.empty_like(a) if keep else None
     rstd = torch.empty(T, dtype=torch.float32, device=a.device)
@@ -140,6 +142,7 @@ def _forward(a, weight, eps, r, alpha, beta, gate, squares, channels, keep):
 
 
 def _fake(a, weight, eps, r, alpha, beta, gate, squares, channels, keep):
+    a = a.contiguous()
     x = torch.empty_like(a) if keep else a.new_empty(0)
     return torch.empty_like(a), x, a.new_empty(a.shape[0], dtype=torch.float32)
 
@@ -172,6 +175,8 @@ def _backward(ctx, dy, dx, _):
 
 def _gradients(dy, dx, a, r, gate, weight, rstd, alpha, beta, channels, keep, added, sharded):
     T, D = a.shape
+    a = a.contiguous()
+    r, gate = (t if t is None else t.contiguous() for t in (r, gate))
     none = a.new_empty(0)
     da = torch.empty_like(a)
     dr = torch.empty_like(a) if added else none
@@ -190,7 +195,7 @@ def _gradients(dy, dx, a, r, gate, weight, rstd, alpha, beta, channels, keep, ad
 
 
 def _fake_gradients(dy, dx, a, r, gate, weight, rstd, alpha, beta, channels, keep, added, sharded):
-    none = a.new_empty(0)
+    none, a, gate = a.new_empty(0), a.contiguous(), None if gate is None else gate.contiguous()
     return (
         torch.empty_like(a), torch.empty_like(a) if added else none, none if gate is None else torch.empty_like(gate),
         torch.empty_like(rstd) if sharded else none, torch.empty_like(weight),
