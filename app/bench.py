@@ -40,13 +40,13 @@ def kernels(ops, *, quick: bool, device: str | None, json_path: Path | None, pic
 
 def tune(ops, *, device: str | None, json_path: Path | None) -> None:
     """Make the GPU's table of launch parameters anew. Raises like `kernels`."""
-    from mmvl.benchmark.run import choose_device
-    from mmvl.benchmark.tune import choose_tunables, tune, write_table
+    from mmvl.benchmark.run import choose_cases, choose_device
+    from mmvl.benchmark.tune import tune, write_table
 
     _check_folder(json_path)
-    where, tunables = choose_device(device), choose_tunables(ops)
+    where, cases = choose_device(device), choose_cases(ops)
     progress = _Progress()
-    entries = tune(tunables, where, progress)
+    entries = tune(cases, where, progress)
     progress.clear()
     console = Console(highlight=False)
     for entry in entries:

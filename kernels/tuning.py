@@ -1,9 +1,9 @@
 """Launch parameters of the Triton kernels: a small table per GPU, measured once and kept in `tables/`.
 
-An operation declares its tunable kernel beside it (`declare`: a default, and what to try), and asks for the parameters
-at a shape where it launches it (`config`). The table of the GPU answers with its nearest entry; where there is none,
-the default does. `mmvl bench kernels --tune` measures the declared candidates and writes the table anew; nothing is
-tuned while a user waits.
+An operation declares its tunable kernels beside them (`declare`: a default, and what to try), and asks for the
+parameters at a shape where it launches one (`config`). The table of the GPU answers with its nearest entry; where there
+is none, the default does. `mmvl bench kernels --tune` runs the operations with the declared candidates and writes the
+table anew; nothing is tuned while a user waits.
 """
 
 import functools
@@ -25,18 +25,6 @@ Shape = Mapping[str, int | str | bool]
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One problem to tune on: `run` launches the kernel by the public function, `reference` gives what must come out.
-
-    Both return a tensor or a tuple of tensors, compared by ||out - ref|| / ||ref||, each no more than `tolerance`.
-    """
-
-    run: Callable[[], Any]
-    reference: Callable[[], Any]
-    tolerance: float = 5e-3
-
-
-@dataclass(frozen=True)
 class Tunable:
     """A kernel's launch parameters: see `declare`."""
 
@@ -44,8 +32,6 @@ class Tunable:
     default: Config | Callable[..., Config]
     exact: tuple[str, ...]
     candidates: Sequence[Config] | Callable[..., Sequence[Config]]
-    shapes: tuple[Shape, ...]
-    trial: Callable[[Shape, torch.device], Trial] | None
 
     def default_at(self, shape: Shape) -> Config:
         return dict(self.default(**shape) if callable(self.default) else self.default)
@@ -61,7 +47,8 @@ class Tunable:
 
 
 _declared: dict[str, Tunable] = {}
-_forced: dict[str, Config] = {}
+_forced: dict[tuple, Config] = {}
+_asked: dict[tuple, tuple[str, Shape]] | None = None
 
 
 def declare(
@@ -70,21 +57,15 @@ def declare(
     default: Config | Callable[..., Config],
     exact: Sequence[str] = (),
     candidates: Sequence[Config] | Callable[..., Sequence[Config]] = (),
-    shapes: Sequence[Shape] = (),
-    trial: Callable[[Shape, torch.device], Trial] | None = None,
-) -> Tunable:
+) -> None:
     """Make `op` known; called where the operation's module is imported, so it must not import triton.
 
-    `default` are the parameters where no table has an entry, `candidates` those that tuning tries beside it: both a
-    value, or a function of the shape (called with the shape's keys by name). A table's entry is used only where the
-    keys in `exact` are equal, and texts and flags always are. Tuning measures at each of `shapes`, on what
-    `trial(shape, device)` makes; without them the default stands.
+    `default` are the parameters where no table has an entry, `candidates` (with the same keys) those that tuning tries
+    beside it: both a value, or a function of the shape, called with its keys by name. A table's entry is used only
+    where the keys in `exact` are equal, and texts and flags always are.
     """
-    if op in _declared and _declared[op].shapes != tuple(shapes):
-        raise ValueError(f"the tunable {op!r} is declared twice")
-    _declared[op] = Tunable(op, default, tuple(exact), candidates, tuple(shapes), trial)
+    _declared[op] = Tunable(op, default, tuple(exact), candidates)
     _lookup.cache_clear()
-    return _declared[op]
 
 
 def declared() -> dict[str, Tunable]:
@@ -99,23 +80,46 @@ def config(op: str, **shape: int | str | bool) -> Config:
     `exact` keys, the one with the smallest sum over the other numbers of |log2(asked / measured)|; the earlier of
     equals. The declared default if there is none, or no table. The GPU is the one current at the first call.
     """
-    if _forced and op in _forced:
-        return _forced[op]
+    if _forced or _asked is not None:
+        key = _key(op, shape)
+        if _asked is not None:
+            _asked[key] = (op, shape)
+        for forced_key in (key, (op, None)):
+            if forced_key in _forced:
+                return _forced[forced_key]
     return _lookup(op, **shape)
 
 
 @contextmanager
-def forced(op: str, parameters: Config) -> Iterator[None]:
-    """Inside, `config(op)` gives `parameters` at any shape, in every thread: how candidates are tried."""
-    before = _forced.get(op)
-    _forced[op] = parameters
+def forced(op: str, parameters: Config, shape: Shape | None = None) -> Iterator[None]:
+    """Inside, `config(op)` gives `parameters` at `shape` (None: at any), in every thread: how candidates are tried."""
+    key = _key(op, shape)
+    before = _forced.get(key)
+    _forced[key] = parameters
     try:
         yield
     finally:
         if before is None:
-            del _forced[op]
+            del _forced[key]
         else:
-            _forced[op] = before
+            _forced[key] = before
+
+
+@contextmanager
+def asked() -> Iterator[list[tuple[str, Shape]]]:
+    """Gives a list that holds, after the block, what `config` was asked for in it, each once, in that order."""
+    global _asked
+    found: list[tuple[str, Shape]] = []
+    _asked = {}
+    try:
+        yield found
+    finally:
+        found += _asked.values()
+        _asked = None
+
+
+def _key(op: str, shape: Shape | None) -> tuple:
+    return op, None if shape is None else frozenset(shape.items())
 
 
 def gpu_slug(name: str) -> str:

@@ -63,6 +63,7 @@ class Case:
     tolerance: Mapping[torch.dtype, float] = field(default_factory=lambda: TOLERANCE)
     matrix: str = "bf16"  # which matrix ceiling its floating-point operations have
     only_gpu: bool = False  # nothing of it runs on a CPU
+    release: Callable[[], None] = lambda: None  # lets go of what `inputs` keeps from call to call
 
     def shapes(self, device: torch.device, quick: bool) -> Sequence[Shape]:
         if device.type == "cpu":

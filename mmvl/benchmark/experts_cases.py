@@ -24,7 +24,7 @@ def experts_cases() -> list[Case]:
     wide = {"E": 32, "k": 2, "I": 9216, "D": 6144}
     narrow = {"E": 8, "k": 2, "I": 160, "D": 256}
     tiny = [{"T": 7, "E": 4, "k": 2, "I": 24, "D": 16}]
-    common = dict(axis="T", inputs=_inputs, flops=_flops, tiny=tiny)
+    common = dict(axis="T", inputs=_inputs, flops=_flops, tiny=tiny, release=_weights.clear)
     forward = dict(
         **common,
         reference=_reference,

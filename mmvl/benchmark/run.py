@@ -66,6 +66,7 @@ def run(
     result = {**provenance(device), "ceilings": ceilings(stopwatch), "results": []}
     for case in cases:
         rows = [measure(case, s, stopwatch, result["ceilings"], progress) for s in case.shapes(device, quick)]
+        case.release()
         result["results"] += rows
         result["seconds"] = round(time.perf_counter() - began, 1)
         if rows:
@@ -75,9 +76,27 @@ def run(
 
 def measure(case: Case, shape: Shape, stopwatch: Stopwatch, peak: dict[str, float], progress: Progress) -> dict:
     """One row: the operation at a shape, with all contestants."""
+    row, reference = begin_row(case, shape, stopwatch, peak)
+    title = describe(case, shape)
+    row["contestants"] = []
+    for contestant in case.contestants:
+        progress(f"{title}: {contestant.name}")
+        found = {"name": contestant.name, "ours": contestant.ours, "package": contestant.package}
+        found |= _try(case, contestant, stopwatch, reference, row)
+        row["contestants"].append(found)
+        free(stopwatch.device)
+    _compare(row)
+    return row
+
+
+def describe(case: Case, shape: Shape) -> str:
+    return f"{case.op}, {', '.join(f'{key} {value:,}' for key, value in shape.items())}"
+
+
+def begin_row(case: Case, shape: Shape, stopwatch: Stopwatch, peak: dict[str, float]) -> tuple[dict, tuple]:
+    """A row without contestants, and the reference's outputs."""
     device = stopwatch.device
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    title = f"{case.op}, {', '.join(f'{key} {value:,}' for key, value in shape.items())}"
     inputs = case.inputs(shape, device, dtype, 0)
     num_bytes, flops = float(case.bytes(inputs)), float(case.flops(inputs))
     by_bytes, by_flops = num_bytes / peak["bytes"], flops / peak[case.matrix if case.matrix in peak else "bf16"]
@@ -93,52 +112,53 @@ def measure(case: Case, shape: Shape, stopwatch: Stopwatch, peak: dict[str, floa
         "goal_ms": case.goals.get(shape[case.axis]) if device.type == "cuda" else None,
         "tolerance": case.tolerance[dtype],
     }
-    reference = tuple(t.detach() for t in case.reference(inputs))
-    del inputs
-    row["contestants"] = []
-    for contestant in case.contestants:
-        progress(f"{title}: {contestant.name}")
-        found = {"name": contestant.name, "ours": contestant.ours, "package": contestant.package}
-        found |= _try(case, contestant, shape, dtype, stopwatch, reference, row)
-        row["contestants"].append(found)
-        _free(device)
-    _compare(row)
-    return row
+    return row, tuple(t.detach() for t in case.reference(inputs))
 
 
-def _try(case, contestant: Contestant, shape, dtype, stopwatch: Stopwatch, reference, row) -> dict:
+def make_inputs(case: Case, row: dict, device: torch.device, seed: int = 0):
+    return case.inputs(row["shape"], device, getattr(torch, row["dtype"]), seed)
+
+
+def error_of(case: Case, contestant: Contestant, inputs, reference: tuple) -> float:
+    """The largest relative error among its outputs."""
+    outputs = contestant.view(contestant.prepare(inputs)(), inputs)
+    return max(relative_error(o, r) for o, r in zip(case.part(outputs, inputs), reference, strict=True))
+
+
+def _try(case: Case, contestant: Contestant, stopwatch: Stopwatch, reference: tuple, row: dict) -> dict:
     if why := contestant.missing(stopwatch.device):
         return {"status": MISSING, "note": why}
     note = {"note": contestant.note} if contestant.note else {}
     if contestant.package:
         note["version"] = _version(contestant.package)
     try:
-        inputs = case.inputs(shape, stopwatch.device, dtype, 0)
-        outputs = contestant.view(contestant.prepare(inputs)(), inputs)
-        errors = [relative_error(o, r) for o, r in zip(case.part(outputs, inputs), reference, strict=True)]
-        del outputs
-        if max(errors) > row["tolerance"]:
-            return {"status": WRONG, "error": max(errors), **note}
-        timings = _time(case, contestant, shape, dtype, stopwatch, inputs, row)
+        inputs = make_inputs(case, row, stopwatch.device)
+        error = error_of(case, contestant, inputs, reference)
+        if error > row["tolerance"]:
+            return {"status": WRONG, "error": error, **note}
+        timing, more = time_contestant(case, contestant, stopwatch, inputs, row)
     except Exception as error:  # a peer may fail in any way; it is named in the table, and the others go on
-        text = " ".join(str(error).split())
-        return {"status": FAILED, "note": f"{type(error).__name__}: {text}"[:300]}
-    return {"status": OK, "error": max(errors), **timings, **note}
+        return {"status": FAILED, "note": one_line(error)}
+    return {"status": OK, "error": error, **_rates(timing, row), **more, **note}
 
 
-def _time(case, contestant, shape, dtype, stopwatch, inputs, row) -> dict:
-    eager = timing = stopwatch.one_by_one(contestant.prepare(inputs))
-    more = {}
-    if stopwatch.device.type == "cuda" and row["floor_ms"] < GRAPH_BELOW_MS:
-        try:
-            count = stopwatch.num_sets(row["bytes"])
-            sets = [inputs, *(case.inputs(shape, stopwatch.device, dtype, seed) for seed in range(1, count))]
-            timing = stopwatch.in_graph([contestant.prepare(one) for one in sets], row["floor_ms"])
-            more = {"sets": count, "eager_ms": eager.ms}
-        except Exception as error:  # a host sync inside, say: then the calls one by one are what it can do
-            torch.cuda.synchronize(stopwatch.device)
-            more = {"no_graph": " ".join(str(error).split())[:200]}
-    return {**_rates(timing, row), **more}
+def time_contestant(case: Case, contestant: Contestant, stopwatch: Stopwatch, inputs, row: dict) -> tuple[Timing, dict]:
+    """Its timing: in a CUDA graph if the floor is under a millisecond and it can be captured, else call by call."""
+    eager = stopwatch.one_by_one(contestant.prepare(inputs))
+    if stopwatch.device.type == "cpu" or row["floor_ms"] >= GRAPH_BELOW_MS:
+        return eager, {}
+    try:
+        count = stopwatch.num_sets(row["bytes"])
+        sets = [inputs, *(make_inputs(case, row, stopwatch.device, seed) for seed in range(1, count))]
+        timing = stopwatch.in_graph([contestant.prepare(one) for one in sets], row["floor_ms"])
+    except Exception as error:  # a host sync inside, say: then the calls one by one are what it can do
+        torch.cuda.synchronize(stopwatch.device)
+        return eager, {"no_graph": one_line(error)}
+    return timing, {"sets": count, "eager_ms": eager.ms}
+
+
+def one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def _rates(timing: Timing, row: dict) -> dict:
@@ -162,7 +182,7 @@ def _compare(row: dict) -> None:
     row["times_faster"] = best["ms"] / ours["ms"] if ours and best else None
 
 
-def _free(device: torch.device) -> None:
+def free(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,159 +1,146 @@
-"""Measures the declared candidates of every tunable kernel, and writes a GPU's table of launch parameters anew.
+"""Tries the declared candidates of every tunable kernel, and writes a GPU's table of launch parameters anew.
 
-Candidates are compiled first, in as many processes as there are cores and memory for; they leave what they compiled in
-Triton's cache, where this process finds it. Then each is run here: checked against the reference, and timed.
+The benchmark's cases say on what: a case is run once to see which kernels ask for parameters, and at which shapes. Then
+each kernel's candidates are tried in turn, the others left as they are: compiled first, in as many processes as there
+are cores and memory for, which leave what they compiled in Triton's cache; then checked against the case's reference
+and timed as a whole operation.
 """
 
-import importlib
 import json
-import math
 import multiprocessing
 import os
-import pkgutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
-import mmvl.kernels
-from mmvl.benchmark.case import as_tuple
-from mmvl.benchmark.measure import Stopwatch, relative_error
-from mmvl.benchmark.run import provenance
+from mmvl.benchmark.case import Case, Contestant
+from mmvl.benchmark.cases import all_cases
+from mmvl.benchmark.measure import Stopwatch, ceilings
+from mmvl.benchmark.run import begin_row, describe, error_of, free, make_inputs, one_line, provenance, time_contestant
 from mmvl.kernels import tuning
 
-SECONDS = 0.05
+SECONDS = 0.06
 WORTH_IT = 0.99  # the default stands unless another takes less than this part of its time
 Progress = Callable[[str], None]
+Forced = list[tuple[str, dict, dict]]  # (kernel, its parameters, the shape)
 
 
-def import_kernels() -> None:
-    """Every module of mmvl.kernels that declares something; those with the Triton code itself are left alone."""
-    for module in pkgutil.iter_modules(mmvl.kernels.__path__):
-        if not module.name.endswith("_triton"):
-            importlib.import_module(f"mmvl.kernels.{module.name}")
-
-
-def choose_tunables(wanted: Sequence[str]) -> list[tuning.Tunable]:
-    """Those with shapes and a trial whose names begin with one of `wanted`; ValueError for one that fits none."""
-    import_kernels()
-    able = [t for t in tuning.declared().values() if t.shapes and t.trial]
-    for name in wanted:
-        if not any(t.op.startswith(name) for t in able):
-            raise ValueError(f"--op {name}: what can be tuned is {', '.join(sorted(t.op for t in able)) or 'nothing'}")
-    return [t for t in able if not wanted or any(t.op.startswith(name) for name in wanted)]
-
-
-def tune(tunables: Sequence[tuning.Tunable], device: torch.device, progress: Progress) -> list[dict]:
-    """Entries of a table: for every shape the fastest of the right candidates, and what it was chosen from."""
+def tune(cases: Sequence[Case], device: torch.device, progress: Progress) -> list[dict]:
+    """Entries of a table: for every kernel and shape the fastest right candidate, and what it was chosen from."""
     stopwatch = Stopwatch(device, SECONDS)
-    entries = []
+    peak = ceilings(stopwatch)
     context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
+    entries: dict[tuple, dict] = {}
     with ProcessPoolExecutor(_cores(), mp_context=context) as pool:
-        for tunable in tunables:
-            for index, shape in enumerate(tunable.shapes):
-                title = f"{tunable.op}, {', '.join(f'{key} {value}' for key, value in shape.items())}"
-                entries.append(_tune_at(tunable, index, stopwatch, pool, title, progress))
-                if device.type == "cuda":
-                    torch.cuda.empty_cache()
+        for case in cases:
+            for shape in case.shapes(device, False):
+                for entry in _tune_at(case, shape, stopwatch, peak, pool, progress):
+                    entries.setdefault((entry["op"], *entry["shape"].items()), entry)
+            case.release()
+            free(device)
+    return list(entries.values())
+
+
+def _tune_at(case: Case, shape, stopwatch: Stopwatch, peak, pool, progress: Progress) -> list[dict]:
+    device, title = stopwatch.device, describe(case, shape)
+    contestant = next(c for c in case.contestants if c.ours)
+    progress(f"{title}: what is tunable")
+    row, reference = begin_row(case, shape, stopwatch, peak)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with tuning.asked() as asked:
+        contestant.prepare(make_inputs(case, row, device))()
+    free(device)
+    at_once = _cores()
+    if device.type == "cuda":  # several processes hold what this one did, and a context of their own
+        held = torch.cuda.max_memory_allocated(device) + (1 << 30)
+        at_once = max(1, min(at_once, int(torch.cuda.mem_get_info(device)[0] / held)))
+    chosen: Forced = []
+    entries = []
+    for op, at in asked:
+        candidates = tuning.declared()[op].candidates_at(at)
+        if len(candidates) == 1:
+            continue
+        tried = [[*chosen, (op, candidate, dict(at))] for candidate in candidates]
+        why = _compile(case, shape, row["dtype"], tried, at_once, device, pool, progress, f"{title}: {op}")
+        times: list[float | None] = [None] * len(candidates)
+        for number, forced in enumerate(tried):
+            if not why[number]:
+                progress(f"{title}: {op}, candidate {number + 1} of {len(candidates)}")
+                times[number], why[number] = _measure(case, contestant, forced, stopwatch, reference, row)
+                free(device)
+        right = [n for n, ms in enumerate(times) if ms is not None]
+        if not right:
+            raise ValueError(f"{title}: no candidate of {op} is right; the default: {why[0]}")
+        best = min(right, key=lambda n: times[n])
+        if times[0] is not None and times[best] >= WORTH_IT * times[0]:
+            best = 0
+        chosen.append((op, candidates[best], dict(at)))
+        entries.append({
+            "op": op,
+            "shape": dict(at),
+            "config": candidates[best],
+            "measured_in": title,
+            "ms": times[best],
+            "default_ms": times[0],
+            "candidates": len(candidates),
+            "failed": [{"config": c, "why": text} for c, text in zip(candidates, why, strict=True) if text],
+        })  # fmt: skip
     return entries
 
 
-def _tune_at(tunable, index: int, stopwatch: Stopwatch, pool, title: str, progress: Progress) -> dict:
-    shape, device = tunable.shapes[index], stopwatch.device
-    candidates = tunable.candidates_at(shape)
-    trial = tunable.trial(shape, device)
-    references = as_tuple(trial.reference())
-    failed = _compile(tunable, index, candidates, trial, device, pool, progress, title)
-    times = [math.inf] * len(candidates)
-    for number, candidate in enumerate(candidates):
-        if failed[number]:
-            continue
-        progress(f"{title}: candidate {number + 1} of {len(candidates)}")
-        with tuning.forced(tunable.op, candidate):
-            try:
-                errors = [relative_error(o, r) for o, r in zip(as_tuple(trial.run()), references, strict=True)]
-                if max(errors) > trial.tolerance:
-                    failed[number] = f"wrong: relative error {max(errors):.2e}"
-                    continue
-                times[number] = _time(stopwatch, trial.run)
-            except Exception as error:  # not every combination fits on the device
-                failed[number] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
-    best = min(range(len(candidates)), key=times.__getitem__)
-    if times[best] >= WORTH_IT * times[0]:
-        best = 0
-    if math.isinf(times[best]):
-        raise ValueError(f"{title}: no candidate is right; the default: {failed[0]}")
-    return {
-        "op": tunable.op,
-        "shape": dict(shape),
-        "config": candidates[best],
-        "ms": times[best],
-        "default_ms": None if math.isinf(times[0]) else times[0],
-        "candidates": len(candidates),
-        "failed": [{"config": c, "why": why} for c, why in zip(candidates, failed, strict=True) if why],
-    }
-
-
-def _time(stopwatch: Stopwatch, run) -> float:
-    """Of one call in a CUDA graph, so that launching costs little; of the bare call where it cannot be captured."""
-    if stopwatch.device.type == "cuda":
-        graph = torch.cuda.CUDAGraph()
+def _measure(case: Case, contestant: Contestant, forced: Forced, stopwatch, reference, row) -> tuple[float | None, str]:
+    """Milliseconds of the whole operation, or None and why there are none."""
+    with ExitStack() as stack:
+        _force(forced, stack)
         try:
-            with torch.cuda.graph(graph):
-                kept = run()  # noqa: F841
-        except RuntimeError:
-            torch.cuda.synchronize(stopwatch.device)
-        else:
-            return stopwatch.one_by_one(graph.replay).ms
-    return stopwatch.one_by_one(run).ms
+            inputs = make_inputs(case, row, stopwatch.device)
+            error = error_of(case, contestant, inputs, reference)
+            if error > row["tolerance"]:
+                return None, f"wrong: relative error {error:.2e}"
+            return time_contestant(case, contestant, stopwatch, inputs, row)[0].ms, ""
+        except Exception as error:  # not every combination fits on the device
+            return None, one_line(error)
 
 
-def _compile(tunable, index, candidates, trial, device, pool, progress, title) -> list[str]:
-    """Why each candidate cannot run, "" if it can; everything the others need is then compiled."""
-    at_once = _cores()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        with tuning.forced(tunable.op, candidates[0]):
-            try:
-                trial.run()
-            except Exception as error:
-                progress(f"{title}: the default fails: {error}")
-        free, _ = torch.cuda.mem_get_info(device)
-        at_once = max(1, min(at_once, int(free / (torch.cuda.max_memory_allocated(device) + (1 << 30)))))
-    keep = at_once >= _cores()  # several processes may each hold their inputs from one candidate to the next
+def _force(forced: Forced, stack: ExitStack) -> None:
+    for op, parameters, at in forced:
+        stack.enter_context(tuning.forced(op, parameters, at))
+
+
+def _compile(case: Case, shape, dtype: str, tried: list[Forced], at_once, device, pool, progress, title) -> list[str]:
+    """Why each cannot run, "" if it can; what it needs is then compiled."""
+    if device.type != "cuda":
+        return [""] * len(tried)
     why, waiting = [], []
-    for number, candidate in enumerate(candidates):
-        progress(f"{title}: compiling, {number} of {len(candidates)} begun")
+    for number, forced in enumerate(tried):
+        progress(f"{title}, compiling {number + 1} of {len(tried)}")
         if len(waiting) >= at_once:
             why.append(waiting.pop(0).result())
-        waiting.append(pool.submit(_compile_one, tunable.op, index, candidate, str(device), keep))
+        waiting.append(pool.submit(_compile_one, case.op, dict(shape), dtype, forced, str(device)))
     return why + [future.result() for future in waiting]
 
 
-_held: dict[tuple, tuning.Trial] = {}  # in a worker process: the inputs it made last
-
-
-def _compile_one(op: str, index: int, candidate: dict, device: str, keep: bool) -> str:
-    import_kernels()
-    tunable = tuning.declared()[op]
-    key = (op, index)
-    if key not in _held:
-        _held.clear()
-        _held[key] = tunable.trial(tunable.shapes[index], torch.device(device))
+def _compile_one(case_op: str, shape: dict, dtype: str, forced: Forced, device: str) -> str:
+    """In a process of its own: run the operation once."""
+    case = next(case for case in all_cases() if case.op == case_op)
+    contestant = next(c for c in case.contestants if c.ours)
+    where = torch.device(device)
+    torch.cuda.set_device(where)
     try:
-        with tuning.forced(op, candidate):
-            _held[key].run()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize(device)
+        with ExitStack() as stack:
+            _force(forced, stack)
+            contestant.prepare(case.inputs(shape, where, getattr(torch, dtype), 0))()
+        torch.cuda.synchronize(where)
         return ""
     except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+        return one_line(error)
     finally:
-        if not keep:
-            _held.clear()
-            if device.startswith("cuda"):
-                torch.cuda.empty_cache()
+        case.release()
+        free(where)
 
 
 def _cores() -> int:
@@ -161,16 +148,16 @@ def _cores() -> int:
 
 
 def write_table(entries: Sequence[dict], device: torch.device, path: Path | None = None) -> Path:
-    """Write a table, by default where `tuning.config` looks for it; entries of other operations in it are kept."""
+    """Write a table, by default where `tuning.config` looks for it; what else is in it already is kept."""
     made = provenance(device)
     name = made["gpu"] or "cpu"
     path = path or tuning.TABLES / f"{tuning.gpu_slug(name)}.json"
-    new = {entry["op"] for entry in entries}
-    kept = []
-    if path.is_file():
-        kept = [e for e in json.loads(path.read_text(encoding="utf-8"))["entries"] if e["op"] not in new]
     stamp = {key: made[key] for key in ("commit", "date", "torch", "triton")}
-    table = {**made, "gpu": name, "entries": sorted([*kept, *({**e, **stamp} for e in entries)], key=lambda e: e["op"])}
+    new = [{**entry, **stamp} for entry in entries]
+    replaced = [(entry["op"], entry["shape"]) for entry in new]
+    kept = json.loads(path.read_text(encoding="utf-8"))["entries"] if path.is_file() else []
+    kept = [entry for entry in kept if (entry["op"], entry["shape"]) not in replaced]
+    table = {**made, "gpu": name, "entries": sorted([*kept, *new], key=lambda entry: entry["op"])}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     tuning.forget()

@@ -1,108 +1,92 @@
 """Making a table of launch parameters: wrong and failing candidates never win, and the table is used afterwards."""
 
+import importlib
+import pkgutil
 import time
-from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from mmvl.benchmark import tune as module
-from mmvl.benchmark.tune import choose_tunables, import_kernels, tune, write_table
+import mmvl.kernels
+from mmvl.benchmark.case import Case, Contestant
+from mmvl.benchmark.tune import tune, write_table
 from mmvl.kernels import tuning
 
 CPU = torch.device("cpu")
+CANDIDATES = [{"kind": "right", "wait": 0.004}, {"kind": "wrong", "wait": 0.0}, {"kind": "fails", "wait": 0.0}]
 
 
-class Immediate:
-    """In place of the pool: the candidates of the test are known to this process only."""
-
-    def __init__(self, *_, **__):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    def submit(self, function, *arguments):
-        done = Future()
-        done.set_result(function(*arguments))
-        return done
-
-
-def trial(shape, device):
-    x = torch.ones(shape["T"])
-
-    def run():
-        how = tuning.config("halve", **shape)
-        if how["kind"] == "fails":
-            raise RuntimeError("out of resources")
-        time.sleep(how["wait"])
-        return x * (0.5 if how["kind"] == "right" else 0.6)
-
-    return tuning.Trial(run, lambda: x.double() / 2)
+def halve(x: torch.Tensor) -> torch.Tensor:
+    """Two kernels: the second has nothing to choose from."""
+    how = tuning.config("halve", T=len(x))
+    tuning.config("copy", T=len(x))
+    if how["kind"] == "fails":
+        raise RuntimeError("out of resources")
+    time.sleep(how["wait"])
+    return x * (0.5 if how["kind"] == "right" else 0.6)
 
 
 @pytest.fixture
-def tunable(monkeypatch):
+def case(monkeypatch):
     monkeypatch.setattr(tuning, "_declared", {})
-    monkeypatch.setattr(module, "ProcessPoolExecutor", Immediate)
-    monkeypatch.setattr(module, "import_kernels", lambda: None)
-    module._held.clear()
-    yield tuning.declare(
-        "halve",
-        default={"kind": "right", "wait": 0.02},
-        candidates=[{"kind": "right", "wait": 0.004}, {"kind": "wrong", "wait": 0.0}, {"kind": "fails", "wait": 0.0}],
-        shapes=[{"T": 4}, {"T": 9}],
-        trial=trial,
-    )
+    tuning.declare("halve", default={"kind": "right", "wait": 0.02}, candidates=CANDIDATES)
+    tuning.declare("copy", default={"block": 1})
+    yield Case(
+        op="halving", about="", axis="T", full=(), quick=(), tiny=[{"T": 4}, {"T": 9}],
+        inputs=lambda shape, device, dtype, seed: SimpleNamespace(x=torch.ones(shape["T"], dtype=dtype)),
+        reference=lambda i: (i.x.double() / 2,),
+        contestants=[Contestant("mmvl", lambda i: lambda: halve(i.x), ours=True)],
+        bytes=lambda i: 2 * i.x.nbytes, flops=lambda i: i.x.numel(),
+    )  # fmt: skip
     tuning._lookup.cache_clear()
 
 
-def test_the_fastest_right_candidate_goes_into_the_table(tunable, tmp_path, monkeypatch):
-    entries = tune([tunable], CPU, lambda text: None)
-    assert [entry["shape"] for entry in entries] == [{"T": 4}, {"T": 9}]
+def test_the_fastest_right_candidate_goes_into_the_table(case, tmp_path, monkeypatch):
+    entries = tune([case], CPU, lambda text: None)
+    assert [(entry["op"], entry["shape"]) for entry in entries] == [("halve", {"T": 4}), ("halve", {"T": 9})]
     for entry in entries:
         assert entry["config"] == {"kind": "right", "wait": 0.004}
         assert entry["ms"] < entry["default_ms"] and entry["candidates"] == 4
-        assert [f["why"].split(":")[0] for f in entry["failed"]] == ["wrong", "RuntimeError"]
+        assert [f["why"] for f in entry["failed"]] == [
+            "wrong: relative error 2.00e-01",
+            "RuntimeError: out of resources",
+        ]
     path = write_table(entries, CPU, tmp_path / "tables" / "some-gpu.json")
     monkeypatch.setattr(tuning, "_table", lambda: tuning.read_table(path))
     tuning._lookup.cache_clear()
     assert tuning.config("halve", T=5) == {"kind": "right", "wait": 0.004}
 
 
-def test_entries_of_other_operations_stay(tunable, tmp_path):
+def test_the_default_stands_unless_another_is_clearly_faster(case):
+    tuning.declare("halve", default={"kind": "right", "wait": 0.004}, candidates=[{"kind": "right", "wait": 0.00399}])
+    assert tune([case], CPU, lambda text: None)[0]["config"] == {"kind": "right", "wait": 0.004}
+
+
+def test_other_entries_stay(case, tmp_path):
     path = tmp_path / "gpu.json"
     entry = {"op": "other", "shape": {"T": 1}, "config": {"block": 1}}
     write_table([entry], CPU, path)
-    write_table([{**entry, "op": "halve"}], CPU, path)
+    write_table([{**entry, "op": "halve"}, {**entry, "op": "halve", "shape": {"T": 2}}], CPU, path)
     write_table([{**entry, "op": "halve", "config": {"block": 2}}], CPU, path)
-    assert {op: e[0]["config"] for op, e in tuning.read_table(path).items()} == {
-        "halve": {"block": 2},
-        "other": {"block": 1},
+    assert {op: [e["config"]["block"] for e in found] for op, found in tuning.read_table(path).items()} == {
+        "halve": [1, 2],
+        "other": [1],
     }
 
 
-def test_a_kernel_without_a_right_candidate_is_an_error(tunable):
-    tuning.declare("halve", default={"kind": "wrong", "wait": 0.0}, shapes=[{"T": 4}, {"T": 9}], trial=trial)
-    with pytest.raises(ValueError, match="halve, T 4: no candidate is right; the default: wrong: relative error 2.0"):
-        tune(list(tuning.declared().values()), CPU, lambda text: None)
+def test_a_kernel_without_a_right_candidate_is_an_error(case):
+    tuning.declare("halve", default={"kind": "wrong", "wait": 0.0}, candidates=CANDIDATES[1:])
+    with pytest.raises(ValueError, match="halving, T 4: no candidate of halve is right; the default: wrong: relative"):
+        tune([case], CPU, lambda text: None)
 
 
-def test_an_operation_that_cannot_be_tuned_is_named(tunable):
-    assert choose_tunables([]) == choose_tunables(["hal"]) == [tunable]
-    with pytest.raises(ValueError, match="--op conv: what can be tuned is halve"):
-        choose_tunables(["conv"])
-
-
-def test_what_the_kernels_declare_is_sound():
-    import_kernels()
+def test_what_the_kernels_declare_has_a_name_and_a_default():
+    for module in pkgutil.iter_modules(mmvl.kernels.__path__):
+        if not module.name.endswith("_triton"):
+            importlib.import_module(f"mmvl.kernels.{module.name}")
     for op, tunable in tuning.declared().items():
-        for shape in tunable.shapes:
-            default = tunable.default_at(shape)
-            for candidate in tunable.candidates_at(shape):
-                assert candidate.keys() == default.keys(), f"{op}: {candidate} beside the default {default}"
-        assert not tunable.shapes or tunable.trial, f"{op} has shapes to tune at, and no trial"
-        assert set(tunable.exact) <= set().union(*tunable.shapes) or not tunable.shapes
+        assert op == tunable.op and op.replace("_", "").isalnum()
+        if not callable(tunable.candidates) and not callable(tunable.default):
+            for candidate in tunable.candidates:
+                assert candidate.keys() == tunable.default.keys(), f"{op}: {candidate} beside {tunable.default}"

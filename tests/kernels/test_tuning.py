@@ -66,9 +66,23 @@ def test_parameters_can_be_forced(op):
     assert tuning.config("scale", T=1, K=128) == DEFAULT
 
 
+def test_parameters_can_be_forced_at_one_shape(op):
+    with tuning.forced("scale", {"block": 1}, {"K": 128, "T": 1}), tuning.forced("scale", {"block": 2}):
+        assert tuning.config("scale", T=1, K=128) == {"block": 1}
+        assert tuning.config("scale", T=2, K=128) == {"block": 2}
+
+
+def test_what_is_asked_is_recorded(op):
+    with tuning.asked() as asked:
+        for T in (1, 2, 1):
+            tuning.config("scale", T=T, K=128)
+    tuning.config("scale", T=3, K=128)
+    assert asked == [("scale", {"T": 1, "K": 128}), ("scale", {"T": 2, "K": 128})]
+
+
 def test_the_default_is_the_first_candidate_and_none_comes_twice(op):
-    tunable = tuning.declare("two", default=lambda T: {"block": T}, candidates=lambda T: [{"block": 1}, {"block": T}])
-    assert tunable.candidates_at({"T": 8}) == [{"block": 8}, {"block": 1}]
+    tuning.declare("two", default=lambda T: {"block": T}, candidates=lambda T: [{"block": 1}, {"block": T}])
+    assert tuning.declared()["two"].candidates_at({"T": 8}) == [{"block": 8}, {"block": 1}]
 
 
 def test_an_unknown_operation_is_named(op):
