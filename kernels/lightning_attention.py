@@ -46,17 +46,13 @@ def _default(half: int):
     return default
 
 
-def _default_forward(**shape) -> tuning.Config:
-    return {**_default(64)(**shape), "keep": True}  # SiLU of q to shared memory
-
-
 def _default_kv(K: int, dtype: str, **_) -> tuning.Config:
     wide = {"chunk": 32 if dtype == "float32" else 64, "num_warps": 8 if K == 128 else 4}
     return {**wide, "num_stages": 1 if dtype == "float32" else 2}
 
 
 tuning.declare("lightning_added", default=_default(64), exact=("K",))
-tuning.declare("lightning_forward", default=_default_forward, exact=("K",))
+tuning.declare("lightning_forward", default=_default(64), exact=("K",))
 tuning.declare("lightning_backward_q", default=_default(64), exact=("K",))
 tuning.declare("lightning_backward_kv", default=_default_kv, exact=("K",))
 # A device's multiprocessor gets `programs` segments of a head, none shorter than `least` tokens; a sequence is split if

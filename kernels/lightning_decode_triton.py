@@ -8,7 +8,7 @@ import triton.language as tl
 
 from . import tuning
 from .custom_op import Launcher, Op
-from .lightning_triton import _silu
+from .lightning_triton import _PLAIN, _silu
 
 
 @triton.jit(do_not_specialize=["H"])
@@ -38,9 +38,9 @@ def _lightning_decode(
             end = tl.minimum(end, begin + tl.load(counts_ptr + sequence).to(tl.int64))
         for t in range(begin, end):
             x_ptrs = x_ptr + (t * H + h) * (3 * K)
-            q = _silu(tl.load(x_ptrs + ks), SILU, True, tl.float32)
-            k = _silu(tl.load(x_ptrs + K + ks), SILU, True, tl.float32)
-            v = _silu(tl.load(x_ptrs + 2 * K + vs), SILU, True, tl.float32)
+            q = _silu(tl.load(x_ptrs + ks), SILU, _PLAIN, tl.float32)
+            k = _silu(tl.load(x_ptrs + K + ks), SILU, _PLAIN, tl.float32)
+            v = _silu(tl.load(x_ptrs + 2 * K + vs), SILU, _PLAIN, tl.float32)
             state = state * decay + k[:, None] * v[None, :]
             o = tl.sum(q[:, None] * state, axis=0)
             tl.store(o_ptr + (t * H + h) * K + vs, o.to(o_ptr.dtype.element_ty))

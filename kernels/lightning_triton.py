@@ -24,40 +24,68 @@ _SEQUENCE, _FIRST, _LENGTH, _BEFORE, _AFTER, _SLOT, _TAIL, _COLUMNS = map(tl.con
 _SCALARS = ["H", "seg_tokens"]
 
 
-@triton.jit
-def _sigmoid(x, EXACT: tl.constexpr):
-    """Of fp32 values. Not EXACT: within 3e-4 of itself, with one exp2 and no division (special functions are slow)."""
-    if EXACT:
-        return 1.0 / (1.0 + tl.exp(-x))
-    e = tl.exp2(tl.abs(x) * -1.4426950408889634)
-    # 1 / (1 + e) on [0, 1], equal-ripple polynomial
-    r = (((0.15224502 * e - 0.53285757) * e + 0.86589355) * e - 0.98483497) * e + 0.99970265
-    return tl.where(x < 0, e * r, r)
+# How sigmoid is computed: PLAIN for fp32, else by approximate instructions, whose unit is what these kernels wait for:
+# TANH takes one of them a value, EXP two.
+PLAIN, TANH, EXP = 0, 1, 2
+_PLAIN, _TANH, _EXP = tl.constexpr(PLAIN), tl.constexpr(TANH), tl.constexpr(EXP)
+_TANH_PAIR = tl.constexpr("""{
+    .reg .b32 h, half, zero; .reg .f32 a, b, s, t;
+    mov.b32 half, 0x3f003f00; mov.b32 zero, 0x80008000;
+    fma.rn.bf16x2 h, $1, half, zero;
+    shl.b32 a, h, 16; and.b32 b, h, 0xffff0000;
+    tanh.approx.f32 s, a; tanh.approx.f32 t, b;
+    fma.rn.f32 a, a, s, a; fma.rn.f32 b, b, t, b;
+    cvt.rn.bf16x2.f32 $0, b, a;
+}""")
+_EXP_PAIR = tl.constexpr("""{
+    .reg .f32 a, b, s, t;
+    shl.b32 a, $1, 16; and.b32 b, $1, 0xffff0000;
+    mul.f32 s, a, 0fBFB8AA3B; mul.f32 t, b, 0fBFB8AA3B;
+    ex2.approx.ftz.f32 s, s; ex2.approx.ftz.f32 t, t;
+    add.f32 s, s, 0f3F800000; add.f32 t, t, 0f3F800000;
+    rcp.approx.ftz.f32 s, s; rcp.approx.ftz.f32 t, t;
+    mul.f32 a, a, s; mul.f32 b, b, t;
+    cvt.rn.bf16x2.f32 $0, b, a;
+}""")
+_EXP_ONE = tl.constexpr("""{
+    .reg .f32 s;
+    mul.f32 s, $1, 0fBFB8AA3B; ex2.approx.ftz.f32 s, s; add.f32 s, s, 0f3F800000; rcp.approx.ftz.f32 $0, s;
+}""")
 
 
 @triton.jit
-def _silu(x, SILU: tl.constexpr, EXACT: tl.constexpr, DOT: tl.constexpr):
+def _sigmoid(x, SIGMOID: tl.constexpr):
+    """Of fp32 values."""
+    if SIGMOID == _TANH:
+        t = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [0.5 * x], tl.float32, is_pure=True, pack=1)
+        return 0.5 * t + 0.5
+    if SIGMOID == _EXP:
+        return tl.inline_asm_elementwise(_EXP_ONE, "=f,f", [x], tl.float32, is_pure=True, pack=1)
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _silu(x, SILU: tl.constexpr, SIGMOID: tl.constexpr, DOT: tl.constexpr):
+    """SiLU, rounded to DOT and computed once: the compiler would move it behind the change of layout of each product
+    that uses it, and would read a transposed operand word by word; it may not move assembly with side effects.
+    """
+    if SILU and SIGMOID != _PLAIN and x.dtype == tl.bfloat16:
+        code: tl.constexpr = _TANH_PAIR if SIGMOID == _TANH else _EXP_PAIR
+        return tl.inline_asm_elementwise(code, "=r,r", [x], dtype=tl.bfloat16, is_pure=False, pack=2)
     if SILU:
         x = x.to(tl.float32)
-        x = x * _sigmoid(x, EXACT)
-    return x.to(DOT)
-
-
-@triton.jit
-def _kept(x, DOT: tl.constexpr):
-    """`x`, computed once. The compiler moves SiLU behind the change of layout of each product that uses it, and a
-    transposed use reads shared memory word by word; it may not move an assembly statement with side effects.
-    """
+        x = x * _sigmoid(x, SIGMOID)
+    x = x.to(DOT)
     if DOT == tl.bfloat16:
         x = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.bfloat16, is_pure=False, pack=2)
     return x
 
 
 @triton.jit
-def _silu_backward(grad, x, SILU: tl.constexpr, EXACT: tl.constexpr):
+def _silu_backward(grad, x, SILU: tl.constexpr, SIGMOID: tl.constexpr):
     if SILU:
         x = x.to(tl.float32)
-        sigmoid = _sigmoid(x, EXACT)
+        sigmoid = _sigmoid(x, SIGMOID)
         grad *= sigmoid + x * sigmoid * (1.0 - sigmoid)
     return grad
 
@@ -73,7 +101,7 @@ def _expm1(x):
 def _lightning_added(
     x_ptr, grad_ptr, slopes_ptr, table_ptr, added_ptr, H, seg_tokens,
     K: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, REVERSE: tl.constexpr, SILU: tl.constexpr,
-    EXACT: tl.constexpr, DOT: tl.constexpr,
+    SIGMOID: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """What a segment adds to the state at its end (k v^T), or REVERSE to the state's gradient at its start (q do^T)."""
     parts: tl.constexpr = K // BV
@@ -91,17 +119,16 @@ def _lightning_added(
         b_stride = H * K if REVERSE else H * (3 * K)
         state = tl.zeros((K, BV), dtype=tl.float32)
         chunks = tl.cdiv(length, C)
-        for c in range(chunks):
+        for c in tl.range(chunks, disable_licm=True):
             start = ((chunks - 1 - c) if REVERSE else c) * C
             n = tl.minimum(length - start, C)
             live = (i < n)[:, None]
             rows = (start + i)[:, None].to(tl.int64)
-            a = _silu(tl.load(a_ptr + rows * a_stride + ks[None, :], mask=live, other=0.0), SILU, EXACT, DOT)
-            a = _kept(a, DOT)
+            a = _silu(tl.load(a_ptr + rows * a_stride + ks[None, :], mask=live, other=0.0), SILU, SIGMOID, DOT)
             b = tl.load(b_ptr + rows * b_stride + vs[None, :], mask=live, other=0.0)
-            b = _silu(b, SILU and not REVERSE, EXACT, tl.float32)
+            b = b.to(DOT) if REVERSE else _silu(b, SILU, SIGMOID, DOT)
             distance = (i + 1) if REVERSE else tl.maximum(n - 1 - i, 0)
-            b = (b * tl.exp(-slope * distance.to(tl.float32))[:, None]).to(DOT)
+            b = (b.to(tl.float32) * tl.exp(-slope * distance.to(tl.float32))[:, None]).to(DOT)
             grown = tl.dot(tl.trans(a), b, state * _expm1(-slope * n.to(tl.float32)), input_precision="ieee")
             state += grown
         out = added_ptr + (slot * H + h) * (K * K) + ks[:, None] * K + vs[None, :]
@@ -130,8 +157,7 @@ def _state_before(
 @triton.jit(do_not_specialize=_SCALARS)
 def _lightning_forward(
     x_ptr, slopes_ptr, initial_ptr, added_ptr, table_ptr, o_ptr, final_ptr, H, seg_tokens,
-    K: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, KEEP: tl.constexpr, SILU: tl.constexpr, EXACT: tl.constexpr,
-    DOT: tl.constexpr,
+    K: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, SILU: tl.constexpr, SIGMOID: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Outputs of one segment's tokens, one head, BV value channels; the final state after a sequence's last segment."""
     parts: tl.constexpr = K // BV
@@ -149,24 +175,21 @@ def _lightning_forward(
     q_decay = tl.exp(-slope * (i + 1).to(tl.float32))[:, None]
     x_ptr += (first * H + h) * (3 * K)
     o_ptr += (first * H + h) * K
-    for start in range(0, length, C):
+    for start in tl.range(0, length, C, disable_licm=True):
         n = tl.minimum(length - start, C)
         live = (i < n)[:, None]
         rows = (start + i)[:, None].to(tl.int64)
         qk_ptrs = x_ptr + rows * (H * (3 * K)) + ks[None, :]
         v_ptrs = x_ptr + rows * (H * (3 * K)) + 2 * K + vs[None, :]
-        q = _silu(tl.load(qk_ptrs, mask=live, other=0.0), SILU, EXACT, DOT)
-        k = _silu(tl.load(qk_ptrs + K, mask=live, other=0.0), SILU, EXACT, DOT)
-        k = _kept(k, DOT)
-        if KEEP:
-            q = _kept(q, DOT)
-        v = _silu(tl.load(v_ptrs, mask=live, other=0.0), SILU, EXACT, tl.float32)
+        q = _silu(tl.load(qk_ptrs, mask=live, other=0.0), SILU, SIGMOID, DOT)
+        k = _silu(tl.load(qk_ptrs + K, mask=live, other=0.0), SILU, SIGMOID, DOT)
+        v = _silu(tl.load(v_ptrs, mask=live, other=0.0), SILU, SIGMOID, DOT)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * within
         o = tl.dot(q, state.to(DOT), input_precision="ieee") * q_decay
-        o = tl.dot(scores.to(DOT), v.to(DOT), o, input_precision="ieee")
+        o = tl.dot(scores.to(DOT), v, o, input_precision="ieee")
         tl.store(o_ptr + rows * (H * K) + vs[None, :], o.to(o_ptr.dtype.element_ty), mask=live)
         k_decay = tl.exp(-slope * tl.maximum(n - 1 - i, 0).to(tl.float32))
-        v = (v * k_decay[:, None]).to(DOT)
+        v = (v.to(tl.float32) * k_decay[:, None]).to(DOT)
         state += tl.dot(tl.trans(k), v, state * _expm1(-slope * n.to(tl.float32)), input_precision="ieee")
     if final_ptr is not None:
         if tl.load(row_ptr + _AFTER) == 0:
@@ -177,7 +200,7 @@ def _lightning_forward(
 @triton.jit(do_not_specialize=_SCALARS)
 def _lightning_backward_q(
     x_ptr, grad_ptr, slopes_ptr, initial_ptr, added_ptr, table_ptr, dx_ptr, H, seg_tokens,
-    K: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, SILU: tl.constexpr, EXACT: tl.constexpr, DOT: tl.constexpr,
+    K: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, SILU: tl.constexpr, SIGMOID: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """d(q pre-activation) of one segment's tokens, one head, BK key channels: the forward walk, contracted over v."""
     parts: tl.constexpr = K // BK
@@ -196,30 +219,29 @@ def _lightning_backward_q(
     x_ptr += (first * H + h) * (3 * K)
     dx_ptr += (first * H + h) * (3 * K)
     grad_ptr += (first * H + h) * K
-    for start in range(0, length, C):
+    for start in tl.range(0, length, C, disable_licm=True):
         n = tl.minimum(length - start, C)
         live = (i < n)[:, None]
         rows = (start + i)[:, None].to(tl.int64)
         q_offsets = rows * (H * (3 * K)) + ks[None, :]
         v_offsets = rows * (H * (3 * K)) + 2 * K + vs[None, :]
-        k = _silu(tl.load(x_ptr + q_offsets + K, mask=live, other=0.0), SILU, EXACT, DOT)
-        k = _kept(k, DOT)
-        v = _silu(tl.load(x_ptr + v_offsets, mask=live, other=0.0), SILU, EXACT, tl.float32)
+        k = _silu(tl.load(x_ptr + q_offsets + K, mask=live, other=0.0), SILU, SIGMOID, DOT)
+        v = _silu(tl.load(x_ptr + v_offsets, mask=live, other=0.0), SILU, SIGMOID, DOT)
         do = tl.load(grad_ptr + rows * (H * K) + vs[None, :], mask=live, other=0.0).to(DOT)
-        scores = tl.dot(do, tl.trans(v.to(DOT)), input_precision="ieee") * within
+        scores = tl.dot(do, tl.trans(v), input_precision="ieee") * within
         dq = tl.dot(do, tl.trans(state.to(DOT)), input_precision="ieee") * q_decay
         dq = tl.dot(scores.to(DOT), k, dq, input_precision="ieee")
         q = tl.load(x_ptr + q_offsets, mask=live, other=0.0)
-        tl.store(dx_ptr + q_offsets, _silu_backward(dq, q, SILU, EXACT).to(dx_ptr.dtype.element_ty), mask=live)
+        tl.store(dx_ptr + q_offsets, _silu_backward(dq, q, SILU, SIGMOID).to(dx_ptr.dtype.element_ty), mask=live)
         k_decay = tl.exp(-slope * tl.maximum(n - 1 - i, 0).to(tl.float32))
-        v = (v * k_decay[:, None]).to(DOT)
+        v = (v.to(tl.float32) * k_decay[:, None]).to(DOT)
         state += tl.dot(tl.trans(k), v, state * _expm1(-slope * n.to(tl.float32)), input_precision="ieee")
 
 
 @triton.jit(do_not_specialize=_SCALARS)
 def _lightning_backward_kv(
     x_ptr, grad_ptr, slopes_ptr, d_final_ptr, added_ptr, table_ptr, dx_ptr, d_initial_ptr, H, seg_tokens,
-    K: tl.constexpr, C: tl.constexpr, SILU: tl.constexpr, EXACT: tl.constexpr, DOT: tl.constexpr,
+    K: tl.constexpr, C: tl.constexpr, SILU: tl.constexpr, SIGMOID: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """d(k, v pre-activations) of one segment's tokens, one head, walked from the end with the state's gradient."""
     pid = tl.program_id(0)
@@ -247,17 +269,16 @@ def _lightning_backward_kv(
     dx_ptr += (first * H + h) * (3 * K)
     grad_ptr += (first * H + h) * K
     chunks = tl.cdiv(length, C)
-    for c in range(chunks):
+    for c in tl.range(chunks, disable_licm=True):
         start = (chunks - 1 - c) * C
         n = tl.minimum(length - start, C)
         live = (i < n)[:, None]
         rows = (start + i)[:, None].to(tl.int64)
         x_offsets = rows * (H * (3 * K)) + ks[None, :]
-        q = _silu(tl.load(x_ptr + x_offsets, mask=live, other=0.0), SILU, EXACT, DOT)
-        k = _silu(tl.load(x_ptr + x_offsets + K, mask=live, other=0.0), SILU, EXACT, DOT)
-        v = _silu(tl.load(x_ptr + x_offsets + 2 * K, mask=live, other=0.0), SILU, EXACT, DOT)
+        q = _silu(tl.load(x_ptr + x_offsets, mask=live, other=0.0), SILU, SIGMOID, DOT)
+        k = _silu(tl.load(x_ptr + x_offsets + K, mask=live, other=0.0), SILU, SIGMOID, DOT)
+        v = _silu(tl.load(x_ptr + x_offsets + 2 * K, mask=live, other=0.0), SILU, SIGMOID, DOT)
         do = tl.load(grad_ptr + rows * (H * K) + ks[None, :], mask=live, other=0.0).to(DOT)
-        q, k, v = _kept(q, DOT), _kept(k, DOT), _kept(v, DOT)
         k_decay = tl.exp(-slope * tl.maximum(n - 1 - i, 0).to(tl.float32))[:, None]
         low = d_state.to(DOT)
 
@@ -265,13 +286,15 @@ def _lightning_backward_kv(
         dk = tl.dot(v, tl.trans(low), input_precision="ieee") * k_decay
         dk = tl.dot(scores.to(DOT), q, dk, input_precision="ieee")
         x = tl.load(x_ptr + x_offsets + K, mask=live, other=0.0)
-        tl.store(dx_ptr + x_offsets + K, _silu_backward(dk, x, SILU, EXACT).to(dx_ptr.dtype.element_ty), mask=live)
+        dk = _silu_backward(dk, x, SILU, SIGMOID)
+        tl.store(dx_ptr + x_offsets + K, dk.to(dx_ptr.dtype.element_ty), mask=live)
 
         scores = tl.dot(k, tl.trans(q), input_precision="ieee") * within
         dv = tl.dot(k, low, input_precision="ieee") * k_decay
         dv = tl.dot(scores.to(DOT), do, dv, input_precision="ieee")
         x = tl.load(x_ptr + x_offsets + 2 * K, mask=live, other=0.0)
-        tl.store(dx_ptr + x_offsets + 2 * K, _silu_backward(dv, x, SILU, EXACT).to(dx_ptr.dtype.element_ty), mask=live)
+        dv = _silu_backward(dv, x, SILU, SIGMOID)
+        tl.store(dx_ptr + x_offsets + 2 * K, dv.to(dx_ptr.dtype.element_ty), mask=live)
 
         do = (do.to(tl.float32) * q_decay).to(DOT)
         d_state += tl.dot(tl.trans(q), do, d_state * _expm1(-slope * n.to(tl.float32)), input_precision="ieee")
@@ -284,11 +307,16 @@ _launch_added, _launch_forward = Launcher(_lightning_added), Launcher(_lightning
 _launch_q, _launch_kv = Launcher(_lightning_backward_q), Launcher(_lightning_backward_kv)
 
 
+SIGMOID_16_BITS = TANH
+
+
 def _constants(x, silu: bool) -> tuple:
-    """SILU, EXACT, DOT. The matrix units take bf16 for all 16-bit inputs: fp16 would not hold the states."""
+    """SILU, SIGMOID, DOT. The matrix units take bf16 for all 16-bit inputs: fp16 would not hold the states."""
     if x.dtype == torch.float32:
-        return silu, True, tl.float32
-    return silu, False, tl.bfloat16 if x.is_cuda else tl.float32  # Triton's interpreter has no bf16 product
+        return silu, PLAIN, tl.float32
+    if not x.is_cuda:  # Triton's interpreter knows neither bf16 products nor assembly
+        return silu, PLAIN, tl.float32
+    return silu, SIGMOID_16_BITS, tl.bfloat16
 
 
 def _options(config) -> dict:
@@ -322,7 +350,7 @@ def _forward(x, slopes, initial, table, segment, split_rows, num_added, num_sequ
     width = min(config["width"], K)
     _launch_forward(
         (table.shape[0] * H * (K // width), 1, 1), (x, slopes, initial, added, table, o, state), (H, segment),
-        (K, width, config["chunk"], config["keep"], *_constants(x, silu)), **_options(config),
+        (K, width, config["chunk"], *_constants(x, silu)), **_options(config),
     )  # fmt: skip
     none = x.new_empty(0, dtype=torch.float32)
     return o, none if state is None else state, none if added is None else added
