@@ -1,11 +1,13 @@
 """Which implementation of an operation runs: its Triton kernels or the plain PyTorch reference beside them."""
 
 import functools
+import importlib.util
 import os
 
 import torch
 
 TRITON, REFERENCE = "triton", "reference"
+_HAS_TRITON = importlib.util.find_spec("triton") is not None  # found, not imported; once, so that it can be traced
 
 
 def choose(backend: str | None, *tensors: torch.Tensor, supported: bool = True) -> str:
@@ -38,9 +40,6 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-@functools.cache
 def has_triton() -> bool:
     """Whether triton can be imported (wheels of torch without CUDA come without it)."""
-    import importlib.util
-
-    return importlib.util.find_spec("triton") is not None
+    return _HAS_TRITON
