@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from . import tuning
 from .backend import REFERENCE, choose
 
 TILE_ROWS = 128  # (token, query head) pairs of one tile of a prompt
@@ -144,3 +145,37 @@ def _reference(q_THK, k_pool_NGK, v_pool_NGK, plan, scale):
     k_UGK, v_UGK = (pool.index_select(0, rows_U).to(q_THK.dtype) for pool in (k_pool_NGK, v_pool_NGK))
     new, keys = (tuple(cu.diff().tolist()) for cu in (plan.cu_new_S1, plan.cu_keys_S1))
     return softmax_attention(q_THK, k_UGK, v_UGK, plan.cu_new_S1, plan.cu_keys_S1, new, keys, scale)
+
+
+def _keys(page, dtype):
+    """Keys of a step: no more than a page holds, so that a step reads one entry of the table."""
+    return min(64 if dtype != "float32" else 16, max(page, 16))
+
+
+def _decode(K, page, dtype):
+    return {"keys": _keys(page, dtype), "num_warps": 4, "num_stages": 3, "waves": 8}
+
+
+def _decode_candidates(K, page, dtype):
+    return [
+        {"keys": keys, "num_warps": warps, "num_stages": stages, "waves": waves}
+        for keys in (32, 64) if keys <= page
+        for warps, stages in ((4, 3), (4, 4), (4, 5))
+        for waves in (4, 8)
+    ]  # fmt: skip
+
+
+def _prefill(K, page, dtype):
+    return {"keys": _keys(page, dtype), "num_warps": 8, "num_stages": 3}
+
+
+def _prefill_candidates(K, page, dtype):
+    return [
+        {"keys": keys, "num_warps": warps, "num_stages": stages}
+        for keys in (32, 64) if keys <= page
+        for warps, stages in ((8, 2), (8, 3), (8, 4), (4, 3))
+    ]  # fmt: skip
+
+
+tuning.declare("paged_decode", default=_decode, exact=("K", "page"), candidates=_decode_candidates)
+tuning.declare("paged_prefill", default=_prefill, exact=("K", "page"), candidates=_prefill_candidates)

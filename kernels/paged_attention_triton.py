@@ -149,22 +149,6 @@ def _shape(q, page_size):
     return {"K": q.shape[-1], "page": page_size, "dtype": str(q.dtype).removeprefix("torch.")}
 
 
-tuning.declare(
-    "paged_decode",
-    default=lambda K, page, dtype: {
-        "keys": min(64, max(page, 16)) if dtype != "float32" else 32, "num_warps": 4, "num_stages": 3, "waves": 8,
-    },
-    exact=("K", "page"),
-)  # fmt: skip
-tuning.declare(
-    "paged_prefill",
-    default=lambda K, page, dtype: {
-        "keys": min(64, max(page, 16)) if dtype != "float32" else 16, "num_warps": 8, "num_stages": 3,
-    },
-    exact=("K", "page"),
-)  # fmt: skip
-
-
 def _forward(q, k_pool, v_pool, table, lengths, cu_new, work, page_size, num_short, short_rows, num_keys, scale):
     (_, H, K), G = q.shape, k_pool.shape[1]
     q = q.contiguous()
