@@ -13,6 +13,7 @@ import functools
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import tuning
 from .experts_triton import _descriptor, _launch_options, _shape, combine, gather
@@ -53,22 +54,34 @@ def _pick(tile, table_ptr, m_tiles, N_TILES: tl.constexpr, GROUP: tl.constexpr):
 
 @triton.jit(do_not_specialize=["last"])
 def _up_large(
-    x_desc, w1_desc, w3_desc, h_ptr, gate_ptr, up_ptr, xs_ptr, s1_ptr, s3_ptr, table_ptr, last,
+    x_desc, w_desc, w3_desc, h_ptr, gate_ptr, up_ptr, xs_ptr, s1_ptr, s3_ptr, table_ptr, last,
     D: tl.constexpr, I: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
-    SAVE: tl.constexpr, SCALED: tl.constexpr, FLAT: tl.constexpr,
+    SAVE: tl.constexpr, SCALED: tl.constexpr, FLAT: tl.constexpr, JOINT: tl.constexpr, SWAPPED: tl.constexpr,
 ):  # fmt: skip
+    """JOINT: one map over w1 and w3 (SWAPPED: w3 and w1) gives both tiles to one product, of double width."""
     N_TILES: tl.constexpr = (I + BN - 1) // BN
     m_tiles = tl.load(table_ptr + last * 4)
     for tile in tl.range(tl.program_id(0), m_tiles * N_TILES, tl.num_programs(0), flatten=FLAT):
         expert, row, row_end, n = _pick(tile, table_ptr, m_tiles, N_TILES, GROUP)
-        acc1 = tl.zeros([BM, BN], tl.float32)
-        acc3 = tl.zeros([BM, BN], tl.float32)
-        for kb in range(0, D, BK):
-            x = x_desc.load([row, kb])
-            w1 = w1_desc.load([expert * I + n * BN, kb])
-            w3 = w3_desc.load([expert * I + n * BN, kb])
-            acc1 = tl.dot(x, w1.T, acc1)
-            acc3 = tl.dot(x, w3.T, acc3)
+        if JOINT:
+            acc = tl.zeros([BM, 2 * BN], tl.float32)
+            for kb in range(0, D, BK):
+                x = x_desc.load([row, kb])
+                w = w_desc.load([0, expert * I + n * BN, kb]).reshape(2 * BN, BK)
+                acc = tl.dot(x, w.T, acc)
+            if SWAPPED:
+                acc3, acc1 = acc.reshape(BM, 2, BN).permute(0, 2, 1).split()
+            else:
+                acc1, acc3 = acc.reshape(BM, 2, BN).permute(0, 2, 1).split()
+        else:
+            acc1 = tl.zeros([BM, BN], tl.float32)
+            acc3 = tl.zeros([BM, BN], tl.float32)
+            for kb in range(0, D, BK):
+                x = x_desc.load([row, kb])
+                w1 = w_desc.load([expert * I + n * BN, kb])
+                w3 = w3_desc.load([expert * I + n * BN, kb])
+                acc1 = tl.dot(x, w1.T, acc1)
+                acc3 = tl.dot(x, w3.T, acc3)
         rows = row + tl.arange(0, BM)
         live = rows < row_end
         cols = n * BN + tl.arange(0, BN)
@@ -157,6 +170,18 @@ def _table(offsets, P, E, BM):
     return table, last
 
 
+def _up_maps(w1, w3, BN, BK):
+    """One map over w1 and w3, wherever they lie: its first stride is their distance. Else (too far apart) two."""
+    swapped = w3.data_ptr() < w1.data_ptr()
+    first, second = (w3, w1) if swapped else (w1, w3)
+    distance = second.data_ptr() - first.data_ptr()
+    if distance % 16 or distance >= 1 << 40 or distance == 0:
+        return _descriptor(w1, BN, BK), _descriptor(w3, BN, BK), False
+    E, I, D = w1.shape
+    strides = [distance // w1.element_size(), D, 1]
+    return TensorDescriptor(first, [2, E * I, D], strides, [2, BN, BK]), None, swapped
+
+
 def _programs(config, last, columns, device):
     tiles = last * triton.cdiv(columns, config["BN"])
     return (min(tiles, _processors(device)) if config["persistent"] else tiles,)
@@ -179,11 +204,13 @@ def forward(x, w1, w3, w2, scales, weights, order, offsets, save):
     config = tuning.config("experts_up_large", **shape)
     BM, BN, BK = config["BM"], config["BN"], config["BK"]
     table, last = _table(offsets, P, E, BM)
+    w_desc, w3_desc, swapped = _up_maps(w1, w3, BN, BK)
+    joint = w3_desc is None
     _up_large[_programs(config, last, I, x.device)](
-        _descriptor(sorted_x, BM, BK), _descriptor(w1, BN, BK), _descriptor(w3, BN, BK),
-        h, gate, up, xs, s1, s3, table, last,
-        D=D, I=I, BM=BM, BN=BN, BK=BK, GROUP=config["GROUP"], SAVE=save, SCALED=fp8, FLAT=bool(config["persistent"]),
-        **_launch_options(config),
+        _descriptor(sorted_x, BM, BK), w_desc, w3_desc, h, gate, up, xs, s1, s3, table, last,
+        D=D, I=I, BM=BM, BN=BN, BK=BK, GROUP=config["GROUP"], SAVE=save, SCALED=fp8,
+        FLAT=bool(config["persistent"]) and joint,  # two products in a flat loop would wait for each other
+        JOINT=joint, SWAPPED=swapped, **_launch_options(config),
     )  # fmt: skip
     config = tuning.config("experts_down_large", **shape)
     if config["BM"] != BM:

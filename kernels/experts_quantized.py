@@ -1,9 +1,12 @@
-"""Experts with weight-only quantisation: int8 with a scale for each output channel, int4 in groups of 128 inputs.
+"""Experts with quantised weights: int8 with a scale for each output channel, int4 in groups of 128 inputs, or fp8.
 
-The weights are quantised once, at load, into the order the kernels read them in; they are unpacked in registers.
+The weights are quantised once, at load, into the order the kernels read them in; int8 and int4 are unpacked in
+registers, and the products are those of 16 bits. In fp8 x and silu(gate) * up are quantised too, row by row, and the
+products are in fp8: for many tokens on Hopper, where they take half the time.
     int8    w = scale[e, n] * q[e, n, k], q in -127..127
     int4    w = scale[e, g, n] * (q - 8), q in 0..15; byte b of group g holds inputs 128 g + b (low) and 128 g + 64 + b
-Symmetric, rounded to nearest. Inputs that are no multiple of 128 are filled up with zeros.
+    fp8     w = scale[e, n] * q[e, n, k], q in e4m3, largest 448
+Symmetric, rounded to nearest. For int4, inputs that are no multiple of 128 are filled up with zeros.
 
 Legend: T tokens, k choices, P = T * k pairs, E experts, I expert width, D model width, N outputs, K inputs, G groups.
 """
@@ -16,16 +19,17 @@ from .backend import TRITON, choose
 from .experts import _routing_kernels, experts
 
 GROUP = 128
+KINDS = ("int8", "int4", "fp8")
 
 
 class QuantizedExperts(NamedTuple):
-    """All experts' weights of a layer. `w*` are int8 (E, N, K), or uint8 (E, N, K / 2 filled up) for int4."""
+    """All experts' weights of a layer. `w*` are int8 or e4m3 (E, N, K), or uint8 (E, N, K / 2 filled up) for int4."""
 
-    bits: int
+    kind: str  # one of KINDS
     w1: torch.Tensor
     w3: torch.Tensor
     w2: torch.Tensor
-    scale1: torch.Tensor  # fp32: (E, N) for int8, (E, G, N) for int4
+    scale1: torch.Tensor  # fp32: (E, N), or (E, G, N) for int4
     scale3: torch.Tensor
     scale2: torch.Tensor
     width: int  # D
@@ -35,22 +39,28 @@ class QuantizedExperts(NamedTuple):
         """w1, w3 (E, I, D) and w2 (E, D, I) as the kernels see them."""
         pairs = ((self.w1, self.scale1, self.width), (self.w3, self.scale3, self.width),
                  (self.w2, self.scale2, self.expert_width))  # fmt: skip
-        return tuple(_dequantize(w, scale, K, self.bits).to(dtype) for w, scale, K in pairs)
+        return tuple(_dequantize(w, scale, K, self.kind).to(dtype) for w, scale, K in pairs)
 
 
-def quantize_experts(w1_EID: torch.Tensor, w3_EID: torch.Tensor, w2_EDI: torch.Tensor, bits: int) -> QuantizedExperts:
-    """Quantise a layer's experts to 8 or 4 bits, expert by expert: little memory is needed beside the result."""
-    if bits not in (4, 8):
-        raise ValueError(f"experts can be quantised to 8 or 4 bits, not {bits}")
-    quantized = [quantize_weight(w, bits) for w in (w1_EID, w3_EID, w2_EDI)]
+def quantize_experts(w1_EID: torch.Tensor, w3_EID: torch.Tensor, w2_EDI: torch.Tensor, kind: str) -> QuantizedExperts:
+    """Quantise a layer's experts to `kind`, expert by expert: little memory is needed beside the result."""
+    quantized = [quantize_weight(w, kind) for w in (w1_EID, w3_EID, w2_EDI)]
     (w1, s1), (w3, s3), (w2, s2) = quantized
-    return QuantizedExperts(bits, w1, w3, w2, s1, s3, s2, w1_EID.shape[2], w1_EID.shape[1])
+    return QuantizedExperts(kind, w1, w3, w2, s1, s3, s2, w1_EID.shape[2], w1_EID.shape[1])
 
 
-def quantize_weight(w_ENK: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The stored form of one stack of weights and its scales."""
-    parts = [(_quantize_int8 if bits == 8 else _quantize_int4)(w_NK.float()) for w_NK in w_ENK]
+def quantize_weight(w_ENK: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The stored form of one stack of weights and its scales. Raises ValueError for an unknown kind."""
+    if kind not in KINDS:
+        raise ValueError(f"experts can be quantised to {', '.join(KINDS)}, not {kind!r}")
+    quantize = {"int8": _quantize_int8, "int4": _quantize_int4, "fp8": _quantize_fp8}[kind]
+    parts = [quantize(w_NK.float()) for w_NK in w_ENK]
     return torch.stack([q for q, _ in parts]), torch.stack([s for _, s in parts])
+
+
+def _quantize_fp8(w_NK):
+    scale_N = (w_NK.abs().amax(1) / 448).clamp(min=1e-20)
+    return (w_NK / scale_N[:, None]).to(torch.float8_e4m3fn), scale_N
 
 
 def _quantize_int8(w_NK):
@@ -67,8 +77,8 @@ def _quantize_int4(w_NK):
     return packed.view(N, -1), scale_NG.T.contiguous()
 
 
-def _dequantize(w, scale, K, bits):
-    if bits == 8:
+def _dequantize(w, scale, K, kind):
+    if kind != "int4":
         return w.float() * scale[..., None]
     E, N, _ = w.shape
     packed = w.view(E, N, -1, GROUP // 2)
@@ -89,33 +99,50 @@ def experts_quantized(
     """What `experts` gives with the dequantised weights, (T, D) in the dtype of `x_TD`; for inference only.
 
     `order_P` and `offsets_E1` are the router's (see `Routing`), computed here if not given. The reference dequantises
-    all experts in the dtype of `x_TD`.
+    all experts in the dtype of `x_TD`, and does not quantise x.
     """
     if torch.is_grad_enabled() and x_TD.requires_grad:
         raise ValueError("quantised experts have no gradient; run them under torch.no_grad()")
     supported = x_TD.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    if quantized.kind == "fp8":
+        supported = _has_fp8(x_TD, quantized)
     if x_TD.shape[0] == 0 or choose(backend, x_TD, quantized.w1, supported=supported) != TRITON:
         return experts(x_TD, *quantized.dequantize(x_TD.dtype), weights_Tk, indices_Tk, backend="reference")
     if order_P is None:
         order_P, offsets_E1 = _routing_kernels().sort(indices_Tk.contiguous(), quantized.w1.shape[0])
     q = quantized
     return torch.ops.mmvl.experts_quantized(
-        x_TD.contiguous(), q.w1, q.w3, q.w2, q.scale1, q.scale3, q.scale2, q.bits, weights_Tk.contiguous(),
+        x_TD.contiguous(), q.w1, q.w3, q.w2, q.scale1, q.scale3, q.scale2, q.kind, weights_Tk.contiguous(),
         order_P, offsets_E1,
     )  # fmt: skip
+
+
+def _has_fp8(x, quantized):
+    """fp8 products need Hopper (the interpreter has them too), and rows of multiples of 16 bytes for tensor maps."""
+    even = quantized.width % 16 == 0 and quantized.expert_width % 16 == 0
+    return (
+        even
+        and x.dtype in (torch.bfloat16, torch.float16)
+        and not (x.is_cuda and torch.cuda.get_device_capability(x.device) < (9, 0))
+    )
 
 
 @torch.library.custom_op("mmvl::experts_quantized", mutates_args=())
 def _quantized_op(
     x: torch.Tensor, w1: torch.Tensor, w3: torch.Tensor, w2: torch.Tensor,
-    scale1: torch.Tensor, scale3: torch.Tensor, scale2: torch.Tensor, bits: int,
+    scale1: torch.Tensor, scale3: torch.Tensor, scale2: torch.Tensor, kind: str,
     weights: torch.Tensor, order: torch.Tensor, offsets: torch.Tensor,
 ) -> torch.Tensor:  # fmt: skip
-    from .experts_few_triton import forward  # triton is imported where a kernel runs, not before
+    scales = (scale1, scale3, scale2)  # triton is imported where a kernel runs, not before
+    if kind == "fp8":
+        from .experts_large_triton import forward
 
-    return forward(x, w1, w3, w2, (scale1, scale3, scale2), bits, weights, order, offsets)
+        return forward(x, w1, w3, w2, scales, weights, order, offsets, False)[0]
+    from .experts_few_triton import forward
+
+    return forward(x, w1, w3, w2, scales, int(kind[3:]), weights, order, offsets)
 
 
 @_quantized_op.register_fake
-def _(x, w1, w3, w2, scale1, scale3, scale2, bits, weights, order, offsets):
+def _(x, w1, w3, w2, scale1, scale3, scale2, kind, weights, order, offsets):
     return torch.empty_like(x)

@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .custom_op import Launcher
+
 MAX_PROGRAMS = 1024  # each reads the counts of all
 
 
@@ -37,15 +39,32 @@ def _ranks(z, e, E, TOP: tl.constexpr):
     return rank
 
 
+@triton.jit(do_not_specialize=["T"])
+def _logits_part(
+    x_ptr, gate_ptr, part_ptr, T,
+    D: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """What BK of the D channels give to the logits of at most BT tokens: parts (D / BK, T, E)."""
+    pid = tl.program_id(0)
+    e, t, d = tl.arange(0, EP), tl.arange(0, BT), pid * BK + tl.arange(0, BK)
+    x = tl.load(x_ptr + t[:, None] * D + d[None, :], mask=(t < T)[:, None] & (d < D)[None, :], other=0.0)
+    g = tl.load(gate_ptr + e[None, :] * D + d[:, None], mask=(e < E)[None, :] & (d < D)[:, None], other=0.0)
+    if UPCAST:
+        x, g = x.to(tl.float32), g.to(tl.float32)
+    z = tl.dot(x, g, input_precision="ieee")
+    out = part_ptr + (pid * T + t)[:, None] * E + e[None, :]
+    tl.store(out, z, mask=(t < T)[:, None] & (e < E)[None, :])
+
+
 @triton.jit(do_not_specialize=["T", "blocks"])
 def _route(
-    x_ptr, gate_ptr, logits_ptr, weights_ptr, indices_ptr, hist_ptr, psum_ptr,
+    x_ptr, gate_ptr, part_ptr, logits_ptr, weights_ptr, indices_ptr, hist_ptr, psum_ptr,
     order_ptr, offsets_ptr, counts_ptr, balance_ptr,
     T, blocks,
     D: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, TOP: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
-    PRODUCT: tl.constexpr, UPCAST: tl.constexpr, ALONE: tl.constexpr,
+    PRODUCT: tl.constexpr, UPCAST: tl.constexpr, ALONE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """PRODUCT: logits = x gate^T are computed here. ALONE: one program does all tokens, and sorts them too."""
+    """PRODUCT: logits = x gate^T are computed here, or added up from PARTS. ALONE: one program, which sorts too."""
     pid = tl.program_id(0)
     e = tl.arange(0, EP)
     hist = tl.zeros([EP], tl.int32)
@@ -54,7 +73,14 @@ def _route(
         t = (pid * blocks + b) * BT + tl.arange(0, BT)
         live = t < T
         t64 = t.to(tl.int64)
-        if PRODUCT:
+        if PARTS > 0:
+            at = t[:, None] * E + e[None, :]
+            mask = live[:, None] & (e < E)[None, :]
+            z = tl.zeros([BT, EP], tl.float32)
+            for part in tl.static_range(PARTS):
+                z += tl.load(part_ptr + part * T * E + at, mask=mask, other=0.0)
+            tl.store(logits_ptr + at, z, mask=mask)
+        elif PRODUCT:
             d = tl.arange(0, BK)
             rows = tl.where(live, t64, 0)[:, None] * D
             z = tl.zeros([BT, EP], tl.float32)
@@ -219,21 +245,31 @@ def _route_backward(
         tl.store(out, dgt, mask=(e < E)[None, :] & (d < D)[:, None])
 
 
-@triton.jit(do_not_specialize=["n"])
-def _add_parts(part_ptr, out_ptr, n, PARTS: tl.constexpr, BLOCK: tl.constexpr):
-    """out = sum over the parts of (PARTS, n), in order."""
+@triton.jit(do_not_specialize=["n", "parts"])
+def _add_parts(part_ptr, out_ptr, n, parts, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+    """out = sum over the parts of (parts, n), always in the same order."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    acc = tl.zeros([BLOCK], tl.float32)
-    for part in range(PARTS):
-        acc += tl.load(part_ptr + part * n.to(tl.int64) + i, mask=i < n, other=0.0)
-    tl.store(out_ptr + i, acc.to(out_ptr.dtype.element_ty), mask=i < n)
+    r = tl.arange(0, ROWS)
+    acc = tl.zeros([ROWS, BLOCK], tl.float32)
+    for begin in range(0, parts, ROWS):
+        row = (begin + r)[:, None]
+        acc += tl.load(part_ptr + row * n.to(tl.int64) + i[None, :], mask=(row < parts) & (i < n)[None, :], other=0.0)
+    tl.store(out_ptr + i, tl.sum(acc, axis=0).to(out_ptr.dtype.element_ty), mask=i < n)
+
+
+_launch_part, _launch_route, _launch_count = Launcher(_logits_part), Launcher(_route), Launcher(_count)
+_launch_scatter_kernel, _launch_backward, _launch_add = (
+    Launcher(_scatter),
+    Launcher(_route_backward),
+    Launcher(_add_parts),
+)
 
 
 def add_parts(part, out):
     """Sum over the first dim of fp32 `part` into `out`, always in the same order."""
     n = out.numel()
     if n:
-        _add_parts[(triton.cdiv(n, 1024),)](part, out, n, PARTS=part.shape[0], BLOCK=1024, num_warps=4)
+        _launch_add((triton.cdiv(n, 64), 1, 1), (part, out), (n, part.shape[0]), (64, 32), num_warps=4)
     return out
 
 
@@ -269,10 +305,17 @@ def route(x, gate, logits, top_k):
     if not alone:
         hist = torch.empty(programs, EP, dtype=torch.int32, device=device)
         psum = torch.empty(programs, EP, dtype=torch.float32, device=device)
-    _route[(programs,)](
-        x, gate, logits, weights, indices, hist, psum, order, offsets, counts, balance, T, blocks,
-        D=D, E=E, EP=EP, TOP=top_k, BT=BT, BK=128 if alone else 64,
-        PRODUCT=product, UPCAST=product and (x.dtype != gate.dtype or x.dtype == torch.float32), ALONE=alone,
+    upcast = product and (x.dtype != gate.dtype or x.dtype == torch.float32)
+    parts, part = 0, None
+    if alone and D >= 1024:  # one program would take longer to read the gate than others do to read an expert
+        BK = 64 if upcast else 256
+        parts = triton.cdiv(D, BK)
+        part = torch.empty(parts, T, E, dtype=torch.float32, device=device)
+        _launch_part((parts, 1, 1), (x, gate, part), (T,), (D, E, EP, BT, BK, upcast), num_warps=4)
+    _launch_route(
+        (programs, 1, 1),
+        (x, gate, part, logits, weights, indices, hist, psum, order, offsets, counts, balance), (T, blocks),
+        (D, E, EP, top_k, BT, 128 if alone else 64, product, upcast, alone, parts),
         num_warps=4, num_stages=4 if alone else 3,
     )  # fmt: skip
     if not alone:
@@ -281,9 +324,9 @@ def route(x, gate, logits, top_k):
 
 
 def _launch_scatter(indices, hist, psum, order, offsets, counts, balance, T, blocks, programs, E, EP, top_k, BT):
-    _scatter[(programs,)](
-        indices, hist, psum, order, offsets, counts, balance, T, blocks, programs,
-        E=E, EP=EP, TOP=top_k, BT=BT, BP=triton.next_power_of_2(BT * top_k), ROWS=max(16, 4096 // EP), num_warps=4,
+    _launch_scatter_kernel(
+        (programs, 1, 1), (indices, hist, psum, order, offsets, counts, balance), (T, blocks, programs),
+        (E, EP, top_k, BT, triton.next_power_of_2(BT * top_k), max(16, 4096 // EP)), num_warps=4,
     )  # fmt: skip
 
 
@@ -300,9 +343,9 @@ def sort(indices, num_experts):
     psum = torch.empty(programs, EP, dtype=torch.float32, device=device)
     counts = torch.empty(num_experts, dtype=torch.int64, device=device)
     balance = torch.empty((), dtype=torch.float32, device=device)
-    _count[(programs,)](
-        indices, hist, psum, T * top_k, blocks,
-        E=num_experts, EP=EP, TOP=top_k, BT=BT, BP=triton.next_power_of_2(BT * top_k), num_warps=4,
+    _launch_count(
+        (programs, 1, 1), (indices, hist, psum), (T * top_k, blocks),
+        (num_experts, EP, top_k, BT, triton.next_power_of_2(BT * top_k)), num_warps=4,
     )  # fmt: skip
     _launch_scatter(
         indices, hist, psum, order, offsets, counts, balance, T, blocks, programs, num_experts, EP, top_k, BT
@@ -325,10 +368,9 @@ def route_backward(x, gate, logits, indices, counts, dweights, dbalance):
     programs = triton.cdiv(T, BT * blocks)
     dx = torch.empty_like(x if product else logits)
     parts = torch.empty(programs, E, D, dtype=torch.float32, device=logits.device) if product else None
-    _route_backward[(programs, columns)](
-        x, gate, logits, indices, counts, dweights, dbalance, dx, parts, T, blocks,
-        D=D, E=E, EP=EP, TOP=indices.shape[1], BT=BT, BD=BD, PRODUCT=product,
-        UPCAST=upcast,
-        WEIGHTS=dweights is not None, BALANCE=dbalance is not None, num_warps=4, num_stages=2,
+    _launch_backward(
+        (programs, columns, 1), (x, gate, logits, indices, counts, dweights, dbalance, dx, parts), (T, blocks),
+        (D, E, EP, indices.shape[1], BT, BD, product, upcast, dweights is not None, dbalance is not None),
+        num_warps=4, num_stages=2,
     )  # fmt: skip
     return dx, add_parts(parts, torch.empty_like(gate)) if product else None

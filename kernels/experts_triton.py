@@ -16,6 +16,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import tuning
+from .custom_op import Launcher
 
 
 @triton.jit
@@ -306,6 +307,15 @@ def _add_three(part_ptr, a_ptr, b_ptr, c_ptr, n, PARTS: tl.constexpr, BLOCK: tl.
     tl.store(out_ptr + i, acc.to(a_ptr.dtype.element_ty), mask=i < n)
 
 
+_launch_up, _launch_down, _launch_combine = Launcher(_up), Launcher(_down), Launcher(_combine)
+_launch_down_backward, _launch_up_backward = Launcher(_down_backward), Launcher(_up_backward)
+_launch_weights, _launch_add_three = Launcher(_weight_gradient), Launcher(_add_three)
+
+
+def _tiles(config):
+    return config["BM"], config["BN"], config["BK"], config["GROUP"]
+
+
 def _descriptor(tensor, rows, columns):
     """A tensor map over `tensor` seen as (all but the last dim, last dim), read in blocks."""
     width = tensor.shape[-1]
@@ -322,7 +332,7 @@ def _shape(P, E, I, D, dtype):
 
 def _grid(P, E, config, columns):
     """Enough programs for any split of P rows over E experts: each but the last may end in a part of a tile."""
-    return (min(P, P // config["BM"] + E) * triton.cdiv(columns, config["BN"]),)
+    return min(P, P // config["BM"] + E) * triton.cdiv(columns, config["BN"]), 1, 1
 
 
 def forward(x, w1, w3, w2, weights, order, offsets, save):
@@ -335,17 +345,15 @@ def forward(x, w1, w3, w2, weights, order, offsets, save):
     gate = torch.empty_like(h) if save else None
     up = torch.empty_like(h) if save else None
     config = tuning.config("experts_up", **shape)
-    _up[_grid(P, E, config, I)](
-        x, w1, w3, h, gate, up, order, offsets,
-        D=D, I=I, TOP=k, E=E, EP=EP, BM=config["BM"], BN=config["BN"], BK=config["BK"], GROUP=config["GROUP"],
-        SAVE=save, **_launch_options(config),
+    _launch_up(
+        _grid(P, E, config, I), (x, w1, w3, h, gate, up, order, offsets), (),
+        (D, I, k, E, EP, *_tiles(config), save), **_launch_options(config),
     )  # fmt: skip
     config = tuning.config("experts_down", **shape)
     pairs = torch.empty(P, D, dtype=x.dtype, device=x.device)
-    _down[_grid(P, E, config, D)](
-        h, w2, pairs, weights, order, offsets,
-        D=D, I=I, E=E, EP=EP, BM=config["BM"], BN=config["BN"], BK=config["BK"], GROUP=config["GROUP"],
-        **_launch_options(config),
+    _launch_down(
+        _grid(P, E, config, D), (h, w2, pairs, weights, order, offsets), (),
+        (D, I, E, EP, *_tiles(config)), **_launch_options(config),
     )  # fmt: skip
     return combine(pairs, x, k), gate, up
 
@@ -364,9 +372,9 @@ def combine(pairs, like, k, split=1, part=None, dweights=None):
     T, D = like.shape
     out = torch.empty_like(like, memory_format=torch.contiguous_format)
     BLOCK = 1024 if T * D > 1 << 18 else 256
-    _combine[(triton.cdiv(T * D, BLOCK),)](
-        pairs, out, part, dweights, T * D, T,
-        D=D, TOP=k, SPLIT=split, PARTS=0 if part is None else part.shape[0], BLOCK=BLOCK, BP=128, num_warps=4,
+    _launch_combine(
+        (triton.cdiv(T * D, BLOCK), 1, 1), (pairs, out, part, dweights), (T * D, T),
+        (D, k, split, 0 if part is None else part.shape[0], BLOCK, 128), num_warps=4,
     )  # fmt: skip
     return out
 
@@ -385,17 +393,15 @@ def backward(dy, x, w1, w3, w2, weights, order, offsets, gate, up):
     config = tuning.config("experts_down_backward", **shape)
     dgate, dup, hw = (torch.empty_like(gate) for _ in range(3))
     part = torch.empty(triton.cdiv(I, config["BN"]), P, dtype=torch.float32, device=x.device)
-    _down_backward[_grid(P, E, config, I)](
-        dy, w2, gate, up, weights, order, offsets, dgate, dup, hw, part, P,
-        D=D, I=I, TOP=k, E=E, EP=EP, BM=config["BM"], BN=config["BN"], BK=config["BK"], GROUP=config["GROUP"],
-        **_launch_options(config),
+    _launch_down_backward(
+        _grid(P, E, config, I), (dy, w2, gate, up, weights, order, offsets, dgate, dup, hw, part), (P,),
+        (D, I, k, E, EP, *_tiles(config)), **_launch_options(config),
     )  # fmt: skip
     config = tuning.config("experts_up_backward", **shape)
     pairs = torch.empty(P, D, dtype=x.dtype, device=x.device)
-    _up_backward[_grid(P, E, config, D)](
-        dgate, dup, w1, w3, pairs, order, offsets,
-        D=D, I=I, E=E, EP=EP, BM=config["BM"], BN=config["BN"], BK=config["BK"], GROUP=config["GROUP"],
-        **_launch_options(config),
+    _launch_up_backward(
+        _grid(P, E, config, D), (dgate, dup, w1, w3, pairs, order, offsets), (),
+        (D, I, E, EP, *_tiles(config)), **_launch_options(config),
     )  # fmt: skip
     dweights = torch.empty_like(weights)
     dx = combine(pairs, x, k, part=part, dweights=dweights)
@@ -412,12 +418,12 @@ def weight_gradients(x, dy, dgate, dup, hw, w1, w3, w2, order, offsets, k, shape
     if split > 1:
         both = torch.empty(3, split, E * I * D, dtype=torch.float32, device=x.device)
         parts = both.unbind(0)
-    _weight_gradient[(triton.cdiv(I, config["BI"]) * triton.cdiv(D, config["BD"]), E * split, 3)](
-        x, dy, dgate, dup, hw, *parts, order, offsets,
-        D=D, I=I, TOP=k, E=E, BI=config["BI"], BD=config["BD"], BR=config["BR"], SPLIT=split, FIRST=0,
-        **_launch_options(config),
+    _launch_weights(
+        (triton.cdiv(I, config["BI"]) * triton.cdiv(D, config["BD"]), E * split, 3),
+        (x, dy, dgate, dup, hw, *parts, order, offsets), (),
+        (D, I, k, E, config["BI"], config["BD"], config["BR"], split, 0), **_launch_options(config),
     )  # fmt: skip
     if split > 1:
         n = E * I * D
-        _add_three[(triton.cdiv(n, 1024), 3)](both, *outs, n, PARTS=split, BLOCK=1024, num_warps=4)
+        _launch_add_three((triton.cdiv(n, 1024), 3, 1), (both, *outs), (n,), (split, 1024), num_warps=4)
     return outs

@@ -24,18 +24,18 @@ def draw(T, D, I, E, dtype):
     return [(torch.randn(*shape, generator=g) * scale).to(DEVICE, dtype) for shape, scale in scales]
 
 
-@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("kind", ["int8", "int4", None])
 @pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_equals_the_reference_on_the_same_weights(shape, dtype, bits, rmse_ratio):
+def test_equals_the_reference_on_the_same_weights(shape, dtype, kind, rmse_ratio):
     *sizes, k = shape
     x, gate, *weights = draw(*sizes, dtype)
     r = router(x, gate, k, backend="triton")
     sort = {"order_P": r.order_P, "offsets_E1": r.offsets_E1}
-    if bits == 16:
+    if kind is None:
         y = experts(x, *weights, r.weights_Tk, r.indices_Tk, backend="triton", **sort)
     else:
-        q = quantize_experts(*weights, bits)
+        q = quantize_experts(*weights, kind)
         y = experts_quantized(x, q, r.weights_Tk, r.indices_Tk, backend="triton", **sort)
         weights = q.dequantize(torch.float64)
     weights = [w.double() for w in weights]
@@ -43,17 +43,17 @@ def test_equals_the_reference_on_the_same_weights(shape, dtype, bits, rmse_ratio
     assert y.dtype == dtype and rmse_ratio(y, expected) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("bits, worst", [(8, 0.02), (4, 0.2)])
-def test_quantised_weights_are_near_the_given_ones(bits, worst, rmse_ratio):
+@pytest.mark.parametrize("kind, worst", [("int8", 0.02), ("int4", 0.2), ("fp8", 0.04)])
+def test_quantised_weights_are_near_the_given_ones(kind, worst, rmse_ratio):
     x, gate, *weights = draw(30, 256, 160, 4, torch.float32)
-    q = quantize_experts(*weights, bits)
+    q = quantize_experts(*weights, kind)
     for w, back in zip(weights, q.dequantize(torch.float32), strict=True):
         assert w.shape == back.shape and rmse_ratio(back, w) < worst
-        assert (back - w).abs().max() <= w.abs().max() / (127 if bits == 8 else 7)
+        assert (back - w).abs().max() <= w.abs().max() / {"int8": 127, "int4": 7, "fp8": 15}[kind]
     r = router(x, gate, 2)
     y = experts_quantized(x, q, r.weights_Tk, r.indices_Tk, backend="reference")
     assert rmse_ratio(y, experts(x, *weights, r.weights_Tk, r.indices_Tk)) < 1.5 * worst
-    assert q.w1.numel() * 8 == weights[0].numel() * bits
+    assert q.w1.nbytes * (4 if kind != "int4" else 8) == weights[0].nbytes
 
 
 def test_all_tokens_on_one_expert(rmse_ratio):
@@ -67,9 +67,9 @@ def test_all_tokens_on_one_expert(rmse_ratio):
 
 def test_what_cannot_be_done_is_said():
     x, gate, *weights = draw(4, 16, 16, 3, torch.float32)
-    with pytest.raises(ValueError, match="8 or 4 bits, not 3"):
-        quantize_experts(*weights, 3)
-    q = quantize_experts(*weights, 8)
+    with pytest.raises(ValueError, match="int8, int4, fp8, not 'int3'"):
+        quantize_experts(*weights, "int3")
+    q = quantize_experts(*weights, "int8")
     r = router(x, gate, 2)
     with pytest.raises(ValueError, match="no gradient"):
         experts_quantized(x.requires_grad_(), q, r.weights_Tk, r.indices_Tk)
@@ -77,7 +77,7 @@ def test_what_cannot_be_done_is_said():
 
 def test_quantised_experts_compile_whole():
     x, gate, *weights = draw(20, 48, 40, 5, torch.float32)
-    q = quantize_experts(*weights, 4)
+    q = quantize_experts(*weights, "int4")
 
     def layer(x):
         r = router(x, gate, 2, backend="triton")
@@ -86,3 +86,35 @@ def test_quantised_experts_compile_whole():
 
     with torch.no_grad():
         assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x))
+
+
+HOPPER = CUDA and torch.cuda.get_device_capability() >= (9, 0)
+
+
+@pytest.mark.skipif(CUDA and not HOPPER, reason="fp8 products need Hopper")
+@pytest.mark.parametrize(
+    "T, D, I, E", [(70, 48, 32, 3)] + ([(900, 512, 1024, 5), (3000, 1024, 512, 4)] if CUDA else [])
+)
+def test_fp8_products_equal_those_of_its_own_rounded_inputs(T, D, I, E, rmse_ratio):
+    """x and h are rounded to 3 bits of mantissa, row by row: the reference here does the same."""
+    x, gate, *weights = draw(T, D, I, E, HALF)
+    q = quantize_experts(*weights, "fp8")
+    r = router(x, gate, 2, backend="triton")
+    sort = {"order_P": r.order_P, "offsets_E1": r.offsets_E1}
+    y = experts_quantized(x, q, r.weights_Tk, r.indices_Tk, backend="triton", **sort)
+    w1, w3, w2 = q.dequantize(torch.float32)
+    expected = torch.zeros(T, D, device=DEVICE)
+    for e in range(E):
+        at, choice = (r.indices_Tk == e).nonzero(as_tuple=True)
+        rounded = by_rows(x[at])
+        h = torch.nn.functional.silu(rounded @ w1[e].T) * (rounded @ w3[e].T)
+        expected[at] += by_rows(h.to(HALF)) @ w2[e].T * r.weights_Tk[at, choice][:, None]
+    if CUDA:  # the interpreter rounds to fp8 towards zero
+        assert rmse_ratio(y, expected) < 1e-2  # h is at times rounded to the other neighbour
+    exact = experts(x.double(), *(w.double() for w in weights), r.weights_Tk.double(), r.indices_Tk)
+    assert rmse_ratio(y, exact) < (0.08 if CUDA else 0.12)
+
+
+def by_rows(x):
+    scale = (x.float().abs().amax(1, keepdim=True) / 448).clamp(min=1e-20)
+    return (x.float() / scale).to(torch.float8_e4m3fn).float() * scale

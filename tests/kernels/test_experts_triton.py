@@ -62,11 +62,12 @@ def test_layer_and_gradients_equal_the_reference(shape, dtype, rmse_ratio):
             assert rmse_ratio(a, b) < (backward if name != "gate" or dtype == torch.float32 else 2e-2), name
 
 
-@pytest.mark.parametrize("T", [3, 150])
+@pytest.mark.parametrize("T, D", [(3, 16), (3, 1030), (150, 16)])
 @pytest.mark.parametrize("E", [3, 7])
-def test_pairs_are_sorted_stably_by_expert(T, E):
-    x, gate, *_ = draw(T, 16, 16, E, torch.float32)
+def test_pairs_are_sorted_stably_by_expert(T, D, E):
+    x, gate, *_ = draw(T, D, 16, E, torch.float32)
     r = router(x, gate, 2, backend="triton")
+    assert same_choice(r, router(x.double(), gate.double(), 2))
     flat = r.indices_Tk.flatten()
     assert r.order_P.tolist() == flat.argsort(stable=True).tolist()
     assert r.offsets_E1.diff().tolist() == flat.bincount(minlength=E).tolist() == r.counts_E.tolist()
