@@ -153,7 +153,7 @@ def _keys(page, dtype):
 
 
 def _decode(K, page, dtype):
-    return {"keys": _keys(page, dtype), "num_warps": 4, "num_stages": 3, "waves": 8}
+    return {"keys": _keys(page, dtype), "num_warps": 4, "num_stages": 3, "waves": 4}
 
 
 def _decode_candidates(K, page, dtype):
@@ -166,7 +166,7 @@ def _decode_candidates(K, page, dtype):
 
 
 def _prefill(K, page, dtype):
-    return {"keys": _keys(page, dtype), "num_warps": 8, "num_stages": 3}
+    return {"keys": _keys(page, dtype), "num_warps": 4 if dtype != "float32" else 8, "num_stages": 3}
 
 
 def _prefill_candidates(K, page, dtype):

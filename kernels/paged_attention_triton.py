@@ -13,6 +13,7 @@ from . import tuning
 from .custom_op import Launcher, Op, multiprocessors
 
 MAX_SPLITS = 128
+LONG = 2048  # keys
 
 
 @triton.jit
@@ -169,6 +170,8 @@ def _forward(q, k_pool, v_pool, table, lengths, cu_new, work, page_size, num_sho
         wanted = -(-num_keys * G // (multiprocessors(q.device) * p["waves"]))
         longest = table.shape[1] * page_size
         split_keys = triton.next_power_of_2(max(wanted, 4 * keys, -(-longest // MAX_SPLITS)))
+        if split_keys >= longest > LONG:
+            split_keys //= 2  # whole sequences would end too far apart
         splits = -(-longest // split_keys)
         part = lse = None
         if splits > 1:
