@@ -121,29 +121,32 @@ def _down(
     tl.store(out, acc.to(y_ptr.dtype.element_ty), mask=live[:, None] & (cols < D)[None, :])
 
 
-@triton.jit(do_not_specialize=["n", "T"])
+@triton.jit(do_not_specialize=["T"])
 def _combine(
-    y_ptr, out_ptr, part_ptr, dweights_ptr, n, T,
+    y_ptr, out_ptr, part_ptr, dweights_ptr, T,
     D: tl.constexpr, TOP: tl.constexpr, SPLIT: tl.constexpr, PARTS: tl.constexpr,
-    BLOCK: tl.constexpr, BP: tl.constexpr,
+    BT: tl.constexpr, BD: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """out[t] = sum over splits and choices of y (SPLIT, T, k, D). PARTS > 0: dweights = sum of part (PARTS, P)."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    t, d = i // D, i % D
-    acc = tl.zeros([BLOCK], tl.float32)
+    t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
+    d = tl.program_id(1) * BD + tl.arange(0, BD)
+    mask = (t < T)[:, None] & (d < D)[None, :]
+    acc = tl.zeros([BT, BD], tl.float32)
     for s in tl.static_range(SPLIT):
         for j in tl.static_range(TOP):
-            at = y_ptr + s * TOP * n.to(tl.int64) + t * (TOP * D) + j * D + d
-            acc += tl.load(at, mask=i < n, other=0.0).to(tl.float32)
-    tl.store(out_ptr + i, acc.to(out_ptr.dtype.element_ty), mask=i < n)
+            at = y_ptr + ((s * T.to(tl.int64) + t) * TOP + j)[:, None] * D + d[None, :]
+            acc += tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + t[:, None] * D + d[None, :], acc.to(out_ptr.dtype.element_ty), mask=mask)
     if PARTS > 0:
-        P = T * TOP
-        for begin in range(tl.program_id(0) * BP, P, tl.num_programs(0) * BP):
-            p = begin + tl.arange(0, BP)
+        if tl.program_id(1) == 0:  # BP, at least BT * TOP pairs
+            at = tl.arange(0, BP)
+            P = T.to(tl.int64) * TOP
+            p = tl.program_id(0).to(tl.int64) * (BT * TOP) + at
+            live = (at < BT * TOP) & (p < P)
             dw = tl.zeros([BP], tl.float32)
-            for part in tl.static_range(PARTS):
-                dw += tl.load(part_ptr + part * P.to(tl.int64) + p, mask=p < P, other=0.0)
-            tl.store(dweights_ptr + p, dw.to(dweights_ptr.dtype.element_ty), mask=p < P)
+            for part in range(PARTS):
+                dw += tl.load(part_ptr + part * P + p, mask=live, other=0.0)
+            tl.store(dweights_ptr + p, dw.to(dweights_ptr.dtype.element_ty), mask=live)
 
 
 @triton.jit(do_not_specialize=["P"])
@@ -371,10 +374,11 @@ def combine(pairs, like, k, split=1, part=None, dweights=None):
     """Sum of (split, T, k, D) over splits and choices -> (T, D); and `part` (n, P) over its first dim -> dweights."""
     T, D = like.shape
     out = torch.empty_like(like, memory_format=torch.contiguous_format)
-    BLOCK = 1024 if T * D > 1 << 18 else 256
+    BD = min(1024, triton.next_power_of_2(D))
+    BT = max(1, (2048 if T > 256 else 256) // BD)
     _launch_combine(
-        (triton.cdiv(T * D, BLOCK), 1, 1), (pairs, out, part, dweights), (T * D, T),
-        (D, k, split, 0 if part is None else part.shape[0], BLOCK, 128), num_warps=4,
+        (triton.cdiv(T, BT), triton.cdiv(D, BD), 1), (pairs, out, part, dweights), (T,),
+        (D, k, split, 0 if part is None else part.shape[0], BT, BD, triton.next_power_of_2(BT * k)), num_warps=4,
     )  # fmt: skip
     return out
 

@@ -75,16 +75,16 @@ for _op, _default in {
 
 def _few(P, E, I, D, dtype, bits):
     """For few tokens or quantised weights: BT tokens, BN weight rows, BK deep (int4 always 128)."""
-    config = {"BT": 64, "BN": 64, "BK": 128, "GROUP": 8, "tma": 0, "num_warps": 4, "num_stages": 4}
     if dtype == "float32":
-        return {**config, "BT": 16, "BN": 32, "BK": 32, "num_stages": 2}
+        return {"BT": 16, "BN": 32, "BK": 32, "GROUP": 8, "tma": 0, "num_warps": 4, "num_stages": 2}
     if P > 64 * E:
-        config |= {"BT": 128, "BK": 64, "num_stages": 3}
-    return config
+        return {"BT": 128, "BN": 64, "BK": 64, "GROUP": 8, "tma": 0, "num_warps": 4, "num_stages": 3}
+    # 16 columns are not wasted on experts with few tokens; a second tile of one expert finds its weights in L2
+    return {"BT": 16, "BN": 64, "BK": 128, "GROUP": 8, "tma": int(I >= 512), "num_warps": 4, "num_stages": 4}
 
 
 def _down_few(P, E, I, D, dtype, bits):
-    return {**_few(P, E, I, D, dtype, bits), "SPLIT": 4 if P <= 16 and I >= 2048 else 1}
+    return {**_few(P, E, I, D, dtype, bits), "num_stages": 3, "SPLIT": 2 if P <= 8 and I >= 2048 else 1}
 
 
 for _op, _default in {"experts_up_few": _few, "experts_down_few": _down_few}.items():
@@ -96,11 +96,13 @@ def _up_large(P, E, I, D, dtype):
     BM = _rows(P, E)
     BK = 128 if dtype.startswith("float8") else 64
     return {"BM": BM, "BN": 128, "BK": BK, "GROUP": 8, "persistent": 1,
-            "num_warps": 8 if BM == 128 else 4, "num_stages": 4}  # fmt: skip
+            "num_warps": 8 if BM == 128 else 4, "num_stages": 4 if BK == 64 else 3}  # fmt: skip
 
 
 def _down_large(P, E, I, D, dtype):
-    return {**_up_large(P, E, I, D, dtype), "BN": 256 if _rows(P, E) == 128 else 128}
+    if _rows(P, E) == 64:
+        return _up_large(P, E, I, D, dtype)
+    return {**_up_large(P, E, I, D, dtype), "BN": 256, "num_stages": 3}
 
 
 for _op, _default in {"experts_up_large": _up_large, "experts_down_large": _down_large}.items():
