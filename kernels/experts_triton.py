@@ -239,11 +239,11 @@ def _up_backward(
 def _weight_gradient(
     x_ptr, dy_ptr, dgate_ptr, dup_ptr, hw_ptr, dw1_ptr, dw3_ptr, dw2_ptr, order_ptr, offsets_ptr,
     D: tl.constexpr, I: tl.constexpr, TOP: tl.constexpr, E: tl.constexpr,
-    BI: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr, SPLIT: tl.constexpr, FIRST: tl.constexpr,
+    BI: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """dw1 = dgate^T x, dw3 = dup^T x (E, I, D) and dw2 = (hw^T dy)^T (E, D, I), of the rows of one expert and split."""
     I_TILES: tl.constexpr = (I + BI - 1) // BI
-    which = tl.program_id(2) + FIRST
+    which = tl.program_id(2)
     expert = tl.program_id(1) // SPLIT
     split = tl.program_id(1) % SPLIT
     i = tl.program_id(0) % I_TILES * BI + tl.arange(0, BI)
@@ -425,7 +425,7 @@ def weight_gradients(x, dy, dgate, dup, hw, w1, w3, w2, order, offsets, k, shape
     _launch_weights(
         (triton.cdiv(I, config["BI"]) * triton.cdiv(D, config["BD"]), E * split, 3),
         (x, dy, dgate, dup, hw, *parts, order, offsets), (),
-        (D, I, k, E, config["BI"], config["BD"], config["BR"], split, 0), **_launch_options(config),
+        (D, I, k, E, config["BI"], config["BD"], config["BR"], split), **_launch_options(config),
     )  # fmt: skip
     if split > 1:
         n = E * I * D

@@ -4,6 +4,8 @@ Keys of a shape: P token-expert pairs, E experts, I expert width, D model width,
 BK depth of a tile; GROUP row tiles done together; SPLIT parts of the inner dim; tma 1: weights read by tensor maps.
 """
 
+import functools
+
 from . import tuning
 
 EXACT = ("E", "I", "D")
@@ -63,16 +65,6 @@ def _split(P, E, I, D, BI, BD):
     return split
 
 
-for _op, _default in {
-    "experts_up": _up,
-    "experts_down": _down,
-    "experts_down_backward": _down_backward,
-    "experts_up_backward": _up_backward,
-    "experts_weights": _weights,
-}.items():
-    tuning.declare(_op, default=_default, exact=EXACT)
-
-
 def _few(P, E, I, D, dtype, bits):
     """For few tokens or quantised weights: BT tokens, BN weight rows, BK deep (int4 always 128)."""
     if dtype == "float32":
@@ -85,10 +77,6 @@ def _few(P, E, I, D, dtype, bits):
 
 def _down_few(P, E, I, D, dtype, bits):
     return {**_few(P, E, I, D, dtype, bits), "num_stages": 3, "SPLIT": 2 if P <= 8 and I >= 2048 else 1}
-
-
-for _op, _default in {"experts_up_few": _few, "experts_down_few": _down_few}.items():
-    tuning.declare(_op, default=_default, exact=EXACT)
 
 
 def _up_large(P, E, I, D, dtype):
@@ -105,5 +93,30 @@ def _down_large(P, E, I, D, dtype):
     return {**_up_large(P, E, I, D, dtype), "BN": 256, "num_stages": 3}
 
 
-for _op, _default in {"experts_up_large": _up_large, "experts_down_large": _down_large}.items():
-    tuning.declare(_op, default=_default, exact=EXACT)
+_PLAIN = [{"BM": 64}, {"BM": 64, "BN": 64}, {"BN": 64}, {"BN": 256, "num_warps": 8}, {"num_warps": 8},
+          {"num_stages": 2}, {"num_stages": 4}, {"BK": 128, "num_stages": 2}, {"GROUP": 1}]  # fmt: skip
+_FEW = [{"tma": 0}, {"tma": 1}, {"num_stages": 3}, {"BK": 64, "num_stages": 6}, {"BK": 256, "num_stages": 3},
+        {"BN": 128}, {"BT": 64}, {"BN": 128, "num_warps": 8}]  # fmt: skip
+_LARGE = [{"num_stages": 3}, {"num_stages": 4}, {"persistent": 0, "num_stages": 3}, {"GROUP": 4}, {"GROUP": 16},
+          {"BM": 64, "num_warps": 4}, {"BM": 64, "BN": 64, "num_warps": 4}]  # fmt: skip
+_WEIGHTS = [{"BI": 32}, {"BD": 256, "num_warps": 8}, {"SPLIT": 2}, {"SPLIT": 4}, {"SPLIT": 16}, {"BR": 32}, {"BR": 128},
+            {"num_stages": 2}, {"num_stages": 4}]  # fmt: skip
+
+
+def _beside(default, changes, **shape):
+    return [{**default(**shape), **change} for change in changes]
+
+
+for _op, _default, _changes in (
+    ("experts_up", _up, _PLAIN),
+    ("experts_down", _down, _PLAIN),
+    ("experts_down_backward", _down_backward, _PLAIN),
+    ("experts_up_backward", _up_backward, _PLAIN),
+    ("experts_weights", _weights, _WEIGHTS),
+    ("experts_up_few", _few, _FEW),
+    ("experts_down_few", _down_few, [*_FEW, {"SPLIT": 1}, {"SPLIT": 2}, {"SPLIT": 4}]),
+    ("experts_up_large", _up_large, _LARGE),
+    ("experts_down_large", _down_large, _LARGE),
+):
+    candidates = functools.partial(_beside, _default, _changes)
+    tuning.declare(_op, default=_default, exact=EXACT, candidates=candidates)
