@@ -65,18 +65,18 @@ def _sigmoid(x, SIGMOID: tl.constexpr):
 
 
 @triton.jit
-def _silu(x, SILU: tl.constexpr, SIGMOID: tl.constexpr, DOT: tl.constexpr):
-    """SiLU, rounded to DOT and computed once: the compiler would move it behind the change of layout of each product
-    that uses it, and would read a transposed operand word by word; it may not move assembly with side effects.
+def _silu(x, SILU: tl.constexpr, SIGMOID: tl.constexpr, DOT: tl.constexpr, ONCE: tl.constexpr = True):
+    """SiLU, rounded to DOT. ONCE: the compiler would move it behind the change of layout of each product that uses it,
+    and would read a transposed operand word by word; it may not move assembly with side effects.
     """
     if SILU and SIGMOID != _PLAIN and x.dtype == tl.bfloat16:
         code: tl.constexpr = _TANH_PAIR if SIGMOID == _TANH else _EXP_PAIR
-        return tl.inline_asm_elementwise(code, "=r,r", [x], dtype=tl.bfloat16, is_pure=False, pack=2)
+        return tl.inline_asm_elementwise(code, "=r,r", [x], dtype=tl.bfloat16, is_pure=not ONCE, pack=2)
     if SILU:
         x = x.to(tl.float32)
         x = x * _sigmoid(x, SIGMOID)
     x = x.to(DOT)
-    if DOT == tl.bfloat16:
+    if ONCE and DOT == tl.bfloat16:
         x = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.bfloat16, is_pure=False, pack=2)
     return x
 
@@ -181,11 +181,11 @@ def _lightning_forward(
         rows = (start + i)[:, None].to(tl.int64)
         qk_ptrs = x_ptr + rows * (H * (3 * K)) + ks[None, :]
         v_ptrs = x_ptr + rows * (H * (3 * K)) + 2 * K + vs[None, :]
-        q = _silu(tl.load(qk_ptrs, mask=live, other=0.0), SILU, SIGMOID, DOT)
+        q = _silu(tl.load(qk_ptrs, mask=live, other=0.0), SILU, SIGMOID, DOT, False)
         k = _silu(tl.load(qk_ptrs + K, mask=live, other=0.0), SILU, SIGMOID, DOT)
-        v = _silu(tl.load(v_ptrs, mask=live, other=0.0), SILU, SIGMOID, DOT)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * within
         o = tl.dot(q, state.to(DOT), input_precision="ieee") * q_decay
+        v = _silu(tl.load(v_ptrs, mask=live, other=0.0), SILU, SIGMOID, DOT)
         o = tl.dot(scores.to(DOT), v, o, input_precision="ieee")
         tl.store(o_ptr + rows * (H * K) + vs[None, :], o.to(o_ptr.dtype.element_ty), mask=live)
         k_decay = tl.exp(-slope * tl.maximum(n - 1 - i, 0).to(tl.float32))
@@ -225,13 +225,13 @@ def _lightning_backward_q(
         rows = (start + i)[:, None].to(tl.int64)
         q_offsets = rows * (H * (3 * K)) + ks[None, :]
         v_offsets = rows * (H * (3 * K)) + 2 * K + vs[None, :]
-        k = _silu(tl.load(x_ptr + q_offsets + K, mask=live, other=0.0), SILU, SIGMOID, DOT)
+        q = tl.load(x_ptr + q_offsets, mask=live, other=0.0)
         v = _silu(tl.load(x_ptr + v_offsets, mask=live, other=0.0), SILU, SIGMOID, DOT)
         do = tl.load(grad_ptr + rows * (H * K) + vs[None, :], mask=live, other=0.0).to(DOT)
         scores = tl.dot(do, tl.trans(v), input_precision="ieee") * within
         dq = tl.dot(do, tl.trans(state.to(DOT)), input_precision="ieee") * q_decay
+        k = _silu(tl.load(x_ptr + q_offsets + K, mask=live, other=0.0), SILU, SIGMOID, DOT)
         dq = tl.dot(scores.to(DOT), k, dq, input_precision="ieee")
-        q = tl.load(x_ptr + q_offsets, mask=live, other=0.0)
         tl.store(dx_ptr + q_offsets, _silu_backward(dq, q, SILU, SIGMOID).to(dx_ptr.dtype.element_ty), mask=live)
         k_decay = tl.exp(-slope * tl.maximum(n - 1 - i, 0).to(tl.float32))
         v = (v.to(tl.float32) * k_decay[:, None]).to(DOT)
@@ -276,8 +276,9 @@ def _lightning_backward_kv(
         rows = (start + i)[:, None].to(tl.int64)
         x_offsets = rows * (H * (3 * K)) + ks[None, :]
         q = _silu(tl.load(x_ptr + x_offsets, mask=live, other=0.0), SILU, SIGMOID, DOT)
-        k = _silu(tl.load(x_ptr + x_offsets + K, mask=live, other=0.0), SILU, SIGMOID, DOT)
-        v = _silu(tl.load(x_ptr + x_offsets + 2 * K, mask=live, other=0.0), SILU, SIGMOID, DOT)
+        k_raw = tl.load(x_ptr + x_offsets + K, mask=live, other=0.0)
+        v_raw = tl.load(x_ptr + x_offsets + 2 * K, mask=live, other=0.0)
+        v = _silu(v_raw, SILU, SIGMOID, DOT)
         do = tl.load(grad_ptr + rows * (H * K) + ks[None, :], mask=live, other=0.0).to(DOT)
         k_decay = tl.exp(-slope * tl.maximum(n - 1 - i, 0).to(tl.float32))[:, None]
         low = d_state.to(DOT)
@@ -285,15 +286,14 @@ def _lightning_backward_kv(
         scores = tl.dot(v, tl.trans(do), input_precision="ieee") * within
         dk = tl.dot(v, tl.trans(low), input_precision="ieee") * k_decay
         dk = tl.dot(scores.to(DOT), q, dk, input_precision="ieee")
-        x = tl.load(x_ptr + x_offsets + K, mask=live, other=0.0)
-        dk = _silu_backward(dk, x, SILU, SIGMOID)
+        dk = _silu_backward(dk, k_raw, SILU, SIGMOID)
         tl.store(dx_ptr + x_offsets + K, dk.to(dx_ptr.dtype.element_ty), mask=live)
 
+        k = _silu(k_raw, SILU, SIGMOID, DOT)
         scores = tl.dot(k, tl.trans(q), input_precision="ieee") * within
         dv = tl.dot(k, low, input_precision="ieee") * k_decay
         dv = tl.dot(scores.to(DOT), do, dv, input_precision="ieee")
-        x = tl.load(x_ptr + x_offsets + 2 * K, mask=live, other=0.0)
-        dv = _silu_backward(dv, x, SILU, SIGMOID)
+        dv = _silu_backward(dv, v_raw, SILU, SIGMOID)
         tl.store(dx_ptr + x_offsets + 2 * K, dv.to(dx_ptr.dtype.element_ty), mask=live)
 
         do = (do.to(tl.float32) * q_decay).to(DOT)
