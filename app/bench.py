@@ -89,7 +89,7 @@ def print_rows(console: Console, op: str, about: str, rows: list[dict]) -> None:
     for row in rows:
         console.print(f"  {_words(row['shape'])}: {verdict(row)}", markup=False)
         lines = Table(box=None, show_header=row is rows[0], padding=(0, 1, 0, 0), pad_edge=False)
-        lines.add_column("", width=20, no_wrap=True)
+        lines.add_column("", width=22, no_wrap=True)
         for name, width in _COLUMNS.items():
             lines.add_column(name, width=width, justify="right", no_wrap=True)
         for contestant in row["contestants"]:

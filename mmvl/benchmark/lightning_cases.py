@@ -222,11 +222,12 @@ def _silu_gradient(output, i):
     return o, torch.cat(grads, dim=-1) * slope
 
 
-def _fla_arguments(i):
+def _fla_arguments(i, name):
     more = {}
     if len(i.lengths) > 1:
         more["cu_seqlens"] = torch.tensor([0, *torch.tensor(i.lengths).cumsum(0).tolist()], device=i.q.device)
-        more["cu_seqlens_cpu"] = more["cu_seqlens"].cpu()
+        if name == "chunk_simple_gla":  # saves it a copy to the host
+            more["cu_seqlens_cpu"] = more["cu_seqlens"].cpu()
     return {"g_gamma": -i.slopes, "scale": 1.0, **more}
 
 
@@ -234,7 +235,7 @@ def _fla(name):
     def prepare(i):
         import fla.ops.simple_gla
 
-        attention, arguments = getattr(fla.ops.simple_gla, name), _fla_arguments(i)
+        attention, arguments = getattr(fla.ops.simple_gla, name), _fla_arguments(i, name)
         q, k, v = i.q[None], i.k[None], i.v[None]
 
         def run():
@@ -250,7 +251,7 @@ def _fla_training(name):
     def prepare(i):
         import fla.ops.simple_gla
 
-        attention, arguments = getattr(fla.ops.simple_gla, name), _fla_arguments(i)
+        attention, arguments = getattr(fla.ops.simple_gla, name), _fla_arguments(i, name)
         leaves = [x[None].detach().requires_grad_() for x in (i.q, i.k, i.v)]
         grad = i.grad[None]
 
