@@ -139,10 +139,10 @@ def _combine(
     tl.store(out_ptr + t[:, None] * D + d[None, :], acc.to(out_ptr.dtype.element_ty), mask=mask)
     if PARTS > 0:
         if tl.program_id(1) == 0:  # BP, at least BT * TOP pairs
-            at = tl.arange(0, BP)
+            i = tl.arange(0, BP)
             P = T.to(tl.int64) * TOP
-            p = tl.program_id(0).to(tl.int64) * (BT * TOP) + at
-            live = (at < BT * TOP) & (p < P)
+            p = tl.program_id(0).to(tl.int64) * (BT * TOP) + i
+            live = (i < BT * TOP) & (p < P)
             dw = tl.zeros([BP], tl.float32)
             for part in range(PARTS):
                 dw += tl.load(part_ptr + part * P + p, mask=live, other=0.0)
