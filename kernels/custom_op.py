@@ -86,18 +86,21 @@ class Launcher:
         if not first.is_cuda:  # Triton's interpreter
             self.kernel[grid](*tensors, *scalars, *constants, **options)
             return
-        index, address, kinds = first.device.index, 0, []
+        index, together, kinds, addresses = first.device.index, 0, [], []
         for t in tensors:
             if t is None:
                 kinds.append(None)
+                addresses.append(None)
             else:
-                address |= t.data_ptr()
+                address = t.data_ptr()
+                together |= address
                 kinds.append(t.dtype)
+                addresses.append(address)
         if index != torch._C._cuda_getDevice():
             with torch.cuda.device(index):
                 self(grid, tensors, scalars, constants, **options)
             return
-        if address % 16:
+        if together % 16:
             self.kernel[grid](*tensors, *scalars, *constants, **options)
             return
         key = (index, *kinds, *constants, *options.values())
@@ -105,10 +108,10 @@ class Launcher:
         if compiled is None:
             self.compiled[key] = self.kernel[grid](*tensors, *scalars, *constants, **options)
             return
-        # what JITFunction.run calls in the end, without the hooks of profilers
+        # what JITFunction.run calls in the end, without the hooks of profilers and the look-up of every pointer
         compiled.run(
             *grid, torch._C._cuda_getCurrentRawStream(index), compiled.function, compiled.packed_metadata, None, None,
-            None, *tensors, *scalars, *constants,
+            None, *addresses, *scalars, *constants,
         )  # fmt: skip
 
 
