@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
-from mmvl.benchmark.case import Case, Contestant
+from mmvl.benchmark.case import TOLERANCE, Case, Contestant
 from mmvl.kernels.experts import experts, router
 from mmvl.kernels.experts_quantized import experts_quantized, quantize_experts
 
+FP8 = {torch.bfloat16: 7e-2, torch.float32: 1e-5}  # x and the hidden values are rounded to 3 bits behind the first
 GRADIENTS = {torch.bfloat16: 1e-2, torch.float32: 1e-5}
 ROWS = 64  # tokens whose output is compared with the reference
 _weights: dict[tuple, tuple] = {}  # what `_make_weights` made last
@@ -36,23 +37,32 @@ def experts_cases() -> list[Case]:
             Contestant("loop over experts", _looped, note="asks the device for counts"),
         ],
     )
-    quantized = [
+    return _unquantized(forward, common, wide, narrow) + [
         Case(
-            op=f"experts int{bits}",
-            about=f"{bits}-bit weights; the peer has the same in bf16",
-            full=[{"T": T, **wide} for T in (1, 8, 64, 4096)],
-            quick=[{"T": 8, **wide}],
+            op=f"experts {kind}",
+            about=about,
+            full=[{"T": T, **wide} for T in lengths],
+            quick=[{"T": lengths[1], **wide}],
+            matrix="fp8" if kind == "fp8" else "bf16",
+            tolerance=FP8 if kind == "fp8" else TOLERANCE,
             **{
                 **forward,
-                "inputs": partial(_inputs, bits=bits),
+                "inputs": partial(_inputs, kind=kind),
                 "contestants": [
                     Contestant("mmvl", _our_quantized, ours=True),
-                    Contestant("torch grouped_mm", _grouped, gpu=True, note="bf16 weights"),
+                    Contestant("torch grouped_mm", _grouped, gpu=True, note="bf16 weights of the same values"),
                 ],
             },
         )
-        for bits in (8, 4)
+        for kind, about, lengths in (
+            ("int8", "8-bit weights; the peer has their values in bf16", (1, 8, 64, 4096)),
+            ("int4", "4-bit weights; the peer has their values in bf16", (1, 8, 64, 4096)),
+            ("fp8", "weights and activations in e4m3; the peer is in bf16", (4096, 16384, 65536)),
+        )
     ]
+
+
+def _unquantized(forward, common, wide, narrow) -> list[Case]:
     return [
         Case(
             op="experts decode",
@@ -85,17 +95,16 @@ def experts_cases() -> list[Case]:
                 Contestant("torch grouped_mm", _training(_grouped), gpu=True),
             ],
         ),
-        *quantized,
     ]
 
 
-def _inputs(shape, device, dtype, seed, bits=None):
+def _inputs(shape, device, dtype, seed, kind=None):
     T, E, k, D = (shape[name] for name in ("T", "E", "k", "D"))
     generator = torch.Generator(device).manual_seed(seed)
     x = torch.randn(T, D, generator=generator, device=device, dtype=dtype)
     gate = torch.empty(E, D, device=device, dtype=dtype).normal_(0, D**-0.5, generator=generator)
     logits = F.linear(x.float(), gate.float())
-    w1, w3, w2, quantized = _make_weights(shape, device, dtype, bits)
+    w1, w3, w2, quantized = _make_weights(shape, device, dtype, kind)
     indices = logits.topk(k).indices
     rows = torch.linspace(0, T - 1, min(T, ROWS), device=device).long()
     grad = torch.randn(T, D, generator=generator, device=device, dtype=dtype)
@@ -115,9 +124,9 @@ def _inputs(shape, device, dtype, seed, bits=None):
     )
 
 
-def _make_weights(shape, device, dtype, bits):
+def _make_weights(shape, device, dtype, kind):
     """w1, w3, w2, and what they are the values of if quantised. Only the last ones are kept: a layer takes 11 GB."""
-    key = (*(shape[name] for name in ("E", "I", "D")), device, dtype, bits)
+    key = (*(shape[name] for name in ("E", "I", "D")), device, dtype, kind)
     if key not in _weights:
         _weights.clear()
         E, I, D = key[:3]
@@ -127,8 +136,8 @@ def _make_weights(shape, device, dtype, bits):
             for size in ((E, I, D), (E, I, D), (E, D, I))
         ]
         quantized = None
-        if bits is not None:
-            quantized = quantize_experts(*weights, bits)
+        if kind is not None:
+            quantized = quantize_experts(*weights, kind)
             weights = quantized.dequantize(dtype)
         _weights[key] = *weights, quantized
     return _weights[key]
