@@ -90,7 +90,7 @@ def _up_large(P, E, I, D, dtype):
 def _down_large(P, E, I, D, dtype):
     if _rows(P, E) == 64:
         return _up_large(P, E, I, D, dtype)
-    return {**_up_large(P, E, I, D, dtype), "BN": 256, "num_stages": 3}
+    return {**_up_large(P, E, I, D, dtype), "BN": 256, "num_stages": 4 if dtype.startswith("float8") else 3}
 
 
 _PLAIN = [{"BM": 64}, {"BM": 64, "BN": 64}, {"BN": 64}, {"BN": 256, "num_warps": 8}, {"num_warps": 8},
