@@ -35,13 +35,13 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 SEGMENT_MULTIPLE = 128  # whole chunks, whatever their size
 
 
-def _default(half: int):
+def _default(stages: int):
     """Launch parameters where no table has any; fp32 products run without the matrix units, in small tiles."""
 
     def default(K: int, dtype: str, **_) -> tuning.Config:
         if dtype == "float32":
             return {"width": 32, "chunk": 32, "num_warps": 4, "num_stages": 1}
-        return {"width": half if K == 128 else K, "chunk": 64, "num_warps": 4, "num_stages": 2}
+        return {"width": 64 if K == 128 else K, "chunk": 64, "num_warps": 4, "num_stages": stages}
 
     return default
 
@@ -51,13 +51,12 @@ def _default_kv(K: int, dtype: str, **_) -> tuning.Config:
     return {**wide, "num_stages": 1 if dtype == "float32" else 2}
 
 
-tuning.declare("lightning_added", default=_default(64), exact=("K",))
-tuning.declare("lightning_forward", default=_default(64), exact=("K",))
-tuning.declare("lightning_backward_q", default=_default(64), exact=("K",))
+tuning.declare("lightning_added", default=_default(4), exact=("K",))
+tuning.declare("lightning_forward", default=_default(3), exact=("K",))
+tuning.declare("lightning_backward_q", default=_default(2), exact=("K",))
 tuning.declare("lightning_backward_kv", default=_default_kv, exact=("K",))
-# A device's multiprocessor gets `programs` segments of a head, none shorter than `least` tokens; a sequence is split if
-# it is `worth` times longer than that.
-tuning.declare("lightning_segments", default={"programs": 4, "least": 256, "worth": 2}, exact=("K",))
+# A device's multiprocessor gets about `programs` segments of a head, none much shorter than `least` tokens.
+tuning.declare("lightning_segments", default=lambda K, **_: {"programs": 128 // K, "least": 256}, exact=("K",))
 
 
 @dataclass(frozen=True)
@@ -283,9 +282,9 @@ def _by_kernels(qkv_THC, slopes_H, initial_SHKK, plan, silu, want_state):
 def segment_tokens(T: int, H: int, K: int, longest: int, device: torch.device) -> int:
     """How long a segment may be: so that programs fill the device, and no split where it would win little."""
     config = tuning.config("lightning_segments", T=T, H=H, K=K)
-    even = T * H // (config["programs"] * multiprocessors(device))
-    tokens = max(-(-even // SEGMENT_MULTIPLE) * SEGMENT_MULTIPLE, config["least"])
-    return tokens if longest >= config["worth"] * tokens else longest
+    even = T * H / (config["programs"] * multiprocessors(device))
+    count = round(longest / max(even, config["least"]))
+    return longest if count < 2 else -(-longest // (count * SEGMENT_MULTIPLE)) * SEGMENT_MULTIPLE
 
 
 def _without_empty(qkv_THC, initial_SHKK, slopes_H, plan, silu, want_state):

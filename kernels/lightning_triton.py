@@ -225,13 +225,13 @@ def _lightning_backward_q(
         rows = (start + i)[:, None].to(tl.int64)
         q_offsets = rows * (H * (3 * K)) + ks[None, :]
         v_offsets = rows * (H * (3 * K)) + 2 * K + vs[None, :]
-        q = tl.load(x_ptr + q_offsets, mask=live, other=0.0)
+        k = _silu(tl.load(x_ptr + q_offsets + K, mask=live, other=0.0), SILU, SIGMOID, DOT)
         v = _silu(tl.load(x_ptr + v_offsets, mask=live, other=0.0), SILU, SIGMOID, DOT)
         do = tl.load(grad_ptr + rows * (H * K) + vs[None, :], mask=live, other=0.0).to(DOT)
         scores = tl.dot(do, tl.trans(v), input_precision="ieee") * within
         dq = tl.dot(do, tl.trans(state.to(DOT)), input_precision="ieee") * q_decay
-        k = _silu(tl.load(x_ptr + q_offsets + K, mask=live, other=0.0), SILU, SIGMOID, DOT)
         dq = tl.dot(scores.to(DOT), k, dq, input_precision="ieee")
+        q = tl.load(x_ptr + q_offsets, mask=live, other=0.0)
         tl.store(dx_ptr + q_offsets, _silu_backward(dq, q, SILU, SIGMOID).to(dx_ptr.dtype.element_ty), mask=live)
         k_decay = tl.exp(-slope * tl.maximum(n - 1 - i, 0).to(tl.float32))
         v = (v.to(tl.float32) * k_decay[:, None]).to(DOT)
@@ -276,9 +276,8 @@ def _lightning_backward_kv(
         rows = (start + i)[:, None].to(tl.int64)
         x_offsets = rows * (H * (3 * K)) + ks[None, :]
         q = _silu(tl.load(x_ptr + x_offsets, mask=live, other=0.0), SILU, SIGMOID, DOT)
-        k_raw = tl.load(x_ptr + x_offsets + K, mask=live, other=0.0)
-        v_raw = tl.load(x_ptr + x_offsets + 2 * K, mask=live, other=0.0)
-        v = _silu(v_raw, SILU, SIGMOID, DOT)
+        k = _silu(tl.load(x_ptr + x_offsets + K, mask=live, other=0.0), SILU, SIGMOID, DOT)
+        v = _silu(tl.load(x_ptr + x_offsets + 2 * K, mask=live, other=0.0), SILU, SIGMOID, DOT)
         do = tl.load(grad_ptr + rows * (H * K) + ks[None, :], mask=live, other=0.0).to(DOT)
         k_decay = tl.exp(-slope * tl.maximum(n - 1 - i, 0).to(tl.float32))[:, None]
         low = d_state.to(DOT)
@@ -286,14 +285,15 @@ def _lightning_backward_kv(
         scores = tl.dot(v, tl.trans(do), input_precision="ieee") * within
         dk = tl.dot(v, tl.trans(low), input_precision="ieee") * k_decay
         dk = tl.dot(scores.to(DOT), q, dk, input_precision="ieee")
-        dk = _silu_backward(dk, k_raw, SILU, SIGMOID)
+        x = tl.load(x_ptr + x_offsets + K, mask=live, other=0.0)
+        dk = _silu_backward(dk, x, SILU, SIGMOID)
         tl.store(dx_ptr + x_offsets + K, dk.to(dx_ptr.dtype.element_ty), mask=live)
 
-        k = _silu(k_raw, SILU, SIGMOID, DOT)
         scores = tl.dot(k, tl.trans(q), input_precision="ieee") * within
         dv = tl.dot(k, low, input_precision="ieee") * k_decay
         dv = tl.dot(scores.to(DOT), do, dv, input_precision="ieee")
-        dv = _silu_backward(dv, v_raw, SILU, SIGMOID)
+        x = tl.load(x_ptr + x_offsets + 2 * K, mask=live, other=0.0)
+        dv = _silu_backward(dv, x, SILU, SIGMOID)
         tl.store(dx_ptr + x_offsets + 2 * K, dv.to(dx_ptr.dtype.element_ty), mask=live)
 
         do = (do.to(tl.float32) * q_decay).to(DOT)

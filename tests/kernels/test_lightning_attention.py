@@ -60,7 +60,7 @@ def draw_inputs(lengths, H=3, K=8, dtype=torch.float32, device="cpu", seed=0):
 
 def forced_segments(tokens):
     """Kernels cut every sequence after `tokens` tokens."""
-    return tuning.forced("lightning_segments", {"programs": 1 << 30, "least": tokens, "worth": 1})
+    return tuning.forced("lightning_segments", {"programs": 1 << 40, "least": tokens})
 
 
 def assert_near(out, ref, tolerance):
@@ -237,7 +237,7 @@ def test_only_the_input_is_kept_for_the_backward_pass(backend, device):
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.nbytes) or x, lambda x: x):
         lightning_attention(qkv, torch.tensor(SLOPES["usual"]), lengths=[500, 12], backend=backend)
-    assert sum(kept) <= qkv.nbytes + 128
+    assert sum(kept) <= 1.05 * qkv.nbytes  # a state between two segments
 
 
 def test_the_reference_tables_are_not_made_for_the_kernels(device):
