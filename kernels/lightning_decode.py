@@ -76,8 +76,8 @@ def _reference(qkv_THC, states, slots_S, slopes_H, cu_seqlens_S1, counts_S, afte
     x_THC = F.silu(x_THC) if silu else x_THC
     q_THK, k_THK, v_THK = x_THC.split(x_THC.shape[2] // 3, dim=2)
     decay_H11 = torch.exp(-slopes_H.to(states.dtype))[:, None, None]
-    if cu_seqlens_S1 is None and counts_S is None and after is None and update and len(slots_S) == 1:
-        return _single(q_THK, k_THK, v_THK, states, int(slots_S[0]), decay_H11, qkv_THC.dtype)
+    if cu_seqlens_S1 is None and counts_S is None and after is None and update and int(slots_S.min()) >= 0:
+        return _one_each(q_THK, k_THK, v_THK, states, slots_S, decay_H11).to(qkv_THC.dtype)
     o_THK = torch.zeros_like(qkv_THC[..., : q_THK.shape[2]])
     S = len(slots_S)
     begin_S = torch.arange(S, device=slots_S.device) if cu_seqlens_S1 is None else cu_seqlens_S1[:-1].long()
@@ -103,10 +103,13 @@ def _reference(qkv_THC, states, slots_S, slopes_H, cu_seqlens_S1, counts_S, afte
     return o_THK
 
 
-def _single(q_1HK, k_1HK, v_1HK, states, slot, decay_H11, dtype):
-    """One sequence, one token: in place, without a copy of the state."""
-    if slot < 0:
-        return torch.zeros_like(q_1HK, dtype=dtype)
-    state_HKK = states[slot]
-    state_HKK.mul_(decay_H11).addcmul_(k_1HK[0, :, :, None], v_1HK[0, :, None, :])
-    return torch.matmul(q_1HK[0, :, None, :], state_HKK).transpose(0, 1).to(dtype)
+def _one_each(q_SHK, k_SHK, v_SHK, states, slots_S, decay_H11):
+    """One token a sequence, no padding; a single state is updated where it lies."""
+    if len(slots_S) == 1:
+        state_SHKK = states[int(slots_S)][None]
+    else:
+        state_SHKK = states.index_select(0, slots_S)
+    state_SHKK.mul_(decay_H11).addcmul_(k_SHK[..., :, None], v_SHK[..., None, :])
+    if len(slots_S) > 1:
+        states.index_copy_(0, slots_S, state_SHKK)
+    return torch.matmul(q_SHK[..., None, :], state_SHKK).squeeze(-2)
