@@ -284,6 +284,75 @@ def test_registered_operation_is_well_formed(device):
     torch.library.opcheck(lightning_triton.op.overload, inputs)
 
 
+if torch.cuda.is_available():
+
+    def gradients_on_cuda(qkv, initial, slopes, lengths, dtype):
+        backend = "reference" if dtype == torch.float64 else "triton"
+        x = qkv.to(dtype).requires_grad_()
+        start = initial.to(torch.promote_types(dtype, torch.float32), copy=True).requires_grad_()
+        o, state = lightning_attention(x, slopes, None, start, lengths=lengths, backend=backend)
+        generator = torch.Generator(device="cuda").manual_seed(1)
+        weights = [torch.randn(y.shape, generator=generator, device="cuda").to(y.dtype) for y in (o, state)]
+        torch.autograd.backward((o, state), weights)
+        return o.detach(), state.detach(), *x.grad.chunk(3, dim=-1), start.grad
+
+    @pytest.mark.parametrize("K", [32, 64, 128])
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+    def test_hostile_lengths_and_decays(K, dtype):
+        """Ragged, with document borders everywhere and decays from 0.9 to 1e-7 a token."""
+        generator = torch.Generator().manual_seed(0)
+        lengths = [0, 1, 1, 5000, *torch.randint(0, 300, (40,), generator=generator).tolist(), 63, 64, 65, 0, 2000, 1]
+        qkv, initial = draw_inputs(lengths, H=8, K=K, dtype=dtype, device="cuda")
+        slopes = torch.logspace(math.log10(0.9), -7, 8, dtype=torch.float64, device="cuda")
+        out = gradients_on_cuda(qkv, initial, slopes, lengths, dtype)
+        ref = gradients_on_cuda(qkv, initial, slopes, lengths, torch.float64)
+        tolerances = (1e-5,) * 6 if dtype == torch.float32 else (5e-3, 5e-3, 1e-2, 1e-2, 1e-2, 1e-2)
+        for x, y, tolerance in zip(out, ref, tolerances, strict=True):
+            assert_near(x, y, tolerance)
+
+    @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 5e-3), (torch.float32, 1e-5)], ids=["bf16", "fp32"])
+    def test_a_million_tokens(dtype, tolerance):
+        """Slopes so small that a rounded decay of a chunk would drift, and the far end of 64-bit offsets."""
+        T, H, K = 1_000_000, 8, 128 if dtype == torch.bfloat16 else 32
+        generator = torch.Generator(device="cuda").manual_seed(0)
+        qkv = torch.randn(T, H, 3 * K, generator=generator, device="cuda", dtype=dtype)
+        slopes = torch.logspace(math.log10(0.9), -7, H, dtype=torch.float64, device="cuda")
+        plan = plan_blocks([T], "cuda")
+        o, state = lightning_attention(qkv, slopes, plan=plan, backend="triton")
+        for h in (0, 3, H - 1):  # by heads, for memory
+            one = slice(h, h + 1)
+            o_ref, state_ref = lightning_attention(qkv[:, one].double(), slopes[one], plan=plan, backend="reference")
+            for part in (slice(0, 1000), slice(T // 2, T // 2 + 1000), slice(T - 1000, T)):
+                assert_near(o[part, one], o_ref[part], tolerance)
+            assert_near(state[:, one], state_ref, tolerance)
+
+    def test_a_graph_replays_forward_and_backward():
+        qkv, initial = draw_inputs([300, 0, 2000], K=64, dtype=torch.bfloat16, device="cuda")
+        slopes, plan = torch.tensor(SLOPES["usual"], device="cuda"), plan_blocks([300, 0, 2000], "cuda")
+        qkv.requires_grad_()
+
+        def step():
+            qkv.grad = None
+            o, _ = lightning_attention(qkv, slopes, None, initial, plan=plan)
+            o.float().square().sum().backward()
+            return o
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                step()
+        torch.cuda.current_stream().wait_stream(stream)
+        expected, expected_grad = step().clone(), qkv.grad.clone()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            o = step()
+        o.zero_()
+        qkv.grad.zero_()
+        graph.replay()
+        assert torch.equal(o, expected) and torch.equal(qkv.grad, expected_grad)
+
+
 def test_wrong_lengths_are_refused():
     qkv, _ = draw_inputs([4])
     with pytest.raises(ValueError, match="at least 0 tokens"):
