@@ -13,7 +13,7 @@ MODEL = REPOSITORY / "mmvl" / "models" / "mmvl-tiny"
 README, CARD = REPOSITORY / "README.md", MODEL / "README.md"
 KERNELS = REPOSITORY / "kernels" / "README.md"
 KERNEL_RESULT = REPOSITORY / "kernels" / "results" / "h200.json"
-STAGES = ("text", "vision-words", "vision-language")
+STAGES = ("text", "vision-words", "vision-language", "reading")
 BEGIN, END = r"<!-- results: [^\n]*-->\n", "<!-- end of results -->"
 
 
