@@ -66,7 +66,7 @@ def kernels_table(result: dict) -> str:
             share, row["best_peer"] or "-", _milliseconds(peer["ms"]) if peer else "-",
             f"{row['times_faster']:.2f}" if row["times_faster"] else "-", _goal(row),
         )) + " |")  # fmt: skip
-    left_out = [line for status in ("wrong", "failed") for line in _left_out(result, status)]
+    left_out = [*_left_out(result, "wrong"), *_left_out(result, "failed")]
     peak = result["ceilings"]
     fp8 = f", {peak['fp8'] / 1e12:.0f} in fp8" if "fp8" in peak else ""
     lines += [

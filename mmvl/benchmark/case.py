@@ -21,6 +21,7 @@ class Contestant:
     """One implementation. `prepare(inputs)` lays them out as it wants them and is not timed; what it returns is.
 
     view: its output as the reference gives it. package: what must be installed. note: where its work differs.
+    slack: its error may be so many times the case's tolerance, for a peer that is right and rounds more often.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Contestant:
     package: str | None = None
     ours: bool = False
     gpu: bool = False  # runs on a GPU only
+    slack: float = 1.0
     note: str = ""
 
     def missing(self, device: torch.device) -> str | None:

@@ -173,11 +173,8 @@ def _transformers_layer(i):
     config = MiniMaxConfig(**_config(D, i.H, i.K).to_native_dict())
     with torch.device(i.x.device):
         layer = MiniMaxLightningAttention(config, 0)
-    kept = {name: buffer.float() for name, buffer in layer.named_buffers()}  # decays stay fp32, as when it is loaded
-    layer.to(i.x.dtype).requires_grad_(False)
+    layer.to(i.x.dtype).requires_grad_(False)  # its tables of decays too: it multiplies them with the inputs
     layer.load_state_dict(i.layer.state_dict(), strict=False)
-    for name, buffer in kept.items():
-        setattr(layer, name, buffer)
     x = i.x[None]
 
     def run():

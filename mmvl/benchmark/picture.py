@@ -3,7 +3,7 @@
 from pathlib import Path
 
 OURS, FLOOR, PEERS = "#c0392b", "black", ("#2c6fbb", "#3a9b62", "#8e6bb5", "#b8860b", "#5b6770")
-LENGTHS = {"T": "tokens", "S": "sequences", "L": "tokens"}
+LENGTHS = {"T": "tokens", "S": "sequences", "L": "tokens", "M": "keys"}
 
 
 def draw(result: dict, path: Path) -> None:

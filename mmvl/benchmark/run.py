@@ -134,7 +134,7 @@ def _try(case: Case, contestant: Contestant, stopwatch: Stopwatch, reference: tu
     try:
         inputs = make_inputs(case, row, stopwatch.device)
         error = error_of(case, contestant, inputs, reference)
-        if error > row["tolerance"]:
+        if error > contestant.slack * row["tolerance"]:
             return {"status": WRONG, "error": error, **note}
         timing, more = time_contestant(case, contestant, stopwatch, inputs, row)
     except Exception as error:  # a peer may fail in any way; it is named in the table, and the others go on
