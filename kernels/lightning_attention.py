@@ -51,12 +51,38 @@ def _default_kv(K: int, dtype: str, **_) -> tuning.Config:
     return {**wide, "num_stages": 1 if dtype == "float32" else 2}
 
 
-tuning.declare("lightning_added", default=_default(4), exact=("K",))
-tuning.declare("lightning_forward", default=_default(3), exact=("K",))
-tuning.declare("lightning_backward_q", default=_default(2), exact=("K",))
-tuning.declare("lightning_backward_kv", default=_default_kv, exact=("K",))
+def _candidates(*wide):
+    """To try at head dim 128: (width, chunk, num_warps, num_stages)."""
+
+    def candidates(K: int, dtype: str, **_) -> list[tuning.Config]:
+        if dtype == "float32":
+            return []
+        tried = wide if K == 128 else [(K, 64, warps, stages) for warps in (4, 8) for stages in (1, 2, 3)]
+        return [dict(zip(("width", "chunk", "num_warps", "num_stages"), values, strict=True)) for values in tried]
+
+    return candidates
+
+
+def _candidates_kv(K: int, dtype: str, **_) -> list[tuning.Config]:
+    tried = [] if dtype == "float32" else [(8 if K == 128 else 4, stages) for stages in (1, 2, 3)]
+    return [{"chunk": 64, "num_warps": warps, "num_stages": stages} for warps, stages in tried]
+
+
+def _declare(op: str, stages: int, *wide):
+    tuning.declare(f"lightning_{op}", default=_default(stages), exact=("K",), candidates=_candidates(*wide))
+
+
+_declare("added", 4, (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2), (128, 64, 8, 3))
+_declare("forward", 3, (64, 64, 4, 1), (64, 64, 4, 2), (128, 64, 8, 2), (128, 64, 8, 3))
+_declare("backward_q", 2, (64, 64, 4, 1), (64, 64, 4, 3), (128, 64, 8, 1), (128, 64, 8, 2))
+tuning.declare("lightning_backward_kv", default=_default_kv, exact=("K",), candidates=_candidates_kv)
 # A device's multiprocessor gets about `programs` segments of a head, none much shorter than `least` tokens.
-tuning.declare("lightning_segments", default=lambda K, **_: {"programs": 128 // K, "least": 256}, exact=("K",))
+tuning.declare(
+    "lightning_segments",
+    default=lambda K, **_: {"programs": 128 // K, "least": 256},
+    exact=("K",),
+    candidates=[{"programs": programs, "least": least} for programs in (1, 2, 4, 8) for least in (128, 256)],
+)
 
 
 @dataclass(frozen=True)

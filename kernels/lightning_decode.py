@@ -15,7 +15,18 @@ from . import tuning
 from .backend import TRITON, choose
 from .lightning_attention import HEAD_DIMS
 
-tuning.declare("lightning_decode", default={"width": 32, "num_warps": 4}, exact=("K",))
+
+def _default(S: int, H: int, **_) -> tuning.Config:
+    """Narrow parts of a state while there are few, so that all multiprocessors read; wide ones keep memory busier."""
+    return {"width": 16 if S * H <= 256 else 32 if S * H <= 1024 else 64, "num_warps": 4}
+
+
+tuning.declare(
+    "lightning_decode",
+    default=_default,
+    exact=("K",),
+    candidates=[{"width": width, "num_warps": warps} for width in (16, 32, 64, 128) for warps in (2, 4, 8)],
+)
 
 
 def lightning_decode(
