@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from . import experts_tuning  # noqa: F401  (declares the launch parameters)
+from . import experts_tuning, tuning  # noqa: F401  (the first declares the launch parameters)
 from .backend import TRITON, choose
 
 FEW = 64  # tokens at which reading the weights still takes all the time
@@ -107,6 +107,8 @@ def experts(
         x_TD, weights_Tk = x_TD.contiguous(), weights_Tk.contiguous()
         inputs = (x_TD, *weights, weights_Tk)
         needs_grad = torch.is_grad_enabled() and any(a.requires_grad for a in inputs)
+        if needs_grad and backend is None and _trains_by_torch(x_TD, w1_EID, weights_Tk):
+            return _experts_reference(x_TD, *weights, weights_Tk, indices_Tk, counts_E)
         if _traced(x_TD):
             if order_P is None:
                 order_P, offsets_E1 = torch.ops.mmvl.sort_pairs(indices_Tk, w1_EID.shape[0])
@@ -117,6 +119,12 @@ def experts(
             return _Experts.apply(*inputs, order_P, offsets_E1)
         return _forward(*inputs, order_P, offsets_E1, False)[0]
     return _experts_reference(x_TD, *weights, weights_Tk, indices_Tk, counts_E)
+
+
+def _trains_by_torch(x, w1, weights) -> bool:
+    (E, I, D), dtype = w1.shape, str(x.dtype)[6:]
+    chosen = tuning.config("experts_training", P=weights.numel(), E=E, I=I, D=D, dtype=dtype)["grouped_mm"]
+    return bool(chosen) and _has_grouped_mm(x, w1)
 
 
 def _traced(x: torch.Tensor) -> bool:

@@ -297,7 +297,8 @@ def route(x, gate, logits, top_k):
     balance = torch.empty((), dtype=torch.float32, device=device)
     EP = _padded(E)
     alone = T <= 64
-    BT = max(16, triton.next_power_of_2(T)) if alone else max(16, min(128, 4096 // EP))
+    # few tokens a program where there are few, so that all processors take part in reading x
+    BT = max(16, triton.next_power_of_2(T if alone else min(128, 4096 // EP, T // 128)))
     blocks, programs = _span(T, BT)
     order = torch.empty(T * top_k, dtype=torch.int32, device=device)
     offsets = torch.empty(E + 1, dtype=torch.int32, device=device)

@@ -16,11 +16,16 @@ def _rows(P, E):
     return 64 if P <= 64 * E else 128
 
 
+def _training(P, E, I, D, dtype):
+    """Whether torch's grouped products train faster: 60 ms against 77 at I = 9216 and P = 32,768 on an H200."""
+    return {"grouped_mm": int(min(I, D) >= 512 and dtype == "bfloat16")}
+
+
 def _up(P, E, I, D, dtype):
     if dtype == "float32":
         return {"BM": 64, "BN": 32, "BK": 32, "GROUP": 8, "num_warps": 4, "num_stages": 2}
     if I < 512:
-        return {"BM": _rows(P, E), "BN": 32, "BK": 64, "GROUP": 8, "num_warps": 4, "num_stages": 3}
+        return {"BM": _rows(P, E), "BN": 32, "BK": 64, "GROUP": 8, "num_warps": 4, "num_stages": 2}
     return {"BM": _rows(P, E), "BN": 64, "BK": 64, "GROUP": 8, "num_warps": 4, "num_stages": 4}
 
 
@@ -28,7 +33,7 @@ def _down(P, E, I, D, dtype):
     if dtype == "float32":
         return {"BM": 64, "BN": 64, "BK": 32, "GROUP": 8, "num_warps": 4, "num_stages": 2}
     if I < 512:
-        return {"BM": _rows(P, E), "BN": 128, "BK": 32, "GROUP": 8, "num_warps": 4, "num_stages": 3}
+        return {"BM": _rows(P, E), "BN": 128, "BK": 32, "GROUP": 8, "num_warps": 4, "num_stages": 4}
     return {"BM": _rows(P, E), "BN": 128, "BK": 64, "GROUP": 8, "num_warps": 4, "num_stages": 4}
 
 
@@ -36,7 +41,7 @@ def _down_backward(P, E, I, D, dtype):
     if dtype == "float32":
         return {"BM": 64, "BN": 32, "BK": 32, "GROUP": 8, "num_warps": 4, "num_stages": 2}
     if I < 512:
-        return {"BM": 128, "BN": 32, "BK": 64, "GROUP": 8, "num_warps": 4, "num_stages": 3}
+        return {"BM": 64, "BN": 32, "BK": 64, "GROUP": 8, "num_warps": 4, "num_stages": 3}
     return {"BM": 128, "BN": 128, "BK": 64, "GROUP": 8, "num_warps": 8, "num_stages": 3}
 
 
@@ -72,11 +77,19 @@ def _few(P, E, I, D, dtype, bits):
     if P > 64 * E:
         return {"BT": 128, "BN": 64, "BK": 64, "GROUP": 8, "tma": 0, "num_warps": 4, "num_stages": 3}
     # 16 columns are not wasted on experts with few tokens; a second tile of one expert finds its weights in L2
-    return {"BT": 16, "BN": 64, "BK": 128, "GROUP": 8, "tma": int(I >= 512), "num_warps": 4, "num_stages": 4}
+    config = {"BT": 16, "BN": 64, "BK": 128, "GROUP": 8, "tma": int(I >= 512), "num_warps": 4, "num_stages": 4}
+    return config | {16: {}, 8: {"BK": 256, "num_stages": 3}, 4: {"num_stages": 6}}[bits]
 
 
 def _down_few(P, E, I, D, dtype, bits):
-    return {**_few(P, E, I, D, dtype, bits), "num_stages": 3, "SPLIT": 2 if P <= 8 and I >= 2048 else 1}
+    config = {**_few(P, E, I, D, dtype, bits), "SPLIT": 1}
+    if dtype == "float32" or P > 64 * E or I < 2048:
+        return config
+    if bits == 16:
+        return config | {"num_stages": 3, "SPLIT": 2 if P <= 8 else 1}
+    if bits == 8:
+        return config | {"BK": 128, "num_stages": 4, "SPLIT": 4 if P <= 32 else 2}
+    return config | ({"BN": 128, "num_stages": 4, "SPLIT": 4} if P <= 32 else {"tma": 0, "num_stages": 4})
 
 
 def _up_large(P, E, I, D, dtype):
@@ -108,6 +121,7 @@ def _beside(default, changes, **shape):
 
 
 for _op, _default, _changes in (
+    ("experts_training", _training, [{"grouped_mm": 0}, {"grouped_mm": 1}]),
     ("experts_up", _up, _PLAIN),
     ("experts_down", _down, _PLAIN),
     ("experts_down_backward", _down_backward, _PLAIN),
