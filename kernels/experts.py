@@ -2,9 +2,10 @@
 
     y_t = sum over the chosen e of weight_te * w2_e (silu(w1_e x_t) * w3_e x_t)
 Token-expert pairs are sorted by expert, and grouped matrix products do all experts without asking the device how many
-tokens each got. On CUDA that is done by Triton kernels (experts_routing_triton.py, experts_triton.py), which gather
-and apply SwiGLU and the routing weights as they go; the reference uses torch's grouped product in bf16 on CUDA, and a
-loop over the experts that were hit elsewhere.
+tokens each got. On CUDA that is done by Triton kernels, which gather and apply SwiGLU and the routing weights as they
+go: experts_routing_triton.py routes and sorts, experts_few_triton.py reads each expert once for few tokens,
+experts_large_triton.py is for many tokens and wide experts, experts_triton.py for narrow ones and the backward pass.
+The reference uses torch's grouped product in bf16 on CUDA, and a loop over the experts that were hit elsewhere.
 
 Legend: T tokens, k experts a token, P = T * k token-expert pairs, E experts, I expert width, D model width.
 """
