@@ -48,25 +48,27 @@ def kernels_table(result: dict) -> str:
         "operation",
         "shape",
         "mmvl, ms",
+        "error",
         "floor, ms",
-        "of floor",
+        "of roofline",
         "best peer",
         "its ms",
         "times as fast",
-        "goal, ms",
     )
-    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * 3 + "---|" + "---:|" * 3]
+    lines = ["| " + " | ".join([*head, "goal, ms"]) + " |", "|---|---|" + "---:|" * 4 + "---|" + "---:|" * 3]
     for row in result["results"]:
         ours = next(c for c in row["contestants"] if c["ours"])
         peer = next((c for c in row["contestants"] if c["name"] == row["best_peer"]), None)
         shape = ", ".join(f"{key} {value:,}" for key, value in row["shape"].items())
         share = f"{100 * ours['of_roofline']:.0f}%" if ours["status"] == "ok" else "-"
         lines.append("| " + " | ".join((
-            row["op"], shape, _milliseconds(row["ms"]) if row["ms"] else ours["status"], _milliseconds(row["floor_ms"]),
+            row["op"], shape, _milliseconds(row["ms"]) if row["ms"] else ours["status"],
+            f"{ours['error']:.1e}" if "error" in ours else "-", _milliseconds(row["floor_ms"]),
             share, row["best_peer"] or "-", _milliseconds(peer["ms"]) if peer else "-",
             f"{row['times_faster']:.2f}" if row["times_faster"] else "-", _goal(row),
         )) + " |")  # fmt: skip
     left_out = [*_left_out(result, "wrong"), *_left_out(result, "failed")]
+    left_out += [f"- Corrected since: {text}." for text in result.get("corrections", [])]
     peak = result["ceilings"]
     fp8 = f", {peak['fp8'] / 1e12:.0f} in fp8" if "fp8" in peak else ""
     lines += [
@@ -74,7 +76,7 @@ def kernels_table(result: dict) -> str:
         f"{result['gpu']}, driver {result['driver']}, torch {result['torch']}, triton {result['triton']}, "
         f"{result['date']}, commit {result['commit']}. Ceilings measured in the same run, which the floors come from: "
         f"{peak['bytes'] / 1e12:.2f} TB/s for a copy, {peak['bf16'] / 1e12:.0f} TFLOP/s for a matrix product in "
-        f"bf16{fp8}.", "", "```", result["command"], "```",
+        f"bf16{fp8}.", "", "```", re.sub(r"\S*/", "", result["command"]), "```",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -96,9 +98,10 @@ def _left_out(result: dict, status: str) -> list[str]:
         length = f"{row['op']} at {row['axis']} {row['shape'][row['axis']]:,}"
         for c in row["contestants"]:
             if c["status"] == status:
-                error = f" (relative error {c['error']:.1e})" if "error" in c else f" ({c['note'].split(':')[0]})"
+                error = f" ({c['error']:.1e})" if "error" in c else f" ({c['note'].split(':')[0]})"
                 where.setdefault(c["name"], []).append(length + error)
-    return [f"- {name} is {status}: {'; '.join(places)}." for name, places in where.items()]
+    why = {"wrong": "not timed where its relative error was over the tolerance", "failed": "failed"}[status]
+    return [f"- {name}: {why}: {'; '.join(places)}." for name, places in where.items()]
 
 
 def between_markers(page: str, new: str) -> str:

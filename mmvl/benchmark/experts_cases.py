@@ -88,7 +88,7 @@ def _unquantized(forward, common, grouped, wide, narrow) -> list[Case]:
             about="forward and backward: gradients of tokens and weights",
             full=[{"T": 65536, **narrow}, {"T": 16384, **wide}],
             quick=[{"T": 65536, **narrow}],
-            **common,
+            **{**common, "flops": lambda i: 3 * _flops(i)},  # two products of gradients for one of the forward pass
             reference=_training_reference,
             tolerance=GRADIENTS,
             part=lambda outputs, i: (outputs[0][i.rows], outputs[1][i.rows], *(w[i.expert] for w in outputs[2:])),
