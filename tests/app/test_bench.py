@@ -1,27 +1,34 @@
 """`mmvl bench kernels` from the command line, on the CPU with tiny shapes."""
 
 import json
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
 from PIL import Image
 
+from mmvl.app import cli
 from mmvl.app.bench import cells, milliseconds, verdict
 
 
-def mmvl(*arguments, what="kernels", **environment):
-    command = [sys.executable, "-m", "mmvl.app.cli", "bench", what, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+@pytest.fixture
+def mmvl(monkeypatch, capsys):
+    """Runs `mmvl bench ...` in this process; gives the exit code, stdout and stderr."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mmvl", "bench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code or 0, *capsys.readouterr()
+
+    return run
 
 
-def test_every_operation_runs_on_the_cpu_and_is_right(tmp_path):
+def test_every_operation_runs_on_the_cpu_and_is_right(mmvl, tmp_path):
     numbers, picture = tmp_path / "numbers.json", tmp_path / "picture.png"
-    done = mmvl("--device", "cpu", "--quick", "--json", numbers, "--picture", picture, CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 0, done.stderr
-    assert "lightning forward" in done.stdout and "measured ceilings" in " ".join(done.stdout.split())
+    code, out, err = mmvl("kernels", "--device", "cpu", "--quick", "--json", numbers, "--picture", picture)
+    assert code == 0, err
+    assert "lightning forward" in out and "measured ceilings" in " ".join(out.split())
     result = json.loads(numbers.read_text())
     for row in result["results"]:
         ours = next(c for c in row["contestants"] if c["ours"])
@@ -33,15 +40,15 @@ def test_every_operation_runs_on_the_cpu_and_is_right(tmp_path):
         assert drawn.format == "PNG"
 
 
-def test_a_small_decoder_runs_beside_transformers(tmp_path):
-    done = mmvl("--device", "cpu", "--json", tmp_path / "decoder.json", what="decoder", CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 0, done.stderr
+def test_a_small_decoder_runs_beside_transformers(mmvl, tmp_path):
+    code, out, err = mmvl("decoder", "--device", "cpu", "--json", tmp_path / "decoder.json")
+    assert code == 0, err
     result = json.loads((tmp_path / "decoder.json").read_text())
     assert "failed" not in result
     assert [(row["name"], row["tokens"]) for row in result["prefill"]] == [("mmvl", 32), ("transformers", 32)]
     assert [row["sequences"] for row in result["decode"]] == [1, 3, 1, 3]
     assert all(row["ms"] > 0 for row in result["prefill"] + result["decode"])
-    assert "decode, 3 sequences, mmvl: " in done.stdout
+    assert "decode, 3 sequences, mmvl: " in out
 
 
 @pytest.mark.parametrize(
@@ -54,10 +61,10 @@ def test_a_small_decoder_runs_beside_transformers(tmp_path):
     ]
     + ([] if torch.cuda.is_available() else [([], "no GPU is found")]),
 )
-def test_what_cannot_be_done_is_one_line(arguments, said):
-    done = mmvl(*arguments)
-    assert done.returncode == 1
-    assert said in done.stderr and done.stderr.count("\n") == 1
+def test_what_cannot_be_done_is_one_line(mmvl, arguments, said):
+    code, _, err = mmvl("kernels", *arguments)
+    assert code == 1
+    assert said in err and err.count("\n") == 1
 
 
 def test_lines_say_what_was_measured():
