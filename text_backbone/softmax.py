@@ -8,12 +8,12 @@ from torch import nn
 
 from mmvl.kernels.paged_attention import paged_attention
 from mmvl.kernels.rope import Rotary, rope, rope_into_pages
-from mmvl.kernels.softmax_attention import softmax_attention
+from mmvl.kernels.softmax_attention import LONG_SEQUENCE, softmax_attention
 
 from .config import TextConfig
 from .packed import Packed
 
-WIDE_HEAD = 64  # from here on the paged kernel is faster than torch's flash attention, even on keys that lie together
+WIDE_HEAD = 64  # from here on the paged kernel is faster than torch's flash attention on keys that lie together too
 
 
 class SoftmaxLayer(nn.Module):
@@ -50,7 +50,8 @@ class SoftmaxLayer(nn.Module):
     def _attend_in_pages(self, q_THK, k_TGK, v_TGK, packed, rotary, cache):
         k_pool_NGK, v_pool_NGK = cache.key_pools(self.pool_index)
         rope_into_pages(q_THK, k_TGK, v_TGK, rotary, k_pool_NGK, v_pool_NGK, packed.keys.pages.write_T)
-        if any(packed.starts) or self.head_dim >= WIDE_HEAD:
+        long_alone = len(packed.lengths) == 1 and packed.lengths[0] >= LONG_SEQUENCE
+        if any(packed.starts) or (self.head_dim >= WIDE_HEAD and not long_alone):
             return paged_attention(q_THK, k_pool_NGK, v_pool_NGK, packed.keys.pages, scale=self.head_dim**-0.5)
         cu, lengths = packed.cu_seqlens_S1, packed.lengths  # the new keys are all there are, and lie together
         return softmax_attention(q_THK, k_TGK, v_TGK, cu, cu, lengths, lengths, scale=self.head_dim**-0.5)

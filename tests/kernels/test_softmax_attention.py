@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmvl.kernels.softmax_attention import softmax_attention
+from mmvl.kernels.softmax_attention import LONG_SEQUENCE, softmax_attention
 
 CASES = {
     "no past": ([5, 1, 9], [5, 1, 9]),
@@ -73,3 +73,22 @@ def test_heads_that_do_not_divide_are_refused():
     q, k = torch.randn(2, 3, 8), torch.randn(2, 2, 8)
     with pytest.raises(ValueError, match="3 query heads are not a multiple of 2"):
         run(q, k, k, [2], [2], 1.0)
+
+
+if torch.cuda.is_available():
+
+    def test_a_long_sequence_alone_equals_it_beside_another(rmse_ratio):
+        L = LONG_SEQUENCE + 3
+        generator = torch.Generator("cuda").manual_seed(0)
+        q, k, v, g = (
+            torch.randn(L, heads, 64, generator=generator, device="cuda", dtype=torch.bfloat16)
+            for heads in (8, 2, 2, 8)
+        )
+        results = []
+        for others in (0, 1):
+            inputs = [torch.cat((x, x[:others])).requires_grad_() for x in (q, k, v)]
+            out = run(*inputs, [L] + [1] * others, [L] + [1] * others, 0.125)[:L]
+            out.backward(g)
+            results.append((out, *(x.grad[:L] for x in inputs)))
+        for alone, beside in zip(*results, strict=True):
+            assert rmse_ratio(alone, beside) < 1e-2
