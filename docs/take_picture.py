@@ -1,4 +1,4 @@
-"""Takes docs/chat-page.png: the chat page with mmvl-tiny, after an example and a question about the same picture.
+"""Takes docs/chat-page.png: the chat page with mmvl-tiny, after an example and a question about the same note.
 
 Needs a Chromium on the system and the extra `dev`: .venv/bin/python docs/take_picture.py
 """
@@ -12,7 +12,7 @@ from mmvl import VLM
 from mmvl.app.chat import build_page, launch
 
 TARGET = Path(__file__).with_name("chat-page.png")
-EXAMPLE, FOLLOW_UP = 0, "what color is the shape?"
+EXAMPLE, FOLLOW_UP = 4, "Who wrote the note?"
 
 
 def take_picture(model=None, target: Path = TARGET) -> None:
@@ -25,7 +25,7 @@ def take_picture(model=None, target: Path = TARGET) -> None:
     with sync_playwright() as playwright:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=chromium, args=flags)
-        tab = browser.new_page(viewport={"width": 1200, "height": 860})
+        tab = browser.new_page(viewport={"width": 1200, "height": 1150})
         tab.goto(page.local_url)
         tab.locator(f"#example-{EXAMPLE}").click(timeout=30_000)
         expect(tab.locator("#window .bot")).to_contain_text("tokens/s", timeout=120_000)
