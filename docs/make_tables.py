@@ -30,10 +30,16 @@ def table(results: list[dict], full: bool) -> str:
         for score in result["scores"]:
             if not full and score["n"] < result["scores"][0]["n"]:
                 continue
-            value, low, high = (f"{100 * score[key]:.1f}%" for key in ("value", "low", "high"))
+            value, low, high = (percent(score[key]) for key in ("value", "low", "high"))
             lines.append(f"| {result['task']} | {score['metric']} | {value} | {low} to {high} | {score['n']:,} |")
     lines += ["", "```", *(command(result) for result in results), "```"]
     return "\n".join(lines) + "\n"
+
+
+def percent(share: float) -> str:
+    """One decimal, or two where one would round an error away."""
+    text = f"{100 * share:.1f}%"
+    return f"{100 * share:.2f}%" if text in ("100.0%", "0.0%") and share not in (0, 1) else text
 
 
 def command(result: dict) -> str:
