@@ -16,16 +16,31 @@ class Strict(BaseModel):
 
 
 class SourceSpec(Strict):
-    """One source of samples: a directory of WebDataset shards, and its share of the tokens."""
+    """One source of samples: a directory of WebDataset shards, and its share of the tokens.
+
+    `start_weight` is its share at the stage's first token, if that is another one; see `DataSpec.blend_tokens`. Either
+    may be 0: a source that is phased in or out.
+    """
 
     path: Path
-    weight: float = Field(gt=0)
+    weight: float = Field(ge=0)
+    start_weight: float | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _is_used(self):
+        if not self.weight and not self.start_weight:
+            raise ValueError(f"{self.path}: a source that is never used; leave it out")
+        return self
 
 
 class DataSpec(Strict):
-    """What a training step sees."""
+    """What a training step sees.
+
+    Over the first `blend_tokens` of the stage the sources' shares go linearly from `start_weight` to `weight`.
+    """
 
     sources: list[SourceSpec] = Field(min_length=1)
+    blend_tokens: int = Field(default=0, ge=0)
     batch_tokens: int = Field(gt=0)
     batch_tiles: int = Field(ge=0)
     max_sample_tokens: int = Field(gt=0)
@@ -38,11 +53,14 @@ class DataSpec(Strict):
             raise ValueError(f"virtual_workers ({self.virtual_workers}) must be a multiple of workers ({self.workers})")
         if self.max_sample_tokens > self.batch_tokens:
             raise ValueError("max_sample_tokens must not exceed batch_tokens")
+        blends = any(s.start_weight not in (None, s.weight) for s in self.sources)
+        if blends != bool(self.blend_tokens):
+            raise ValueError("start_weight of a source and data.blend_tokens go together: give both or neither")
         return self
 
 
 class OptimizerSpec(Strict):
-    """AdamW and its learning-rate schedule: linear warm-up, constant, then a cosine to `final_lr_ratio`."""
+    """AdamW and its learning-rate schedule: linear warm-up, constant, then `decay` down to `final_lr_ratio`."""
 
     lr: float = Field(gt=0)
     lr_scale: dict[Literal["language_model", "vision_tower", "multi_modal_projector"], float] = {}
@@ -52,6 +70,38 @@ class OptimizerSpec(Strict):
     warmup_steps: int = Field(ge=0)
     decay_fraction: float = Field(ge=0, le=1)
     final_lr_ratio: float = Field(ge=0, le=1)
+    decay: Literal["cosine", "linear", "exponential"] = "cosine"
+
+    @model_validator(mode="after")
+    def _reaches_its_end(self):
+        if self.decay == "exponential" and self.decay_fraction and not self.final_lr_ratio:
+            raise ValueError("an exponential decay never reaches final_lr_ratio 0; give it a ratio above 0")
+        return self
+
+
+class ParallelSpec(Strict):
+    """How the processes share the work; what is left of their number after `sequence` is data parallel.
+
+    `expert`: processes that share the experts of a layer. `sequence`: processes that share a packed row.
+    `expert_tensor`: processes that share one expert.
+    """
+
+    expert: int = Field(default=1, ge=1)
+    sequence: int = Field(default=1, ge=1)
+    expert_tensor: int = Field(default=1, ge=1)
+
+
+class HardwareSpec(Strict):
+    """The machines that a stage is planned for; `--dry-run` and the utilisation in the log use it.
+
+    `peak_tflops`: dense bf16 of one GPU. `utilisation`: the share of it that the model's own operations are expected to
+    reach. `memory_gib`: of one GPU.
+    """
+
+    gpus: int = Field(ge=1)
+    memory_gib: float = Field(gt=0)
+    peak_tflops: float = Field(gt=0)
+    utilisation: float = Field(gt=0, le=1)
 
 
 class Budget(Strict):
@@ -68,7 +118,13 @@ Module = Literal["language_model", "vision_tower", "multi_modal_projector"]
 
 
 class TrainRecipe(Strict):
-    """A training stage of the model."""
+    """A training stage of the model.
+
+    `rope_theta` and `max_positions` change the model that the stage starts from: context extension. `vision_from` is
+    the model directory of a contrastive stage, whose vision tower replaces the model's. `checkpoint_layers`: decoder
+    layers that keep only their input and compute again in backward: none, all, or a list of their numbers. `spike`:
+    a loss above that many times the highest of late stops the run with its batch saved (None: only what is not finite).
+    """
 
     stage: Literal["train"]
     name: str = Field(pattern=r"^[a-z0-9-]+$")
@@ -76,16 +132,31 @@ class TrainRecipe(Strict):
     model_config_file: Path | None = None
     init_from: Path | None = None
     tokenizer: Path | None = None
+    vision_from: Path | None = None
+    rope_theta: float | None = Field(default=None, gt=0)
+    max_positions: int | None = Field(default=None, gt=0)
     trainable: list[Module] = Field(min_length=1)
     seed: int
     precision: Literal["bf16", "fp32"]
     zero_stage: Literal[0, 1, 2]
+    parallel: ParallelSpec = ParallelSpec()
+    checkpoint_layers: Literal["none", "all"] | list[int] = "none"
+    hardware: HardwareSpec | None = None
     balance_loss: float = Field(ge=0)
     data: DataSpec
     optimizer: OptimizerSpec
     budget: Budget
     log_every_steps: int = Field(gt=0)
     save_every_minutes: float = Field(gt=0)
+    save_every_steps: int | None = Field(default=None, gt=0)
+    keep_checkpoints: int = Field(default=1, ge=1)
+    spike: float | None = Field(default=3.0, gt=1)
+
+    def recomputes(self, layer: int) -> bool:
+        """Whether decoder layer number `layer` computes its activations again in backward."""
+        if isinstance(self.checkpoint_layers, str):
+            return self.checkpoint_layers == "all"
+        return layer in self.checkpoint_layers
 
     @model_validator(mode="after")
     def _one_origin(self):
@@ -93,7 +164,99 @@ class TrainRecipe(Strict):
             raise ValueError("give model_config_file (random weights) or init_from (weights of a stage), not both")
         if (self.model_config_file is None) != (self.tokenizer is None):
             raise ValueError("tokenizer (directory of a tokenizer stage) goes with model_config_file, and only with it")
+        if self.max_positions is not None and self.data.max_sample_tokens > self.max_positions:
+            raise ValueError("data.max_sample_tokens must not exceed max_positions")
         return self
+
+
+class PreferenceSpec(Strict):
+    """Direct preference optimisation (arXiv 2305.18290) and when to stop early.
+
+    Every `check_every_steps` the loss on the `held_out` share of the pairs is measured; the stage ends when it has not
+    fallen for `patience` checks in a row, and never later than after `max_epochs` (below 1: before all pairs are seen).
+    """
+
+    beta: float = Field(gt=0)
+    sft_weight: float = Field(ge=0)
+    held_out: float = Field(gt=0, lt=1)
+    check_every_steps: int = Field(gt=0)
+    patience: int = Field(gt=0)
+    max_epochs: float = Field(gt=0)
+
+
+class PreferenceRecipe(TrainRecipe):
+    """The stage that learns from pairs of a better and a worse answer, against the model it starts from."""
+
+    stage: Literal["preference"]
+    preference: PreferenceSpec
+
+    @model_validator(mode="after")
+    def _has_a_reference(self):
+        if self.init_from is None:
+            raise ValueError("a preference stage starts from a trained model: give init_from")
+        return self
+
+
+class TextTowerSpec(Strict):
+    """The text half of CoCa, used in this stage only: a causal encoder, and a decoder that captions."""
+
+    width: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    layers: int = Field(gt=0)
+    decoder_layers: int = Field(gt=0)
+    context: int = Field(gt=1)
+
+
+class ContrastiveSpec(Strict):
+    """CoCa's losses (arXiv 2205.01917) and pooling: weights of the two losses, width of the shared space, queries."""
+
+    embed_dim: int = Field(gt=0)
+    pooler_queries: int = Field(gt=0)
+    pooler_heads: int = Field(gt=0)
+    clip_weight: float = Field(ge=0)
+    caption_weight: float = Field(ge=0)
+    text: TextTowerSpec
+
+    @model_validator(mode="after")
+    def _learns(self):
+        if not self.clip_weight and not self.caption_weight:
+            raise ValueError("clip_weight and caption_weight are both 0: nothing would be learned")
+        return self
+
+
+class ContrastiveDataSpec(Strict):
+    """Pairs of a picture and a caption: `batch_pairs` in all of the ranks' batches together."""
+
+    sources: list[SourceSpec] = Field(min_length=1)
+    batch_pairs: int = Field(gt=1)
+    workers: int = Field(ge=0)
+
+
+class PairBudget(Strict):
+    """Where a contrastive stage ends."""
+
+    pairs: int = Field(gt=0)
+
+
+class ContrastiveRecipe(Strict):
+    """The stage that teaches the vision tower with captions, before any language model sees it."""
+
+    stage: Literal["contrastive"]
+    name: str = Field(pattern=r"^[a-z0-9-]+$")
+    out: Path
+    model_config_file: Path
+    tokenizer: Path
+    vision_from: Path | None = None
+    image_size: int = Field(gt=0)
+    seed: int
+    precision: Literal["bf16", "fp32"]
+    hardware: HardwareSpec | None = None
+    contrastive: ContrastiveSpec
+    data: ContrastiveDataSpec
+    optimizer: OptimizerSpec
+    budget: PairBudget
+    log_every_steps: int = Field(gt=0)
+    save_every_minutes: float = Field(gt=0)
 
 
 class TokenizerRecipe(Strict):
@@ -107,10 +270,11 @@ class TokenizerRecipe(Strict):
     sources: list[SourceSpec] = Field(min_length=1)
 
 
-Recipe = Annotated[TrainRecipe | TokenizerRecipe, Field(discriminator="stage")]
+AnyRecipe = TrainRecipe | PreferenceRecipe | ContrastiveRecipe | TokenizerRecipe
+STAGES = ("train", "preference", "contrastive", "tokenizer")
 
 
-def load_recipe(path: str | Path, overrides: list[str] | None = None) -> TrainRecipe | TokenizerRecipe:
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> AnyRecipe:
     """Read a recipe; `overrides` are `key=value` with dots for nesting and YAML values (`optimizer.lr=1e-3`).
 
     Raises:
@@ -129,7 +293,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> TrainRe
     for override in overrides or []:
         _override(d, override)
     try:
-        return TypeAdapter(Recipe).validate_python(d)
+        return TypeAdapter(Annotated[AnyRecipe, Field(discriminator="stage")]).validate_python(d)
     except ValidationError as e:
         raise ValueError(f"{path}: " + "; ".join(_explain(error) for error in e.errors())) from None
 
@@ -157,11 +321,12 @@ def _item(items: list, number: str, where: list[str], override: str) -> int:
 
 
 def _explain(error: dict) -> str:
-    where = ".".join(str(part) for part in error["loc"] if part not in ("train", "tokenizer") or len(error["loc"]) == 1)
+    loc = error["loc"][1:] if error["loc"][:1] and error["loc"][0] in STAGES else error["loc"]
+    where = ".".join(str(part) for part in loc)
     if error["type"] == "extra_forbidden":
         return f"unknown key {where!r} (misspelt?)"
     if error["type"] in ("union_tag_not_found", "union_tag_invalid"):
-        return "the key stage must be train or tokenizer"
+        return f"the key stage must be one of {', '.join(STAGES)}"
     if error["type"] == "missing":
         return f"missing key {where!r}"
     return f"{where or 'recipe'}: {error['msg']}"

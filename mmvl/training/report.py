@@ -23,7 +23,9 @@ class Metrics:
         """Drop the records after `step`: they belong to a run that died and is now done again."""
         if self.path.exists():
             kept = [r for r in read_metrics(self.path) if r["step"] <= step]
-            self.path.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+            beside = self.path.with_suffix(".jsonl.part")  # a kill meanwhile leaves the old file
+            beside.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+            beside.replace(self.path)
 
 
 def read_metrics(path: Path) -> list[dict]:

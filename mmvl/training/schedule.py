@@ -14,7 +14,7 @@ def progress(tokens: int, seconds: float, budget: Budget) -> float:
 
 
 def lr_factor(step: int, spent: float, spec: OptimizerSpec) -> float:
-    """Multiplier of the peak rate: linear warm-up over `warmup_steps`, constant, cosine over the last part.
+    """Multiplier of the peak rate: linear warm-up over `warmup_steps`, constant, then `decay` over the last part.
 
     Args:
         step: optimizer steps done before this one.
@@ -24,5 +24,8 @@ def lr_factor(step: int, spent: float, spec: OptimizerSpec) -> float:
     start = 1.0 - spec.decay_fraction
     if spent <= start:
         return warm
-    x = (spent - start) / spec.decay_fraction
-    return warm * (spec.final_lr_ratio + (1 - spec.final_lr_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, x))))
+    x, low = min(1.0, (spent - start) / spec.decay_fraction), spec.final_lr_ratio
+    if spec.decay == "exponential":
+        return warm * low**x
+    fallen = x if spec.decay == "linear" else 0.5 * (1 - math.cos(math.pi * x))
+    return warm * (1 - (1 - low) * fallen)

@@ -1,0 +1,162 @@
+"""From a recipe to the model that its stage trains: random weights or those of another stage, changed as it says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor
+
+from mmvl.checkpoint import load_config, load_model, read_json, read_tensors
+from mmvl.config import VLConfig
+from mmvl.model import VLModel
+from mmvl.processor import Processor
+from mmvl.training.recipe import TrainRecipe
+from mmvl.vision import names as vision_names
+from mmvl.vision.config import VisionConfig
+
+VISION = "vision_tower."
+
+
+def load_tokenizer(directory: Path):
+    """The `tokenizer.json` of a tokenizer stage.
+
+    Raises:
+        FileNotFoundError
+    """
+    from tokenizers import Tokenizer
+
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no tokenizer.json in {directory}; run the tokenizer recipe first")
+    return Tokenizer.from_file(str(path))
+
+
+def read_model_config(path: Path) -> dict:
+    """A config.json that a recipe names.
+
+    Raises:
+        FileNotFoundError
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}; the paths in a recipe count from the directory that you are in")
+    return read_json(path)
+
+
+def stage_config(recipe: TrainRecipe) -> VLConfig:
+    """The config of the model that the stage trains, RoPE base and longest sequence as the recipe says.
+
+    Raises:
+        FileNotFoundError, ValueError: no such config, a text-only model, samples longer than its positions.
+    """
+    if recipe.init_from is not None:
+        config = load_config(recipe.init_from)
+        if not isinstance(config, VLConfig):
+            raise ValueError(f"{recipe.init_from} is a text-only model; training needs the vision half as well")
+    else:
+        config = VLConfig.from_dict(read_model_config(recipe.model_config_file))
+    return extended(config, recipe)
+
+
+def extended(config: VLConfig, recipe: TrainRecipe) -> VLConfig:
+    """`config` with the recipe's RoPE base and longest sequence.
+
+    Raises:
+        ValueError: a RoPE base below the model's, or samples longer than its positions.
+    """
+    text = config.text
+    if recipe.rope_theta is not None and recipe.rope_theta < text.rope_theta:
+        raise ValueError(f"rope_theta {recipe.rope_theta:g} is below the model's {text.rope_theta:g}; it only ever rises")
+    text = replace(
+        text,
+        rope_theta=recipe.rope_theta or text.rope_theta,
+        max_position_embeddings=recipe.max_positions or text.max_position_embeddings,
+    )
+    if recipe.data.max_sample_tokens > text.max_position_embeddings:
+        raise ValueError(
+            f"data.max_sample_tokens is {recipe.data.max_sample_tokens}, the model has "
+            f"{text.max_position_embeddings} positions; raise max_positions or lower it"
+        )
+    return replace(config, text=text)
+
+
+def build_model(recipe: TrainRecipe) -> tuple[VLModel, Processor]:
+    """The model (fp32, on the CPU) and its processor: random weights from a config, or those of another stage.
+
+    The parameters of modules that the recipe does not name in `trainable` have `requires_grad` off.
+
+    Raises:
+        FileNotFoundError, ValueError: what the recipe starts from is missing or does not fit; one line that says why.
+    """
+    config = stage_config(recipe)
+    if recipe.init_from is not None:
+        model = load_model(recipe.init_from, dtype=torch.float32)
+        model.config = config
+        model.language_model.config = config.text  # the decoder reads the RoPE base from it at every step
+        processor = Processor.from_pretrained(recipe.init_from)
+    else:
+        model = VLModel(config)
+        model.init_weights(recipe.seed)
+        processor = Processor(load_tokenizer(recipe.tokenizer), model.tiling)
+    if recipe.vision_from is not None:
+        load_vision(model, recipe.vision_from)
+    text = model.config.text
+    if processor.valid_vocab_size > text.vocab_size:
+        raise ValueError(f"the tokenizer has {processor.valid_vocab_size} tokens, the model only {text.vocab_size}")
+    if processor.image_id != model.config.image_token_index:
+        raise ValueError(
+            f"the tokenizer's <image> is {processor.image_id}, config.json says {model.config.image_token_index}"
+        )
+    freeze(model, recipe.trainable)
+    return model.train(), processor
+
+
+def freeze(model: VLModel, trainable: list[str]) -> None:
+    """Let only the named modules learn; `image_newline` goes with `multi_modal_projector`."""
+    for name, p in model.named_parameters():
+        part = name.split(".")[0]
+        p.requires_grad_(("multi_modal_projector" if part == "image_newline" else part) in trainable)
+
+
+def load_vision(model: VLModel, directory: Path) -> None:
+    """Give the model the vision tower of a contrastive stage (released tensor names); other tile sizes are resampled.
+
+    Raises:
+        FileNotFoundError, ValueError: no weights there, or a ViT of another shape.
+    """
+    model.vision_tower.load_state_dict(vision_state(directory, model.config.vision))
+
+
+def vision_state(directory: Path, config: VisionConfig) -> dict[str, Tensor]:
+    """The state dict (fp32) for a `VisionTower` of `config` from a directory with released vision tensors.
+
+    Position embeddings of another tile size are resampled (bicubic, antialiased, as timm does it).
+
+    Raises:
+        FileNotFoundError, ValueError
+    """
+    released = {n: t for n, t in read_tensors(directory).items() if n.startswith(VISION)}
+    state = {n.removeprefix(VISION): t.float() for n, t in vision_names.from_released(released).items()}
+    wanted = {
+        n.removeprefix(VISION): tuple(t.shape)
+        for n, t in vision_names.from_released(
+            {
+                n: torch.empty(shape, device="meta")
+                for n, shape in vision_names.released_names(config, 1).items()
+                if n.startswith(VISION)
+            }
+        ).items()
+    }
+    positions = state.get("vit.pos_embed")
+    edge = config.image_size // config.patch_size
+    if positions is not None and positions.shape[1] != edge**2 + 1:
+        state["vit.pos_embed"] = resample_abs_pos_embed(positions, new_size=[edge, edge], num_prefix_tokens=1)
+    wrong = sorted(n for n in wanted.keys() | state.keys() if n not in state or wanted.get(n) != tuple(state[n].shape))
+    if wrong:
+        raise ValueError(
+            f"the vision tower in {directory} is another than the model's: {len(wrong)} tensors differ, "
+            f"the first is {wrong[0]}"
+        )
+    return state
