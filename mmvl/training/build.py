@@ -68,7 +68,7 @@ def extended(config: VLConfig, recipe: TrainRecipe) -> VLConfig:
     """
     text = config.text
     if recipe.rope_theta is not None and recipe.rope_theta < text.rope_theta:
-        raise ValueError(f"rope_theta {recipe.rope_theta:g} is below the model's {text.rope_theta:g}; it only ever rises")
+        raise ValueError(f"rope_theta {recipe.rope_theta:g} is below the model's {text.rope_theta:g}; raise it")
     text = replace(
         text,
         rope_theta=recipe.rope_theta or text.rope_theta,

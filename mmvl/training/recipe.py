@@ -18,17 +18,19 @@ class Strict(BaseModel):
 class SourceSpec(Strict):
     """One source of samples: a directory of WebDataset shards, and its share of the tokens.
 
-    `start_weight` is its share at the stage's first token, if that is another one; see `DataSpec.blend_tokens`. Either
-    may be 0: a source that is phased in or out.
+    `weight_before` is its share at the stage's first token, if that is another one; see
+    `DataSpec.transition_tokens`. Either may be 0: a source that is phased in or out. `url` (http or https) is a folder
+    of shards with its manifest.json, fetched into `path` before the stage begins.
     """
 
     path: Path
+    url: str | None = None
     weight: float = Field(ge=0)
-    start_weight: float | None = Field(default=None, ge=0)
+    weight_before: float | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")
     def _is_used(self):
-        if not self.weight and not self.start_weight:
+        if not self.weight and not self.weight_before:
             raise ValueError(f"{self.path}: a source that is never used; leave it out")
         return self
 
@@ -36,11 +38,15 @@ class SourceSpec(Strict):
 class DataSpec(Strict):
     """What a training step sees.
 
-    Over the first `blend_tokens` of the stage the sources' shares go linearly from `start_weight` to `weight`.
+    Over the first `transition_tokens` of the stage the sources' shares go linearly from `weight_before` to `weight`.
+    `open_rows`: rows that the packer of a virtual worker keeps open. `stall_seconds`: a wait for data that long is
+    reported.
     """
 
     sources: list[SourceSpec] = Field(min_length=1)
-    blend_tokens: int = Field(default=0, ge=0)
+    transition_tokens: int = Field(default=0, ge=0)
+    open_rows: int = Field(default=2, ge=1)
+    stall_seconds: float = Field(default=30, gt=0)
     batch_tokens: int = Field(gt=0)
     batch_tiles: int = Field(ge=0)
     max_sample_tokens: int = Field(gt=0)
@@ -53,9 +59,9 @@ class DataSpec(Strict):
             raise ValueError(f"virtual_workers ({self.virtual_workers}) must be a multiple of workers ({self.workers})")
         if self.max_sample_tokens > self.batch_tokens:
             raise ValueError("max_sample_tokens must not exceed batch_tokens")
-        blends = any(s.start_weight not in (None, s.weight) for s in self.sources)
-        if blends != bool(self.blend_tokens):
-            raise ValueError("start_weight of a source and data.blend_tokens go together: give both or neither")
+        blends = any(s.weight_before not in (None, s.weight) for s in self.sources)
+        if blends != bool(self.transition_tokens):
+            raise ValueError("weight_before of a source and data.transition_tokens go together: give both or neither")
         return self
 
 
