@@ -39,7 +39,8 @@ class DataSpec(Strict):
     """What a training step sees.
 
     Over the first `transition_tokens` of the stage the sources' shares go linearly from `weight_before` to `weight`.
-    `open_rows`: rows that the packer of a virtual worker keeps open. `stall_seconds`: a wait for data that long is
+    `batches_per_step`: packed batches of one optimizer step over all ranks (None: one a data-parallel rank); with fewer
+    ranks than that, a rank accumulates gradients. `open_rows`: rows that the packer of a virtual worker keeps open. `stall_seconds`: a wait for data that long is
     reported.
     """
 
@@ -48,6 +49,7 @@ class DataSpec(Strict):
     open_rows: int = Field(default=2, ge=1)
     stall_seconds: float = Field(default=30, gt=0)
     batch_tokens: int = Field(gt=0)
+    batches_per_step: int | None = Field(default=None, gt=0)
     batch_tiles: int = Field(ge=0)
     max_sample_tokens: int = Field(gt=0)
     workers: int = Field(ge=0)
