@@ -13,6 +13,10 @@ from typing import Any
 from mmvl.data.order import Permutation
 
 
+class LeftOut(ValueError):
+    """Raised by an encode for a sample that is meant to be left out: neither counted nor taken for damage."""
+
+
 @dataclass(frozen=True)
 class Draw:
     """One encoded sample as the mixture hands it out. `ref` = (source, visit number): enough to fetch it again."""
@@ -32,6 +36,8 @@ class Mixture:
 
     sources: name -> anything with `len()` and `[index]` (a `ShardSource`, or a list).
     weights: name -> positive share of tokens; they need not sum to one.
+    weights_before, transition: over the first `transition` tokens of this iterator the shares go linearly from
+        weights_before to weights. A source may have weight 0 at one end: it fades in or out.
     encode: turns a sample into an item; its `num_tokens` and (if it has one) `num_tiles` are what is counted. An encode
         or a read that raises ValueError skips that sample, counted in `skipped[source]`, last reasons in `problems`.
     part: (index, count): this iterator visits every count-th sample of each source, from index on. Fix `count`
@@ -48,6 +54,8 @@ class Mixture:
         encode: Callable[[Any], Any] = lambda sample: sample,
         part: tuple[int, int] = (0, 1),
         max_bad_in_row: int = 100,
+        weights_before: Mapping[str, float] | None = None,
+        transition: float = 0,
     ):
         if set(sources) != set(weights):
             odd = sorted(set(sources) ^ set(weights))
@@ -55,7 +63,7 @@ class Mixture:
         if not sources:
             raise ValueError("mixture: no sources given")
         for name, weight in weights.items():
-            if not weight > 0:
+            if not weight > 0 and not (transition and weight == 0 and weights_before and weights_before[name] > 0):
                 raise ValueError(f"mixture: weight of '{name}' is {weight}; leave a source out instead of giving it 0")
         index, count = part
         if not 0 <= index < count:
@@ -65,6 +73,11 @@ class Mixture:
         total = sum(weights.values())
         # Sorted, so that a recipe with its sources in another order gives the same data.
         self.weights = {name: weights[name] / total for name in sorted(weights)}
+        self.transition = transition
+        before = dict(weights_before or weights)
+        if set(before) != set(weights) or not sum(before.values()) > 0 or min(before.values()) < 0 or transition < 0:
+            raise ValueError(f"mixture: weights_before must be a weight of 0 or more for every source, got {before}")
+        self.before = {name: before[name] / sum(before.values()) for name in self.weights}
         self.visits = dict.fromkeys(self.weights, 0)
         self.tokens: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
@@ -77,18 +90,36 @@ class Mixture:
 
     def next_source(self) -> str:
         """Name of the source whose tokens so far are the smallest multiple of its weight; ties go by name."""
-        return min(self.weights, key=lambda name: self.tokens[name] / self.weights[name])
+        weights = self.mean_weights() if self.transition else self.weights
+        wanted = [name for name in weights if weights[name] > 0]
+        return min(wanted, key=lambda name: self.tokens[name] / weights[name])
+
+    def mean_weights(self) -> dict[str, float]:
+        """The share that each source should have of all tokens so far: the mean of its share over them.
+
+        With the share going from b to w over R tokens, the mean over the first t is b + (w - b) t / 2R for t <= R,
+        and w - (w - b) R / 2t after that: so what was drawn follows the moving share, and is never made up for.
+        """
+        t, span = sum(self.tokens.values()), self.transition
+        gone = t / (2 * span) if t <= span else 1 - span / (2 * t)
+        return {name: self.before[name] + (w - self.before[name]) * gone for name, w in self.weights.items()}
 
     def draw(self) -> Draw:
         """The next sample of the neediest source."""
         name = self.next_source()
-        reason = ""
-        for _ in range(self.max_bad_in_row):
+        reason, bad, left_out = "", 0, 0
+        while bad < self.max_bad_in_row:
             ref = (name, self.visits[name])
             self.visits[name] += 1
             try:
                 draw = self.fetch(ref)
+            except LeftOut:
+                left_out += 1
+                if left_out > len(self.sources[name]):
+                    raise ValueError(f"source '{name}': every sample is left out") from None
+                continue
             except ValueError as error:
+                bad += 1
                 reason = str(error)
                 self.skipped[name] += 1
                 self.problems = [*self.problems[-9:], f"{name}: {reason}"]

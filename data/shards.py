@@ -2,9 +2,12 @@
 
 A shard is a tar. A sample is `<key>.json` and, under the same key, the files its messages name (`<key>.0.png`):
     {"source": str, "kind": "text", "text": str}
-    {"source": str, "kind": "caption" | "vqa" | "conversation", "meta": {...}, "messages": [
-        {"role": "user", "content": [{"type": "image", "file": "0.png"}, {"type": "text", "text": "..."}]},
-        {"role": "assistant", "content": [{"type": "text", "text": "..."}]}]}
+    {"source": str, "kind": "interleaved", "content": [PART, ...]}
+    {"source": str, "kind": "caption" | "vqa" | "conversation", "messages": [
+        {"role": "user", "content": [PART, ...]}, {"role": "assistant", "content": [PART, ...]}, ...]}
+    {"source": str, "kind": "preference", "messages": [..., the last one the user's],
+        "chosen": [PART, ...], "rejected": [PART, ...]}
+where PART is {"type": "image", "file": "0.png"} or {"type": "text", "text": "..."}, and "meta" may hold anything.
 Plain `webdataset` reads these shards too. It is not what reads them here, because with every one of its handlers a tar
 that was cut short ends silently, its last sample without some of its files; here damage is named and counted.
 """
@@ -23,7 +26,7 @@ from webdataset.tariterators import base_plus_ext
 
 from mmvl.data.tar import TarDamage, members
 
-KINDS = ("text", "caption", "vqa", "conversation")
+KINDS = ("text", "caption", "interleaved", "vqa", "conversation", "preference")
 
 
 class SampleError(ValueError):
@@ -224,21 +227,47 @@ def _check(record: dict, members: dict[str, bytes], where: str) -> None:
         if not isinstance(record.get("text"), str) or not record["text"]:
             raise SampleError(f"{where}: kind 'text' without text")
         return
+    if record["kind"] == "interleaved":
+        _check_parts(record.get("content"), members, where, "the content")
+        return
     messages = record.get("messages")
     if not isinstance(messages, list) or not messages:
         raise SampleError(f"{where}: no messages")
     for message in messages:
         if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
             raise SampleError(f"{where}: a message without a known role")
-        if not isinstance(message.get("content"), list):
-            raise SampleError(f"{where}: a message whose content is not a list")
-        for part in message["content"]:
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind == "image" and isinstance(part.get("file"), str):
-                if part["file"] not in members:
-                    raise SampleError(f"{where}: file '{part['file']}' is named but missing")
-            elif kind != "text" or not isinstance(part.get("text"), str):
-                raise SampleError(f"{where}: a part that is neither image nor text")
+        _check_parts(message.get("content"), members, where, "a message")
+    if record["kind"] == "preference":
+        if messages[-1]["role"] != "user":
+            raise SampleError(f"{where}: the prompt of a preference pair must end with the user's message")
+        for name in ("chosen", "rejected"):
+            _check_parts(record.get(name), members, where, f"'{name}'")
+        if record["chosen"] == record["rejected"]:
+            raise SampleError(f"{where}: the chosen and the rejected answer are the same")
+    elif not any(message["role"] == "assistant" for message in messages):
+        raise SampleError(f"{where}: nothing that the assistant says, so nothing to learn")
+
+
+def _check_parts(parts, members: dict[str, bytes], where: str, what: str) -> None:
+    if not isinstance(parts, list) or not parts:
+        raise SampleError(f"{where}: {what} whose content is not a list of parts")
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "image" and isinstance(part.get("file"), str):
+            if part["file"] not in members:
+                raise SampleError(f"{where}: file '{part['file']}' is named but missing")
+        elif kind != "text" or not isinstance(part.get("text"), str):
+            raise SampleError(f"{where}: a part that is neither image nor text")
+
+
+def parts_of(record: dict) -> list[dict]:
+    """Every part of a checked record, in the order it is read; a text counts as one part."""
+    if record["kind"] == "text":
+        return [{"type": "text", "text": record["text"]}]
+    if record["kind"] == "interleaved":
+        return record["content"]
+    parts = [part for message in record["messages"] for part in message["content"]]
+    return parts + record["chosen"] + record["rejected"] if record["kind"] == "preference" else parts
 
 
 class ShardSource:

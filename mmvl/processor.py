@@ -24,6 +24,8 @@ from mmvl.vision.tiling import TiledImage, tile_image
 
 ROLES = ("system", "user", "assistant", "function")
 
+_MAX_CACHED = 4096
+
 # A stand-in is its number between two private-use characters, which no template writes.
 _STAND_IN = re.compile("\ue000(\\d+)\ue001")
 
@@ -69,6 +71,10 @@ class Processor:
         self._split_special = re.compile("(" + "|".join(map(re.escape, sorted(self._special_ids, key=len)[::-1])) + ")")
         self._plain = _without_added_tokens(tokenizer)
         self._template = _compile(chat_template)
+        # Layouts of conversations already seen, by shape; a template that calls for the time or chance is asked anew.
+        self._layouts: dict[tuple, list[list[str]]] = {}
+        self._short: dict[str, list[int]] = {}  # ids of short texts: headings and line breaks come again and again
+        self._pure = not re.search(r"strftime|now\(|random|lipsum|cycler", chat_template)
         self.image_id = self._id(image_token)
         self.bos_id = self._id(_text(self.tokenizer_config.get("bos_token"), BOS))
         self.eos_id = self._id(_text(self.tokenizer_config.get("eos_token"), EOS))
@@ -144,7 +150,9 @@ class Processor:
 
     def tile(self, images: Sequence) -> list[TiledImage]:
         """Paths, bytes or PIL images -> tiled images; what is tiled already passes through."""
-        return [i if isinstance(i, TiledImage) else tile_image(open_image(i), self.tiling) for i in images]
+        return [
+            i if isinstance(i, TiledImage) else tile_image(open_image(i, keep_grey=True), self.tiling) for i in images
+        ]
 
     def encode_text(self, text: str) -> list[int]:
         """Plain text -> ids; a special token's name in it is spelled out like any other text."""
@@ -169,8 +177,21 @@ class Processor:
         """
         stand_ins, images = _StandIns(), []
         prepared = [_prepared(number, message, stand_ins, images) for number, message in enumerate(messages, 1)]
+        if tools:
+            pieces = self._split(self._render(prepared, stand_ins, add_generation_prompt, tools))
+        else:
+            # Strings are hidden from the template, so conversations of one shape are laid out alike.
+            shape = (add_generation_prompt, *((m["role"], *(p["type"] for p in m["content"])) for m in prepared))
+            pieces = self._layouts.get(shape)
+            if pieces is None:
+                pieces = self._split(self._render(prepared, stand_ins, add_generation_prompt, None))
+                if self._pure and len(self._layouts) < _MAX_CACHED:
+                    self._layouts[shape] = pieces
+        return self._tokenize(pieces, stand_ins.strings, self.tile(images))
+
+    def _render(self, prepared: list[dict], stand_ins: "_StandIns", add_generation_prompt: bool, tools) -> str:
         try:
-            rendered = self._template.render(
+            return self._template.render(
                 messages=prepared,
                 tools=[stand_ins.inside(tool) for tool in tools or ()] or None,
                 add_generation_prompt=add_generation_prompt,
@@ -178,16 +199,21 @@ class Processor:
             )
         except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError) as error:
             raise ValueError(f"the chat template fails on these messages: {error}") from error
-        return self._tokenize(rendered, stand_ins.strings, self.tile(images))
+
+    def _split(self, text: str) -> list[list[str]]:
+        """Text cut at special tokens: one of these alone, or text split at stand-ins (at odd places their numbers)."""
+        pieces = self._split_special.split(text)
+        return [[piece] if piece in self._special_ids else _STAND_IN.split(piece) for piece in pieces if piece]
 
     def encode_raw(self, text: str, images: Sequence = ()) -> Prompt:
         """A prompt written out by the caller, special tokens and one `<image>` an image included -> Prompt.
 
         Do not put strangers' text into it: here special strings are special. loss_mask is False throughout.
         """
-        return self._tokenize(text, None, self.tile(images))
+        pieces = [[piece] for piece in self._split_special.split(text)]
+        return self._tokenize(pieces, [], self.tile(images))
 
-    def _tokenize(self, text: str, strings: list[tuple[str, bool]] | None, images: list[TiledImage]) -> Prompt:
+    def _tokenize(self, pieces: list[list[str]], strings: list[tuple[str, bool]], images: list[TiledImage]) -> Prompt:
         prompt = Prompt(images=images)
         seen = 0  # placeholders so far
         plain = ""  # text since the last special token or assistant's word, not yet tokenised
@@ -196,16 +222,19 @@ class Processor:
         def flush():
             nonlocal plain
             if plain:
-                prompt.append(self._plain.encode(plain, add_special_tokens=False).ids, answering)
+                ids = self._short.get(plain)
+                if ids is None:
+                    ids = self.encode_text(plain)
+                    if len(plain) <= 40 and len(self._short) < _MAX_CACHED:
+                        self._short[plain] = ids
+                prompt.append(ids, answering)
             plain = ""
 
-        for piece in self._split_special.split(text):
-            if piece not in self._special_ids:
-                if strings is None:
-                    plain += piece
-                    continue
+        for parts in pieces:
+            piece = parts[0]
+            if len(parts) > 1 or piece not in self._special_ids:
                 # odd places hold the numbers of stand-ins
-                for place, part in enumerate(_STAND_IN.split(piece)):
+                for place, part in enumerate(parts):
                     string, loss = strings[int(part)] if place % 2 else (part, False)
                     if loss != answering and (string or loss):
                         flush()
@@ -231,11 +260,11 @@ class Processor:
 
     # the compiled template cannot be pickled; it is made anew on the other side
     def __getstate__(self):
-        return {k: v for k, v in self.__dict__.items() if k != "_template"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_template", "_layouts", "_short")}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        self._template = _compile(self.chat_template)
+        self._template, self._layouts, self._short = _compile(self.chat_template), {}, {}
 
 
 class _StandIns:

@@ -23,22 +23,24 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 _EXIF_ORIENTATION = 0x0112
 
 
-def open_image(source: ImageSource, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(
+    source: ImageSource, *, name: str | None = None, max_pixels: int = MAX_PIXELS, keep_grey: bool = False
+) -> Image.Image:
     """An image from a path, the bytes of an image file, or a PIL image -> an RGB PIL image, upright.
 
     EXIF orientation is applied, transparency is laid on white, palettes are resolved, 16-bit and float grey is scaled
     to 8 bits, and of an animation the first frame is taken. The pixel limit is checked before anything is decoded.
-    name: what to call the image in errors; by default its path.
+    name: what to call the image in errors; by default its path. keep_grey: 8-bit grey stays one channel (mode L).
 
     Raises FileNotFoundError (no such file), OSError (a file that may not be read), ValueError (all else), each with
     one line.
     """
     if isinstance(source, Image.Image):
         name = name or "the image"
-        return _to_rgb(source, name, max_pixels)
+        return _to_rgb(source, name, max_pixels, keep_grey)
     if isinstance(source, bytes | bytearray | memoryview):
         name = name or f"the image of {len(source)} bytes"
-        return _decode(io.BytesIO(source), name, max_pixels)
+        return _decode(io.BytesIO(source), name, max_pixels, keep_grey)
     if not isinstance(source, str | os.PathLike):
         raise ValueError(f"an image is a path, bytes or a PIL image, not {type(source).__name__}")
     path = Path(source)
@@ -52,10 +54,10 @@ def open_image(source: ImageSource, *, name: str | None = None, max_pixels: int 
     except PermissionError:
         raise PermissionError(f"{name}: no permission to read it") from None
     with file:
-        return _decode(file, name, max_pixels)
+        return _decode(file, name, max_pixels, keep_grey)
 
 
-def _decode(file, name: str, max_pixels: int) -> Image.Image:
+def _decode(file, name: str, max_pixels: int, keep_grey: bool) -> Image.Image:
     try:
         image = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError:
@@ -66,10 +68,10 @@ def _decode(file, name: str, max_pixels: int) -> Image.Image:
         raise
     except Exception:  # a damaged header makes Pillow raise nearly anything
         raise ValueError(f"{name} is not an image that can be read ({', '.join(FORMATS)}), or is damaged") from None
-    return _to_rgb(image, name, max_pixels)
+    return _to_rgb(image, name, max_pixels, keep_grey)
 
 
-def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str, max_pixels: int, keep_grey: bool) -> Image.Image:
     width, height = image.size
     if width <= 0 or height <= 0:
         raise ValueError(f"{name} is {width} x {height} pixels: there is nothing in it")
@@ -84,7 +86,10 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     except Exception:  # as above; a truncated file is the commonest
         raise ValueError(f"{name} is truncated or damaged and cannot be decoded") from None
     try:
-        return _flatten(_upright(image))
+        upright = _upright(image)
+        if keep_grey and upright.mode == "L" and "transparency" not in upright.info:
+            return upright
+        return _flatten(upright)
     except MemoryError:
         raise
     except Exception:

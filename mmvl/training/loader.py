@@ -8,15 +8,21 @@ state of a virtual worker is a few counters.
 
 from __future__ import annotations
 
+import itertools
+import logging
+import multiprocessing
 import signal
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from mmvl.data.mixture import Mixture
+from mmvl.data.mixture import LeftOut, Mixture
 from mmvl.data.packing import Packer
-from mmvl.data.shards import Sample, ShardSource
+from mmvl.data.remote import fetch_shards
+from mmvl.data.shards import Sample, ShardSource, parts_of
 from mmvl.processor import Processor, Prompt
 from mmvl.training.batch import Batch, Example
 from mmvl.training.recipe import DataSpec
@@ -25,53 +31,114 @@ from mmvl.training.recipe import DataSpec
 def encode_sample(sample: Sample, processor: Processor) -> Prompt:
     """A sample of the shards -> token ids, tiled images and the mask of what is learned.
 
-    Text is learned whole and ends in `<end_of_document>`; of a conversation, what the assistant says.
+    Text and interleaved documents are learned whole, image tokens excepted, and end in `<end_of_document>`; of a
+    conversation (captions and questions are ones), what the assistant says.
+
+    Raises:
+        ValueError: a preference pair (`encode_pair` takes these), an image that cannot be read, a tokenizer without
+            `<end_of_document>`.
     """
-    if sample.json["kind"] == "text":
-        if processor.end_of_document_id is None:
-            raise ValueError("learning from plain text needs a tokenizer with <end_of_document>")
-        ids = processor.encode_text(sample.json["text"]) + [processor.end_of_document_id]
-        return Prompt(token_ids=ids, images=[], loss_mask=[True] * len(ids))
-    messages = [
-        {
-            "role": message["role"],
-            "content": [
-                {"type": "image", "image": sample.members[part["file"]]} if part["type"] == "image" else part
-                for part in message["content"]
-            ],
-        }
-        for message in sample.json["messages"]
-    ]
+    record = sample.json
+    if record["kind"] == "preference":
+        raise ValueError(f"sample {sample.key} is a preference pair, which only a preference stage learns from")
+    if record["kind"] in ("text", "interleaved"):
+        return _document(sample, processor)
+    messages = [{"role": m["role"], "content": _opened(m["content"], sample, processor)} for m in record["messages"]]
     return processor.encode(messages, add_generation_prompt=False)
+
+
+def encode_pair(sample: Sample, processor: Processor) -> tuple[Prompt, Prompt]:
+    """A preference sample -> the prompt with the chosen answer, and with the rejected one.
+
+    Learned is the last answer alone, its end included. Images of the prompt are tiled once.
+
+    Raises:
+        ValueError: a sample of another kind, an image that cannot be read.
+    """
+    record = sample.json
+    if record["kind"] != "preference":
+        raise ValueError(f"sample {sample.key} is of kind {record['kind']}; a preference stage learns from pairs")
+    shared = [{"role": m["role"], "content": _opened(m["content"], sample, processor)} for m in record["messages"]]
+    pair = []
+    for name in ("chosen", "rejected"):
+        answer = {"role": "assistant", "content": _opened(record[name], sample, processor)}
+        prompt = processor.encode([*shared, answer], add_generation_prompt=False)
+        turn = len(prompt.token_ids) - prompt.token_ids[::-1].index(processor.bos_id)  # where the last turn begins
+        prompt.loss_mask[:turn] = [False] * turn
+        pair.append(prompt)
+    return pair[0], pair[1]
+
+
+def _document(sample: Sample, processor: Processor) -> Prompt:
+    if processor.end_of_document_id is None:
+        raise ValueError("learning from plain text needs a tokenizer with <end_of_document>")
+    prompt = Prompt()
+    for part in _opened(parts_of(sample.json), sample, processor):
+        if part["type"] == "image":
+            prompt.images.append(part["image"])
+            prompt.append([processor.image_id] * part["image"].num_tokens, False)
+        else:
+            prompt.append(processor.encode_text(part["text"]), True)
+    prompt.append([processor.end_of_document_id], True)
+    return prompt
+
+
+def _opened(parts: list[dict], sample: Sample, processor: Processor) -> list[dict]:
+    """The parts, images tiled."""
+    return [
+        {"type": "image", "image": processor.tile([sample.members[p["file"]]])[0]} if p["type"] == "image" else p
+        for p in parts
+    ]
 
 
 @dataclass(frozen=True)
 class Encode:
-    """Sample -> Example; refuses what is longer than the recipe allows (the mixture counts it as skipped)."""
+    """Sample -> Example; refuses what is longer than the recipe allows (the mixture counts it as skipped).
+
+    pairs: the samples are preference pairs. keep: of the samples' keys ("source/key"); others are left out.
+    """
 
     processor: Processor
     max_tokens: int
+    names: Sequence[str]
+    pairs: bool = False
+    keep: Callable[[str], bool] | None = None
 
     def __call__(self, sourced: tuple[int, Sample]) -> Example:
         source, sample = sourced
-        prompt = encode_sample(sample, self.processor)
-        if len(prompt.token_ids) > self.max_tokens:
+        key = f"{self.names[source]}/{sample.key}"
+        if self.keep is not None and not self.keep(key):
+            raise LeftOut(key)
+        try:
+            if self.pairs:
+                example = Example(*self._pair(sample, source), key)
+            else:
+                example = Example(encode_sample(sample, self.processor), source, None, key)
+        except ValueError as error:
+            raise ValueError(f"sample {sample.key}: {error}") from error
+        if example.num_tokens > self.max_tokens:
             raise ValueError(
-                f"sample {sample.key} has {len(prompt.token_ids)} tokens, max_sample_tokens is {self.max_tokens}"
+                f"sample {sample.key} has {example.num_tokens} tokens, max_sample_tokens is {self.max_tokens}"
             )
-        return Example(prompt, source)
+        return example
+
+    def _pair(self, sample: Sample, source: int) -> tuple[Prompt, int, Prompt]:
+        chosen, rejected = encode_pair(sample, self.processor)
+        return chosen, source, rejected
 
 
 class _Numbered:
-    """A source whose samples carry the source's index in the recipe."""
+    """A source whose samples carry the source's index in the recipe, and which notes where it is being read."""
 
     def __init__(self, number: int, shards: ShardSource):
         self.number, self.shards = number, shards
+        self.at: Callable[[int, int], None] = lambda source, sample: None
 
     def __len__(self) -> int:
         return len(self.shards)
 
     def __getitem__(self, i: int) -> tuple[int, Sample]:
+        self.at(self.number, i)
         return self.number, self.shards[i]
 
 
@@ -94,43 +161,73 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
 
 
 class PackedBatches(IterableDataset):
-    """Endless ((batch, state of its virtual worker after it, samples skipped so far by source), virtual worker).
+    """Endless ((batch, state of its virtual worker after it, samples skipped so far by source, why), virtual worker).
 
     `turns` are the virtual workers of this rank, in order. A loader takes from its worker processes in turn, so with
     process w of n owning every n-th of them the batches come in that order, however many processes there are.
     """
 
-    def __init__(self, data: DataSpec, processor: Processor, seed: int, states: list[dict | None], turns: list[int]):
+    def __init__(
+        self,
+        data: DataSpec,
+        processor: Processor,
+        seed: int,
+        states: list[dict | None],
+        turns: list[int],
+        pairs: bool = False,
+        keep: Callable[[str], bool] | None = None,
+    ):
         self.data, self.processor, self.seed, self.states, self.turns = data, processor, seed, states, turns
-        names = source_names(data)
+        self.names = source_names(data)
+        self.encode = Encode(processor, data.max_sample_tokens, self.names, pairs, keep)
+        for spec in data.sources:
+            if spec.url:
+                fetch_shards(spec.url, spec.path)
         self.sources = {
             name: _Numbered(i, ShardSource.from_dir(spec.path))
-            for i, (name, spec) in enumerate(zip(names, data.sources, strict=True))
+            for i, (name, spec) in enumerate(zip(self.names, data.sources, strict=True))
         }
         self.problems = [p for s in self.sources.values() for p in s.shards.problems]
-        self.weights = {name: spec.weight for name, spec in zip(names, data.sources, strict=True)}
+        self.weights = {name: spec.weight for name, spec in zip(self.names, data.sources, strict=True)}
+        self.before = {
+            name: spec.weight if spec.weight_before is None else spec.weight_before
+            for name, spec in zip(self.names, data.sources, strict=True)
+        }
+        # Source and sample that each process is at, for the report of a stall; shared with the forked workers.
+        self.at = multiprocessing.RawArray("q", 2 * max(1, data.workers))
 
-    def _stream(self, virtual: int) -> Iterator[tuple[Batch, dict, dict]]:
+    def _stream(self, virtual: int) -> Iterator[tuple[Batch, dict, dict, list[str]]]:
         mixture = Mixture(
             self.sources,
             self.weights,
             self.seed,
-            encode=Encode(self.processor, self.data.max_sample_tokens),
+            encode=self.encode,
             part=(virtual, self.data.virtual_workers),
+            weights_before=self.before if self.data.transition_tokens else None,
+            # Virtual workers give batches in turn, so each sees its share of the stage's tokens.
+            transition=self.data.transition_tokens / self.data.virtual_workers,
         )
-        packer = Packer(self.data.batch_tokens, self.data.batch_tiles or None, open_rows=2)
+        packer = Packer(self.data.batch_tokens, self.data.batch_tiles or None, self.data.open_rows)
         if state := self.states[virtual]:
             mixture.load_state_dict(state["mixture"])
             packer.load_state_dict(state["packer"], mixture.fetch)
         for draw in mixture:
             if (row := packer.add(draw)) is not None:
                 batch = Batch.collate([d.item for d in row], len(self.sources), self.processor.image_id)
-                skipped = mixture.skipped + packer.too_long
-                yield batch, {"mixture": mixture.state_dict(), "packer": packer.state_dict()}, dict(skipped)
+                problems, mixture.problems = mixture.problems, []
+                state = {"mixture": mixture.state_dict(), "packer": packer.state_dict()}
+                yield batch, state, dict(mixture.skipped + packer.too_long), problems
 
     def __iter__(self):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        at = self.at
+
+        def note(source: int, sample: int) -> None:
+            at[2 * worker], at[2 * worker + 1] = source, sample
+
+        for source in self.sources.values():
+            source.at = note
         streams = [(self._stream(v), v) for v in self.turns[worker::workers]]
         while True:
             for stream, v in streams:
@@ -140,7 +237,8 @@ class PackedBatches(IterableDataset):
 class Loader:
     """Batches with the state that resumes after each: `for batch in loader`, then `loader.state`.
 
-    `skipped` counts samples that could not be used, by source; `problems` lists damage found when opening shards.
+    `skipped` counts samples that could not be used, by source; `problems` lists damage found when opening shards;
+    `take_news()` gives what has come up since. `fill` is the share of the batches' token budget that was used.
     """
 
     def __init__(
@@ -153,8 +251,13 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         pin: bool = False,
+        pairs: bool = False,
+        keep: Callable[[str], bool] | None = None,
     ):
         """`state` is what `joined` made of the ranks' states, of as many ranks as there were; None to begin.
+
+        `pairs`: the samples are preference pairs. `keep` says of a key ("source/key of the sample") whether its sample
+        is used; others are left out without being counted.
 
         Raises:
             ValueError, FileNotFoundError: shards missing or unreadable, a state of other data, or virtual workers that
@@ -173,9 +276,11 @@ class Loader:
             )
         turns = [(self._next + i) % count for i in range(count)][rank::world]
         self._mine = set(turns)
-        self._dataset = PackedBatches(data, processor, seed, self._states, turns)
+        self._dataset = PackedBatches(data, processor, seed, self._states, turns, pairs, keep)
         self.problems = self._dataset.problems
         self._skipped: dict[int, dict[str, int]] = {}
+        self._news: list[str] = []
+        self._turns = turns
         self._data = data
         self._loader = DataLoader(
             self._dataset,
@@ -188,11 +293,50 @@ class Loader:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        for (batch, state, skipped), virtual in self._loader:
+        batches = iter(self._loader)
+        for turn in itertools.cycle(range(len(self._turns))):
+            watch = threading.Timer(self._data.stall_seconds, self._stalled, (turn, self._data.stall_seconds))
+            watch.daemon = True
+            watch.start()
+            began = time.monotonic()
+            try:
+                (batch, state, skipped, problems), virtual = next(batches)
+            finally:
+                watch.cancel()
+            waited = time.monotonic() - began
+            if waited > self._data.stall_seconds:
+                self._tell(f"the batch came after {waited:.1f} s")
             self._states[virtual] = state
             self._skipped[virtual] = skipped
+            self._news += [f"skipped: {problem}" for problem in problems]
             self._next = (self._next + self._world) % self._data.virtual_workers
             yield batch
+
+    def _stalled(self, turn: int, seconds: float) -> None:
+        """Runs beside the waiting, so that a loader that never wakes up is reported too."""
+        process = turn % max(1, self._data.workers)
+        source, sample = self._dataset.at[2 * process], self._dataset.at[2 * process + 1]
+        self._tell(
+            f"no batch for {seconds:g} s: process {process} (virtual worker {self._turns[turn]}) is at sample {sample} "
+            f"of {self._dataset.names[source]}; more data.workers or faster storage may help"
+        )
+
+    def _tell(self, news: str) -> None:
+        logging.getLogger(__name__).warning("loader stalls: %s", news)
+        self._news.append(f"stall: {news}")
+
+    def take_news(self) -> list[str]:
+        """A line for every stall and for the samples skipped (the last ten a batch) since this was last called."""
+        news, self._news = self._news, []
+        return news
+
+    @property
+    def fill(self) -> float:
+        """Share of the token budget that this rank's batches have used, 0 to 1 (1 before the first); the rest would
+        be padding if batches were filled up to `batch_tokens`, which they are not."""
+        packers = [state["packer"] for v, state in enumerate(self._states) if state and v in self._mine]
+        rows = sum(p["rows_closed"] for p in packers)
+        return sum(p["tokens_packed"] for p in packers) / (rows * self._data.batch_tokens) if rows else 1.0
 
     @property
     def state(self) -> dict:

@@ -354,3 +354,30 @@ def test_ids():
     assert [TOKENIZER.id_to_token(i) for i in ids] == [BOS, EOS, IMAGE, END_OF_DOCUMENT]
     call = TOKENIZER.token_to_id(FUNCTION_CALL)
     assert PROCESSOR.decode([PROCESSOR.bos_id, call, *PROCESSOR.encode_text("x")]) == "x"
+
+
+def test_a_conversation_of_a_shape_seen_before_is_encoded_as_if_it_were_the_first(tiny_model_dir):
+    picture = Image.effect_noise((40, 30), 60)
+
+    def talk(question, answer):
+        content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+        return [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+
+    talks = [talk("what <image> is it?", "a circle"), talk("", ""), talk("<end_of_sentence>", "red\n"), talk("x", "y")]
+    used = Processor.from_pretrained(tiny_model_dir)
+    for _ in range(2):
+        for messages in talks:
+            for prompting in (False, True):
+                new = Processor.from_pretrained(tiny_model_dir).encode(messages, prompting)
+                seen = used.encode(messages, prompting)
+                assert (seen.token_ids, seen.loss_mask) == (new.token_ids, new.loss_mask)
+    used.encode(talks[0]).token_ids.clear()  # what is remembered is not what is given away
+    assert used.encode(talks[0]).token_ids
+
+
+def test_a_template_that_draws_lots_is_asked_every_time(tiny_model_dir):
+    processor = Processor.from_pretrained(tiny_model_dir)
+    template = "{{ range(100000) | random }}{% for m in messages %}{{ m.content[0].text }}{% endfor %}"
+    processor = Processor(processor.tokenizer, processor.tiling, template)
+    talk = [{"role": "user", "content": "a"}]
+    assert len({tuple(processor.encode(talk).token_ids) for _ in range(20)}) > 1

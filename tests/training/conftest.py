@@ -43,6 +43,39 @@ def shards(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def more_shards(tmp_path_factory):
+    """Directories `pages` (20 interleaved documents, two pictures each) and `pairs` (24 preference pairs)."""
+    root = tmp_path_factory.mktemp("more-shards")
+    rng = random.Random(1)
+
+    def picture(colour) -> bytes:
+        data = io.BytesIO()
+        Image.new("RGB", (rng.randint(10, 60), rng.randint(10, 60)), colour).save(data, "PNG")
+        return data.getvalue()
+
+    def text(words) -> dict:
+        return {"type": "text", "text": words}
+
+    with ShardWriter(root / "pages", "pages") as writer:
+        for _ in range(20):
+            parts = [text("the red "), {"type": "image", "file": "0.png"}, text(_sentence(rng, 5))]
+            record = {"source": "pages", "kind": "interleaved", "content": [*parts, {"type": "image", "file": "1.png"}]}
+            writer.write(record, {"0.png": picture("red"), "1.png": picture("blue")})
+    with ShardWriter(root / "pairs", "pairs") as writer:
+        for i in range(24):
+            image = [{"type": "image", "file": "0.png"}] if i % 2 else []
+            turns = [
+                {"role": "user", "content": [*image, text("what is there?")]},
+                {"role": "assistant", "content": [text("a shape")]},
+                {"role": "user", "content": [text("what is the shape?")]},
+            ]
+            answers = {"chosen": [text(f"a circle {i}")], "rejected": [text(_sentence(rng, 4))]}
+            record = {"source": "pairs", "kind": "preference", "messages": turns, **answers}
+            writer.write(record, {"0.png": picture("green")} if image else {})
+    return root
+
+
+@pytest.fixture(scope="session")
 def recipe_dict(shards, tiny_model_dir, tiny_tokenizer, tmp_path_factory):
     """A whole training recipe, from random weights of the tiny model's config."""
     tokenizer = tmp_path_factory.mktemp("tokenizer")
@@ -65,7 +98,7 @@ def recipe_dict(shards, tiny_model_dir, tiny_tokenizer, tmp_path_factory):
             ],
             "batch_tokens": 400,
             "batch_tiles": 40,
-            "max_sample_tokens": 300,
+            "max_sample_tokens": 256,
             "workers": 0,
             "virtual_workers": 4,
         },
@@ -89,3 +122,28 @@ def recipe_file(recipe_dict, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(json.loads(json.dumps(recipe_dict)) | {"out": str(tmp_path / "out")}))
     return path
+
+
+@pytest.fixture
+def web():
+    """web(folder) -> address of a server of that folder."""
+    import functools
+    import http.server
+    import threading
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    servers = []
+
+    def serve(folder) -> str:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()

@@ -1,13 +1,19 @@
 """The loader: what a batch holds, exact resume, and the same batches with any number of processes."""
 
 import itertools
+import logging
+import shutil
+import time
 
 import pytest
 import torch
 
 from mmvl.checkpoint import load_config
+from mmvl.data.manifest import make_manifest
+from mmvl.data.shards import ShardSource, ShardWriter
 from mmvl.processor import Processor
-from mmvl.training.loader import Loader
+from mmvl.training.batch import Batch, Example
+from mmvl.training.loader import Loader, encode_pair, encode_sample
 from mmvl.training.recipe import DataSpec
 
 
@@ -108,3 +114,138 @@ def test_another_number_of_virtual_workers_is_refused(data, processor):
     take(loader, 2)
     with pytest.raises(ValueError, match="virtual workers"):
         Loader(data.model_copy(update={"virtual_workers": 2}), processor, seed=0, state=loader.state)
+
+
+def over(data, *sources, **changes):
+    """The same data section over other sources: (directory, weight) each."""
+    specs = [data.sources[0].model_copy(update={"path": path, "weight": w}) for path, w in sources]
+    return data.model_copy(update={"sources": specs, **changes})
+
+
+def test_an_interleaved_document_is_learned_whole_but_for_its_pictures(more_shards, processor):
+    prompt = encode_sample(ShardSource.from_dir(more_shards / "pages")[0], processor)
+    assert len(prompt.images) == 2
+    assert [i == processor.image_id for i in prompt.token_ids] == [not learned for learned in prompt.loss_mask]
+    assert prompt.token_ids.count(processor.image_id) == sum(image.num_tokens for image in prompt.images)
+    words = processor.encode_text("the red ")
+    assert prompt.token_ids[: len(words)] == words and prompt.token_ids[-1] == processor.end_of_document_id
+
+
+def test_of_a_preference_pair_the_last_answer_alone_is_learned(more_shards, processor):
+    source = ShardSource.from_dir(more_shards / "pairs")
+    for number in range(4):
+        sample = source[number]
+        chosen, rejected = encode_pair(sample, processor)
+        for prompt, name in ((chosen, "chosen"), (rejected, "rejected")):
+            learned = [t for t, mask in zip(prompt.token_ids, prompt.loss_mask, strict=True) if mask]
+            assert processor.decode(learned, skip_special=False) == sample.json[name][0]["text"] + "<end_of_sentence>"
+        shared = prompt.loss_mask.index(True)
+        assert chosen.token_ids[:shared] == rejected.token_ids[:shared]
+        assert len(chosen.images) == len(rejected.images) == number % 2
+    with pytest.raises(ValueError, match="preference pair"):
+        encode_sample(source[0], processor)
+
+
+def test_pairs_lie_side_by_side_and_resume_exactly(data, more_shards, processor):
+    pairs = over(data, (more_shards / "pairs", 1.0))
+    loader = Loader(pairs, processor, seed=0, pairs=True)
+    batches = take(loader, 8)
+    source = {f"pairs/{s.key}": s for s in ShardSource.from_dir(more_shards / "pairs")}
+    for batch in batches:
+        assert batch.pairs and len(batch.lengths) == 2 * len(batch.keys) == 2 * sum(batch.samples)
+        for i, key in enumerate(batch.keys):
+            for document, name in ((2 * i, "chosen"), (2 * i + 1, "rejected")):
+                said = processor.decode(batch.targets_L[batch.document_L == document].tolist())
+                assert said == source[key].json[name][0]["text"]
+    first = Loader(pairs, processor, seed=0, pairs=True)
+    take(first, 3)
+    again = take(Loader(pairs, processor, seed=0, pairs=True, state=first.state), 5)
+    assert all(same(a, b) and a.keys == b.keys for a, b in zip(batches[3:], again, strict=True))
+
+
+def test_kinds_do_not_mix_and_what_is_not_kept_is_not_counted(data, more_shards, shards, processor):
+    with pytest.raises(ValueError, match="unusable samples in a row.*preference pair"):
+        take(Loader(over(data, (more_shards / "pairs", 1.0)), processor, seed=0), 1)
+    with pytest.raises(ValueError, match="unusable samples in a row.*learns from pairs"):
+        take(Loader(over(data, (shards / "text", 1.0)), processor, seed=0, pairs=True), 1)
+    loader = Loader(over(data, (more_shards / "pairs", 1.0)), processor, seed=0, pairs=True, keep=_even)
+    keys = {key for batch in take(loader, 12) for key in batch.keys}
+    assert len(keys) == 12 and all(map(_even, keys)) and loader.skipped == {}
+    one = Example(encode_sample(ShardSource.from_dir(shards / "text")[0], processor), 0)
+    pair = encode_pair(ShardSource.from_dir(more_shards / "pairs")[0], processor)
+    with pytest.raises(ValueError, match="not both"):
+        Batch.collate([one, Example(pair[0], 0, pair[1])], 1, processor.image_id)
+
+
+def _even(key: str) -> bool:
+    return int(key[-1]) % 2 == 0
+
+
+def test_shares_go_over_from_one_mixture_to_the_other(data, shards, processor):
+    changes = {"transition_tokens": 12_000}
+    blend = over(data, (shards / "colours", 0.0), (shards / "text", 1.0), **changes)
+    sources = [s.model_copy(update={"weight_before": w}) for s, w in zip(blend.sources, (1.0, 0.0), strict=True)]
+    blend = blend.model_copy(update={"sources": sources})
+    batches, totals = iter(Loader(blend, processor, seed=0)), torch.zeros(2)
+    while totals.sum() < 11_000:
+        batch = next(batches)
+        totals += torch.tensor(batch.text_tokens) + torch.tensor(batch.image_tokens)
+    assert abs(totals[0] / totals.sum() - (1 - 11 / 24)) < 0.06  # the mean of a line from 1 to 1/12
+    for _ in range(12):
+        batch = next(batches)
+    assert batch.samples[0] == 0  # faded out
+    first = Loader(blend, processor, seed=0)
+    take(first, 7)
+    rest = take(Loader(blend, processor, seed=0, state=first.state), 6)
+    assert all(same(a, b) for a, b in zip(take(Loader(blend, processor, seed=0), 13)[7:], rest, strict=True))
+
+
+def test_padding_of_rows_of_a_fixed_length_is_little(data, shards, processor):
+    """Three percent of 2,000 tokens are a sample's length here; eight open rows find room for nearly all."""
+    loader = Loader(data.model_copy(update={"batch_tokens": 2000, "batch_tiles": 400, "open_rows": 8}), processor, 0)
+    batches = take(loader, 40)
+    # what a virtual worker has closed is what it has given: the measure is that of the batches seen
+    assert loader.fill == pytest.approx(sum(len(b.ids_T) for b in batches) / (40 * 2000))
+    assert 1 - loader.fill < 0.03
+
+
+def test_damage_is_named_while_training_goes_on(data, shards, processor, tmp_path):
+    shutil.copytree(shards / "colours", tmp_path / "colours")
+    with ShardWriter(tmp_path / "colours", "bad") as writer:
+        picture, answer = {"type": "image", "file": "0.png"}, {"type": "text", "text": "a"}
+        turns = [{"role": "user", "content": [picture]}, {"role": "assistant", "content": [answer]}]
+        key = writer.write({"source": "bad", "kind": "caption", "messages": turns}, {"0.png": b"no picture"})
+    loader = Loader(over(data, (tmp_path / "colours", 1.0)), processor, seed=0)
+    take(loader, 12)
+    news = loader.take_news()
+    assert loader.skipped["colours"] == len(news) >= 1
+    assert key in news[0] and "not an image" in news[0]
+    assert loader.take_news() == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stall_is_reported_while_it_lasts(data, processor, workers, monkeypatch, caplog):
+    def slow(sample, processor):
+        time.sleep(0.03)
+        return encode_sample(sample, processor)
+
+    monkeypatch.setattr("mmvl.training.loader.encode_sample", slow)
+    changes = {"stall_seconds": 0.02, "workers": workers, "batch_tokens": 80, "max_sample_tokens": 60}
+    with caplog.at_level(logging.WARNING):
+        loader = Loader(data.model_copy(update=changes), processor, seed=0)
+        take(loader, 1)
+    during, after = loader.take_news()[:2]
+    assert "stall: no batch for 0.02 s: process 0 (virtual worker 0) is at sample" in during
+    assert "of colours" in during or "of text" in during
+    assert "the batch came after" in after and "loader stalls" in caplog.text
+
+
+def test_a_source_by_url_is_fetched_before_training(data, shards, processor, tmp_path, web):
+    folder = shutil.copytree(shards / "colours", tmp_path / "served" / "colours")
+    make_manifest(folder)
+    local = over(data, (shards / "colours", 1.0))
+    remote = over(data, (tmp_path / "cache" / "colours", 1.0))
+    spec = remote.sources[0].model_copy(update={"url": f"{web(tmp_path / 'served')}/colours"})
+    remote = remote.model_copy(update={"sources": [spec]})
+    assert all(same(a, b) for a, b in zip(take(Loader(local, processor, 0), 4), take(Loader(remote, processor, 0), 4),
+                                          strict=True))  # fmt: skip

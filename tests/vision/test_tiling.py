@@ -176,3 +176,11 @@ def test_refusals():
         tile_image(Image.new("RGB", (0, 10)), SMALL)
     with pytest.raises(ValueError, match="nothing"):
         token_count(10, 0, SMALL)
+
+
+@pytest.mark.parametrize("size", [(50, 40), (300, 20), (7, 90), (112, 112), (400, 250)])
+def test_grey_gives_the_tiles_of_its_rgb_copy(size):
+    grey = Image.effect_noise(size, 90)
+    assert grey.mode == "L"
+    one, three = tile_image(grey, SMALL), tile_image(grey.convert("RGB"), SMALL)
+    assert one.digest == three.digest
