@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from math import prod
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmvl.config import VLConfig
 from mmvl.json_files import read_json, write_json
 from mmvl.model import VLModel
+from mmvl.safetensors_stream import write_safetensors
 from mmvl.text_backbone import names as text_names
 from mmvl.text_backbone.config import TextConfig
 from mmvl.text_backbone.decoder import Decoder
@@ -213,33 +214,63 @@ def save_model(
     else:
         config, tensors = model.config.to_dict(), to_released(model.state_dict(), model.config)
         check_tensors(tensors, model.config, "the model in memory")
-    directory.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        name: t.detach().to("cpu", dtype or t.dtype, copy=True).contiguous() for name, t in sorted(tensors.items())
-    }
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, t in tensors.items():
-        if shards[-1] and size + t.nbytes > max_shard_bytes:
-            shards.append({})
+    layout = {name: (dtype or t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+    write_weights(directory, layout, lambda name: tensors[name].to(layout[name][0]), max_shard_bytes=max_shard_bytes)
+    write_json(directory / "config.json", config | {"torch_dtype": dtype_name(next(iter(layout.values()))[0])})
+
+
+def write_weights(
+    directory: Path,
+    layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    tensor: Callable[[str], Tensor],
+    *,
+    max_shard_bytes: int = 5 * 10**9,
+    rank: int = 0,
+    world: int = 1,
+    wait: Callable[[], None] = lambda: None,
+) -> None:
+    """Write safetensors files with their index, tensor by tensor; the same tensors give the same bytes.
+
+    Of `world` processes that call this together each writes its share of the files; `wait` returns when all are there.
+
+    Args:
+        layout: dtype and shape of every tensor. tensor: gives one by name when its turn has come.
+
+    Raises:
+        OSError: the disk is full, or cannot be written; weights that were there before are then still there.
+    """
+    shards: list[list[str]] = [[]]
+    size = total = 0
+    for name, (dtype, shape) in sorted(layout.items()):
+        nbytes = prod(shape) * dtype.itemsize
+        if shards[-1] and size + nbytes > max_shard_bytes:
+            shards.append([])
             size = 0
-        shards[-1][name] = t
-        size += t.nbytes
+        shards[-1].append(name)
+        size, total = size + nbytes, total + nbytes
     count = len(shards)
     files = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)] if count > 1 else [WEIGHTS]
     # All is written beside what is there before anything of it goes: a crash on the way loses no weights.
-    for file, shard in zip(files, shards, strict=True):
-        save_file(shard, directory / f"{file}.part", metadata={"format": "pt"})
+    directory.mkdir(parents=True, exist_ok=True)
+    for file, names in list(zip(files, shards, strict=True))[rank::world]:
+        part = directory / f"{file}.part"
+        try:
+            write_safetensors(part, {name: layout[name] for name in names}, tensor, {"format": "pt"})
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+    wait()
+    if rank:
+        return
     for old in {*directory.glob("model-*-of-*.safetensors"), directory / INDEX, directory / WEIGHTS}:
         old.unlink(missing_ok=True)
     for file in files:
         (directory / f"{file}.part").replace(directory / file)
     if count > 1:
-        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-        total = sum(t.nbytes for t in tensors.values())
+        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    write_json(directory / "config.json", config | {"torch_dtype": _dtype_name(tensors)})
 
 
-def _dtype_name(tensors: Mapping[str, Tensor]) -> str:
-    return str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+def dtype_name(dtype: torch.dtype) -> str:
+    """As config.json spells it: float32, bfloat16."""
+    return str(dtype).removeprefix("torch.")

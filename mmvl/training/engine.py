@@ -47,8 +47,10 @@ class GuardedAdamW(torch.optim.AdamW):
         return super().step(closure)
 
 
-def make_engine(objective: nn.Module, recipe: TrainRecipe):
+def make_engine(objective: nn.Module, recipe: TrainRecipe, *, accumulate: int = 1):
     """DeepSpeed's engine with settings from the recipe; torch.distributed (`Ranks`) must be up already.
+
+    `accumulate` batches of this rank make one step of the optimizer.
 
     Raises:
         ValueError: deepspeed is not installed.
@@ -63,6 +65,7 @@ def make_engine(objective: nn.Module, recipe: TrainRecipe):
     optimizer = GuardedAdamW(param_groups(objective.model, recipe), betas=recipe.optimizer.betas, eps=1e-8)
     config = {
         "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": accumulate,
         "gradient_clipping": recipe.optimizer.clip,
         "bf16": {"enabled": recipe.precision == "bf16", "check_grad_overflow": False},
         "zero_optimization": {"stage": recipe.zero_stage, "contiguous_gradients": True, "overlap_comm": False},

@@ -40,8 +40,8 @@ class DataSpec(Strict):
 
     Over the first `transition_tokens` of the stage the sources' shares go linearly from `weight_before` to `weight`.
     `batches_per_step`: packed batches of one optimizer step over all ranks (None: one a data-parallel rank); with fewer
-    ranks than that, a rank accumulates gradients. `open_rows`: rows that the packer of a virtual worker keeps open. `stall_seconds`: a wait for data that long is
-    reported.
+    ranks than that, a rank accumulates gradients. `open_rows`: rows that the packer of a virtual worker keeps open.
+    `stall_seconds`: a wait for data that long is reported.
     """
 
     sources: list[SourceSpec] = Field(min_length=1)
@@ -146,7 +146,7 @@ class TrainRecipe(Strict):
     trainable: list[Module] = Field(min_length=1)
     seed: int
     precision: Literal["bf16", "fp32"]
-    zero_stage: Literal[0, 1, 2]
+    zero_stage: Literal[1, 2]
     parallel: ParallelSpec = ParallelSpec()
     checkpoint_layers: Literal["none", "all"] | list[int] = "none"
     hardware: HardwareSpec | None = None
@@ -238,6 +238,12 @@ class ContrastiveDataSpec(Strict):
     sources: list[SourceSpec] = Field(min_length=1)
     batch_pairs: int = Field(gt=1)
     workers: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _shares_stay(self):
+        if any(s.weight_before is not None or not s.weight for s in self.sources):
+            raise ValueError("the shares of a contrastive stage's sources stay as they are: no weight_before, no 0")
+        return self
 
 
 class PairBudget(Strict):

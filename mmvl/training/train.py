@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import time
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from mmvl.checkpoint import load_model, read_json, save_model, write_json
-from mmvl.config import VLConfig
-from mmvl.model import VLModel
-from mmvl.processor import Processor
+from mmvl.checkpoint import write_json
+from mmvl.export import export
+from mmvl.training import engine_state
+from mmvl.training.batch import Batch
+from mmvl.training.build import build_model, load_tokenizer
+from mmvl.training.checkpoints import Checkpoint, Writer, complete
 from mmvl.training.engine import make_engine
+from mmvl.training.guard import BadLoss, LossGuard, save_batches
 from mmvl.training.ledger import Ledger
 from mmvl.training.loader import Loader, source_names
 from mmvl.training.objective import Objective
@@ -24,18 +25,24 @@ from mmvl.training.ranks import Ranks
 from mmvl.training.recipe import TokenizerRecipe, TrainRecipe, load_recipe
 from mmvl.training.report import METRICS, Metrics, draw_loss
 from mmvl.training.schedule import lr_factor, progress
+from mmvl.training.window import Window
 
 CHECKPOINTS = "checkpoints"
+COUNTED = ("text_tokens", "image_tokens", "samples")  # of a batch, by source: what the ledger adds up
+
+__all__ = ["Stage", "build_model", "load_tokenizer", "train"]
 
 
 def train(recipe_path: str | Path, overrides: list[str] | None = None, console: Console | None = None) -> Path:
     """Run one stage and return its directory. A stage that was interrupted goes on where its last checkpoint stands.
 
-    The directory holds `model/` (Hugging Face layout), `metrics.jsonl`, `loss.png`, `ledger.json`, `recipe.json` and
-    `checkpoints/`.
+    The directory holds `checkpoints/`, `metrics.jsonl` and `recipe.json`, and from the stage's end on `model/` (Hugging
+    Face layout), `ledger.json` and `loss.png`.
 
     Raises:
         ValueError, FileNotFoundError: the recipe, its data or its model cannot be used; one line that says why.
+        BadLoss: the loss was not finite, or jumped; the line says where the batch was kept.
+        OSError: the last checkpoint or the model could not be written.
     """
     recipe = load_recipe(recipe_path, overrides)
     console = console or Console(stderr=True)
@@ -46,85 +53,6 @@ def train(recipe_path: str | Path, overrides: list[str] | None = None, console: 
         console.print(f"tokenizer of {recipe.vocab_size} tokens in {out}")
         return out
     return Stage(recipe, console).run()
-
-
-def load_tokenizer(directory: Path):
-    """The `tokenizer.json` of a tokenizer stage.
-
-    Raises:
-        FileNotFoundError
-    """
-    from tokenizers import Tokenizer
-
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"no tokenizer.json in {directory}; run the tokenizer recipe first")
-    return Tokenizer.from_file(str(path))
-
-
-def build_model(recipe: TrainRecipe) -> tuple[VLModel, Processor]:
-    """The model (fp32, on the CPU) and its processor: random weights from a config, or those of another stage."""
-    if recipe.init_from is not None:
-        model = load_model(recipe.init_from, dtype=torch.float32)
-        if not isinstance(model, VLModel):
-            raise ValueError(f"{recipe.init_from} is a text-only model; training needs the vision half as well")
-        processor = Processor.from_pretrained(recipe.init_from)
-    else:
-        if not recipe.model_config_file.is_file():
-            raise FileNotFoundError(
-                f"no {recipe.model_config_file}; the paths in a recipe count from the directory that you are in"
-            )
-        config = read_json(recipe.model_config_file)
-        model = VLModel(VLConfig.from_dict(config))
-        model.init_weights(recipe.seed)
-        processor = Processor(load_tokenizer(recipe.tokenizer), model.tiling)
-    text = model.config.text
-    if processor.valid_vocab_size > text.vocab_size:
-        raise ValueError(f"the tokenizer has {processor.valid_vocab_size} tokens, the model only {text.vocab_size}")
-    if processor.image_id != model.config.image_token_index:
-        raise ValueError(
-            f"the tokenizer's <image> is {processor.image_id}, config.json says {model.config.image_token_index}"
-        )
-    for name, p in model.named_parameters():
-        part = name.split(".")[0]
-        p.requires_grad_(("multi_modal_projector" if part == "image_newline" else part) in recipe.trainable)
-    return model.train(), processor
-
-
-@dataclass
-class _Window:
-    """Figures summed on the device since the last log line, so that logging costs one sync."""
-
-    balance: list = field(default_factory=list)
-    busiest_expert: list = field(default_factory=list)
-    by_source: list = field(default_factory=list)
-    wait: float = 0.0
-    tokens: int = 0
-    began: float = field(default_factory=time.monotonic)
-
-    def add(self, figures: dict, tokens: int) -> None:
-        self.tokens += tokens
-        for name, value in figures.items():
-            getattr(self, name).append(value)
-
-    def record(self, names: list[str], ranks: Ranks) -> dict:
-        """Means over the window's targets of all ranks; balance, experts and waiting are the first rank's."""
-        count = len(names)
-        flat = ranks.sum(torch.stack(self.by_source).sum(0).flatten().tolist())
-        sums = [flat[i * count : (i + 1) * count] for i in range(3)]
-        seconds = time.monotonic() - self.began
-        return {
-            "loss": sum(sums[0]) / sum(sums[2]),
-            "balance": torch.stack(self.balance).mean().item(),
-            "busiest_expert": torch.stack(self.busiest_expert).max().item(),
-            "by_source": {
-                name: {"loss": sums[0][i] / sums[2][i], "accuracy": sums[1][i] / sums[2][i]}
-                for i, name in enumerate(names)
-                if sums[2][i]
-            },
-            "tokens_per_second": self.tokens / seconds,
-            "waited_for_data": self.wait / seconds,
-        }
 
 
 class Stage:
@@ -145,11 +73,17 @@ class Stage:
         model, self.processor = build_model(recipe)
         self.model = model.to(self.device)
         self.names = source_names(recipe.data)
-        self.engine = make_engine(Objective(self.model, recipe.balance_loss, len(self.names)), recipe)
+        self.batches = self._batches_a_step()
+        objective = Objective(self.model, recipe.balance_loss, len(self.names))
+        self.engine = make_engine(objective, recipe, accumulate=self.batches)
         self.metrics = Metrics(self.out)
+        self.writer = Writer(self.out / CHECKPOINTS, self.ranks, recipe.keep_checkpoints, self._warn)
         self.step, self.seconds, self.ledger, loader_state = 0, 0.0, Ledger(self.names), None
-        if (self.out / CHECKPOINTS / "latest").is_file():  # DeepSpeed writes it last: the tag of a whole checkpoint
-            loader_state = self._resume()
+        self.guard, self.window = LossGuard(recipe.spike), Window()
+        self.saved: int | None = None  # the step of the newest checkpoint
+        self._unjudged: tuple[int, float, torch.Tensor, list[Batch]] | None = None  # the last step, its loss not seen
+        if checkpoint := self.writer.latest():
+            loader_state = self._resume(checkpoint)
         elif self.ranks.first:
             (self.out / METRICS).unlink(missing_ok=True)
         self.loader = Loader(
@@ -162,46 +96,78 @@ class Stage:
             pin=self.device.type == "cuda",
         )
         for problem in self.loader.problems:
-            console.print(f"data: {problem}", style="yellow")
+            self._warn(f"data: {problem}")
         if self.ranks.first:
             write_json(self.out / "recipe.json", recipe.model_dump(mode="json"))
 
-    def _resume(self) -> dict:
-        _, state = self.engine.load_checkpoint(str(self.out / CHECKPOINTS))
-        self.step, self.seconds = state["step"], state["seconds"]
+    def _warn(self, line: str) -> None:
+        self.console.print(line, style="yellow", highlight=False, soft_wrap=True)
+
+    def _batches_a_step(self) -> int:
+        """How many batches this rank takes for one step of the optimizer."""
+        wanted, world = self.recipe.data.batches_per_step or self.ranks.world, self.ranks.world
+        if wanted % world:
+            raise ValueError(f"data.batches_per_step ({wanted}) must be a multiple of the {world} data-parallel ranks")
+        return wanted // world
+
+    def _resume(self, directory: Path) -> dict:
+        with Checkpoint(directory) as checkpoint:
+            engine_state.put(self.engine, checkpoint)
+            if checkpoint.world == self.ranks.world:
+                engine_state.set_random_states(checkpoint.extra(self.ranks.rank), self.device)
+            state = checkpoint.state
+        self.step, self.seconds, self.saved = state["step"], state["seconds"], state["step"]
         self.ledger = Ledger.from_dict(state["ledger"], self.names)
+        self.guard = LossGuard(self.recipe.spike, state["losses"])
+        self.window = Window.resumed(state["window"], self.ranks.rank, self.ranks.world, self.device)
         if self.ranks.first:
             self.metrics.truncate(self.step)
         self.console.print(f"resumed {self.recipe.name} at step {self.step}, {self.ledger.tokens:,} tokens")
         return state["loader"]
 
     def save(self) -> None:
-        """A checkpoint that resumes exactly, and the model for others to load."""
+        """Begin a checkpoint that resumes exactly; training goes on while it is written."""
+        self._judge_last()
+        self.writer.finish()
+        if self.saved == self.step:
+            return
+        skipped = Counter()
+        for of_rank in self.ranks.gather(self.loader.skipped):
+            skipped.update(of_rank)
         state = {
             "step": self.step,
             "seconds": self.seconds,
             "ledger": self.ledger.to_dict(),
+            "skipped": dict(skipped),
             "loader": Loader.joined(self.ranks.gather(self.loader.state)),
+            "losses": list(self.guard.losses),
+            "window": self.ranks.gather(self.window.state()),
+            "dtype": "bfloat16" if self.recipe.precision == "bf16" else "float32",
         }
-        skipped = Counter()
-        for of_rank in self.ranks.gather(self.loader.skipped):
-            skipped.update(of_rank)
-        tag = f"step-{self.step:09d}"
-        self.engine.save_checkpoint(str(self.out / CHECKPOINTS), tag=tag, client_state=state)
-        if self.ranks.first:
-            self._save_model(dict(skipped))
-            for old in (self.out / CHECKPOINTS).glob("step-*"):  # only now: a kill on the way leaves a whole one
-                if old.name != tag:
-                    shutil.rmtree(old)
-        self.ranks.wait()
+        pieces = engine_state.take(self.engine, self.ranks.rank, self.ranks.world)
+        extra = engine_state.random_states(self.device)
+        self.writer.begin(self.step, pieces, extra, state, self._write_settings)
+        self.saved = self.step
 
-    def _save_model(self, skipped: dict[str, int]) -> None:
-        dtype = torch.bfloat16 if self.recipe.precision == "bf16" else torch.float32
-        save_model(self.model, self.out / "model", dtype=dtype)
-        self.processor.save(self.out / "model")
-        write_json(self.out / "ledger.json", self.ledger.to_dict() | {"skipped": skipped})
-        if (self.out / METRICS).exists():
-            draw_loss({self.recipe.name: self.out / METRICS}, self.out / "loss.png")
+    def _write_settings(self, directory: Path) -> None:
+        """What a model directory has beside its weights."""
+        directory.mkdir(exist_ok=True)
+        self.processor.save(directory)
+        write_json(directory / "config.json", self.model.config.to_dict())
+
+    def _finish(self) -> None:
+        """The last checkpoint, and the model for others to load."""
+        self.save()
+        if not self.writer.finish():
+            raise OSError(f"the last checkpoint of {self.recipe.name} could not be written; make room and start again")
+        checkpoint = complete(self.out / CHECKPOINTS)[-1]
+        export(checkpoint, self.out / "model", rank=self.ranks.rank, world=self.ranks.world, wait=self.ranks.wait)
+        if self.ranks.first:
+            with Checkpoint(checkpoint) as saved:
+                write_json(self.out / "ledger.json", saved.state["ledger"] | {"skipped": saved.state["skipped"]})
+            if (self.out / METRICS).exists():
+                draw_loss({self.recipe.name: self.out / METRICS}, self.out / "loss.png")
+        self.ranks.wait()
 
     def _set_lr(self, spent: float) -> float:
         spec = self.recipe.optimizer
@@ -216,10 +182,13 @@ class Stage:
         before = {s: signal.signal(s, lambda number, _: stop.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             self._loop(stop)
+            self._finish()
+        except BadLoss:
+            self.writer.finish()  # one that was begun before is whole and good
+            raise
         finally:
             for s, handler in before.items():
                 signal.signal(s, handler)
-        self.save()
         self.console.print(
             f"{self.recipe.name}: {'interrupted' if stop else 'done'} at step {self.step}, "
             f"{self.ledger.tokens:,} tokens, {self.seconds / 60:.1f} min; model in {self.out / 'model'}"
@@ -230,38 +199,73 @@ class Stage:
 
     def _loop(self, stop: list[int]) -> None:
         recipe, ranks, count = self.recipe, self.ranks, len(self.names)
-        start, saved, window = time.monotonic() - self.seconds, time.monotonic(), _Window()
+        start, saved = time.monotonic() - self.seconds, time.monotonic()
         batches = iter(self.loader)
         while (spent := progress(self.ledger.tokens, self.seconds, recipe.budget)) < 1.0:
             lr = self._set_lr(spent)
             waiting = time.monotonic()
-            batch = next(batches)
-            window.wait += time.monotonic() - waiting
-            # One exchange a step: what the ledger counts, the targets, and the first rank's word on time and saving, so
-            # that all ranks stop and save at the same step.
+            taken = [next(batches) for _ in range(self.batches)]
+            self.window.wait += time.monotonic() - waiting
+            # One exchange a step: what the ledger counts, the targets, the loss of the step before, who has written its
+            # part of a checkpoint, the first rank's word on time and saving: so all ranks act at the same step.
             now = time.monotonic()
-            mine = [len(batch.targets_L), len(stop), *batch.text_tokens, *batch.image_tokens, *batch.samples]
-            words = [now - start, now - saved > 60 * recipe.save_every_minutes] if ranks.first else [0, 0]
-            seconds, save, targets, stopping, *counts = ranks.sum([*words, *mine])
-            loss, figures = self.engine(batch.to(self.device), int(targets), ranks.world)
-            self.engine.backward(loss)
-            self.engine.step()
+            due = now - saved > 60 * recipe.save_every_minutes
+            words = [now - start, due] if ranks.first else [0, 0]
+            kinds = [[sum(n) for n in zip(*(getattr(b, kind) for b in taken), strict=True)] for kind in COUNTED]
+            targets = sum(len(b.targets_L) for b in taken)
+            mine = [self._last_loss(), self.writer.done, len(stop), targets, *(n for kind in kinds for n in kind)]
+            seconds, save, loss_sum, written, stopping, targets, *counts = ranks.sum([*words, *mine])
+            self._judge(loss_sum)
+            if written == ranks.world:
+                self.writer.finish()
+            sums = []
+            for batch in taken:
+                loss, figures = self.engine(batch.to(self.device), int(targets), ranks.world * self.batches)
+                self.engine.backward(loss)
+                self.engine.step()
+                self.window.add(figures)
+                sums.append(figures["by_source"][0].sum())
             self.step += 1
             self.seconds = seconds
+            self._unjudged = (self.step, targets, torch.stack(sums).sum(), taken)
             counts = [int(n) for n in counts]
             self.ledger.add(counts[:count], counts[count : 2 * count], counts[2 * count :])
-            window.add(figures, sum(counts[: 2 * count]))
+            self.window.tokens += sum(counts[: 2 * count])
             if self.step % recipe.log_every_steps == 0:
-                self._log(window.record(self.names, ranks), lr, spent)
-                window = _Window()
+                self._log(lr, spent)
             if stopping:
                 stop.append(signal.SIGTERM)
                 return
-            if save:
+            if save or (recipe.save_every_steps and self.step % recipe.save_every_steps == 0):
                 self.save()
                 saved = time.monotonic()
 
-    def _log(self, record: dict, lr: float, spent: float) -> None:
+    def _last_loss(self) -> float:
+        """This rank's part of the last step's loss, summed over its targets; waits for that step's forward only."""
+        return 0.0 if self._unjudged is None else float(self._unjudged[2])
+
+    def _judge(self, loss_sum: float) -> None:
+        """Stop if the loss of the last step, summed over all ranks, is bad; all ranks call it with the same number."""
+        if self._unjudged is None:
+            return
+        step, targets, _, batches = self._unjudged
+        self._unjudged = None
+        if (problem := self.guard.judge(loss_sum / max(targets, 1))) is None:
+            return
+        directory = self.out / f"bad-step-{step:09d}"
+        save_batches(directory, self.ranks.rank, step, problem, batches)
+        self.ranks.wait()
+        raise BadLoss(
+            f"{self.recipe.name} stopped: {problem} at step {step}; `mmvl replay {directory}` looks at that step's "
+            "batches again; lower optimizer.lr, mend the data or raise spike, and the same command goes on from the "
+            "last checkpoint"
+        )
+
+    def _judge_last(self) -> None:
+        self._judge(self.ranks.sum([self._last_loss()])[0])
+
+    def _log(self, lr: float, spent: float) -> None:
+        self._judge_last()
         norm = self.engine.get_global_grad_norm()
         record = {
             "step": self.step,
@@ -270,9 +274,8 @@ class Stage:
             "lr": lr,
             "grad_norm": None if norm is None else float(norm),
             "skipped_updates": int(self.engine.basic_optimizer.skipped or 0),  # gradients were not finite
-        } | record
-        if not record["loss"] < float("inf"):
-            raise ValueError(f"the loss is {record['loss']} at step {self.step}; lower optimizer.lr and start again")
+        } | self.window.record(self.names, self.ranks)
+        self.window = Window()
         if not self.ranks.first:
             return
         self.metrics.write(record)

@@ -87,7 +87,7 @@ def test_a_save_that_fails_loses_nothing(copy, monkeypatch):
 
     before = (copy / "model.safetensors").read_bytes()
     model = load_model(copy)
-    monkeypatch.setattr("mmvl.checkpoint.save_file", full)
+    monkeypatch.setattr("mmvl.checkpoint.write_safetensors", full)
     with pytest.raises(OSError, match="no space"):
         save_model(model, copy)
     assert (copy / "model.safetensors").read_bytes() == before
