@@ -160,10 +160,18 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe; repeatable.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print what it would take: parameters, memory, steps, days.")
+    ] = False,
 ) -> None:
     """Train as a recipe says."""
     if not recipe.is_file():
         raise FileNotFoundError(f"no such recipe: {recipe}")
+    if dry_run:
+        from mmvl.training.plan import describe
+
+        print("\n".join(describe(recipe, overrides or [])))
+        return
     from mmvl.training.train import train as run
 
     run(recipe, overrides or [])

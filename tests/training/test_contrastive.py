@@ -1,0 +1,117 @@
+"""The contrastive stage: it learns, its loss over ranks is the loss of one process, and its tower is handed over."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from mmvl.checkpoint import load_model, read_tensors
+from mmvl.training.build import build_model, vision_state
+from mmvl.training.contrastive import ContrastiveStage, Pairs, plan_lines
+from mmvl.training.recipe import load_recipe
+from mmvl.training.report import read_metrics
+
+
+@pytest.fixture
+def contrastive_file(recipe_dict, shards, tmp_path):
+    d = {
+        "stage": "contrastive",
+        "name": "tiny-contrastive",
+        "out": str(tmp_path / "out"),
+        "model_config_file": recipe_dict["model_config_file"],
+        "tokenizer": recipe_dict["tokenizer"],
+        "image_size": 28,
+        "seed": 3,
+        "precision": "fp32",
+        "contrastive": {
+            "embed_dim": 16,
+            "pooler_queries": 4,
+            "pooler_heads": 2,
+            "clip_weight": 1.0,
+            "caption_weight": 2.0,
+            "text": {"width": 32, "heads": 2, "layers": 1, "decoder_layers": 1, "context": 20},
+        },
+        "data": {"sources": [{"path": str(shards / "colours"), "weight": 1.0}], "batch_pairs": 8, "workers": 0},
+        "optimizer": recipe_dict["optimizer"],
+        "budget": {"pairs": 320},
+        "log_every_steps": 4,
+        "save_every_minutes": 100,
+    }
+    path = tmp_path / "contrastive.yaml"
+    path.write_text(yaml.safe_dump(d))
+    return path
+
+
+def run(path, *overrides):
+    return ContrastiveStage(load_recipe(path, list(overrides)), Console(quiet=True)).run()
+
+
+def test_it_learns_resumes_exactly_and_hands_its_tower_over(contrastive_file, recipe_file, tmp_path):
+    same = "optimizer.decay_fraction=0"
+    whole = run(contrastive_file, same)
+    records = read_metrics(whole / "metrics.jsonl")
+    assert records[-1]["by_source"]["caption"]["loss"] < 0.5 * records[0]["by_source"]["caption"]["loss"]
+    assert records[-1]["pairs"] == 320 and (whole / "loss.png").stat().st_size > 5000
+    for pairs in (160, 320):
+        split = run(contrastive_file, same, f"budget.pairs={pairs}", f"out={tmp_path / 'split'}")
+    a, b = (read_tensors(d / "model") for d in (whole, split))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert all(name.startswith("vision_tower.vision_model.") for name in a), "released names"
+    model, _ = build_model(load_recipe(recipe_file, [f"vision_from={whole / 'model'}"]))
+    for name, tensor in vision_state(whole / "model", model.config.vision).items():
+        assert torch.equal(model.vision_tower.state_dict()[name], tensor), name
+
+
+def test_two_ranks_learn_what_one_does(contrastive_file, tmp_path):
+    """Contrastive gradients go through both ranks' features, captions count token by token: equal weights after."""
+    script = (
+        "import sys; from rich.console import Console; from mmvl.training.contrastive import ContrastiveStage; "
+        "from mmvl.training.recipe import load_recipe; "
+        "ContrastiveStage(load_recipe(sys.argv[1], sys.argv[2:]), Console(quiet=True)).run()"
+    )
+    file = tmp_path / "run.py"
+    file.write_text(script)
+    changes = ["budget.pairs=40", "optimizer.lr=1e-3"]
+    one = run(contrastive_file, *changes, f"out={tmp_path / 'one'}")
+    two = tmp_path / "two"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launch, str(file), str(contrastive_file), *changes, f"out={two}"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    a, b = (read_tensors(d / "model") for d in (one, two))
+    worst = max((a[name] - b[name]).abs().max().item() for name in a)
+    assert worst < 1e-6, worst
+
+
+def test_sources_have_their_shares_and_bad_samples_give_way(contrastive_file, shards):
+    changes = [f"data.sources=[{{path: {shards / 'colours'}, weight: 3}}]"]
+    stage = ContrastiveStage(load_recipe(contrastive_file, changes), Console(quiet=True))
+    pairs = stage.pairs
+    seen = [pairs[g] for g in range(30)]
+    assert len({tuple(p.tile_3TT.flatten().tolist()) for p in seen}) == 30, "one epoch sees every picture once"
+    assert torch.equal(pairs[17].tile_3TT, seen[17].tile_3TT) and not any(p.skipped for p in seen)
+    text_only = load_recipe(contrastive_file, [f"data.sources.0.path={shards / 'text'}"])
+    with pytest.raises(ValueError, match="20 unusable samples in a row"):
+        Pairs(text_only, pairs.processor, stage.model)[0]
+
+
+def test_a_tower_for_larger_pictures_is_resampled(contrastive_file, recipe_file, tiny_model_dir, tmp_path):
+    small = run(contrastive_file, "budget.pairs=16", "image_size=14")
+    model = load_model(tiny_model_dir, dtype=torch.float32)
+    state = vision_state(small / "model", model.config.vision)
+    assert state["vit.pos_embed"].shape == model.vision_tower.vit.pos_embed.shape
+    config = json.loads((small / "model" / "config.json").read_text())
+    assert config["vision_config"]["image_size"] == 14
+    with pytest.raises(ValueError, match="another than the model's"):
+        vision_state(small / "model", type(model.config.vision)(hidden_size=64, num_attention_heads=4, image_size=28))
+
+
+def test_the_plan_counts_on_the_meta_device(contrastive_file):
+    hardware = "hardware={gpus: 2, memory_gib: 80, peak_tflops: 100, utilisation: 0.5}"
+    lines = "\n".join(plan_lines(load_recipe(contrastive_file, [hardware])))
+    assert "2 GPUs, 4 pairs each" in lines and "320 in 40 steps of 8" in lines and "to spare" in lines
