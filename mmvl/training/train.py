@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from mmvl.checkpoint import write_json
 from mmvl.export import export
+from mmvl.model import VLModel
 from mmvl.training import engine_state
 from mmvl.training.batch import Batch
 from mmvl.training.build import build_model, load_tokenizer
@@ -22,8 +24,8 @@ from mmvl.training.ledger import Ledger
 from mmvl.training.loader import Loader, source_names
 from mmvl.training.objective import Objective
 from mmvl.training.ranks import Ranks
-from mmvl.training.recipe import TokenizerRecipe, TrainRecipe, load_recipe
-from mmvl.training.report import METRICS, Metrics, draw_loss
+from mmvl.training.recipe import ContrastiveRecipe, PreferenceRecipe, TokenizerRecipe, TrainRecipe, load_recipe
+from mmvl.training.report import METRICS, Metrics, Rates, draw_loss, progress_line
 from mmvl.training.schedule import lr_factor, progress
 from mmvl.training.window import Window
 
@@ -52,6 +54,14 @@ def train(recipe_path: str | Path, overrides: list[str] | None = None, console: 
         out = train_tokenizer(recipe)
         console.print(f"tokenizer of {recipe.vocab_size} tokens in {out}")
         return out
+    if isinstance(recipe, ContrastiveRecipe):
+        from mmvl.training.contrastive import ContrastiveStage
+
+        return ContrastiveStage(recipe, console).run()
+    if isinstance(recipe, PreferenceRecipe):
+        from mmvl.training.preference import PreferenceStage
+
+        return PreferenceStage(recipe, console).run()
     return Stage(recipe, console).run()
 
 
@@ -59,6 +69,7 @@ class Stage:
     """One training stage: its state (step, seconds, ledger) and the loop over it.
 
     Under torchrun every process holds the model and takes its share of the batches; ZeRO splits the optimizer.
+    Another kind of stage overrides `make_objective`, `make_loader` and `after_step`.
     """
 
     def __init__(self, recipe: TrainRecipe, console: Console):
@@ -74,31 +85,44 @@ class Stage:
         self.model = model.to(self.device)
         self.names = source_names(recipe.data)
         self.batches = self._batches_a_step()
-        objective = Objective(self.model, recipe.balance_loss, len(self.names))
-        self.engine = make_engine(objective, recipe, accumulate=self.batches)
-        self.metrics = Metrics(self.out)
+        self.engine = make_engine(self.make_objective(self.model), recipe, accumulate=self.batches)
+        self.metrics, self.rates = Metrics(self.out), Rates(self.model.config, recipe, self.ranks)
         self.writer = Writer(self.out / CHECKPOINTS, self.ranks, recipe.keep_checkpoints, self._warn)
         self.step, self.seconds, self.ledger, loader_state = 0, 0.0, Ledger(self.names), None
         self.guard, self.window = LossGuard(recipe.spike), Window()
+        self.skipped_before = 0  # updates left out before a resume
         self.saved: int | None = None  # the step of the newest checkpoint
         self._unjudged: tuple[int, float, torch.Tensor, list[Batch]] | None = None  # the last step, its loss not seen
         if checkpoint := self.writer.latest():
             loader_state = self._resume(checkpoint)
         elif self.ranks.first:
             (self.out / METRICS).unlink(missing_ok=True)
-        self.loader = Loader(
-            recipe.data,
-            self.processor,
-            recipe.seed,
-            loader_state,
-            rank=self.ranks.rank,
-            world=self.ranks.world,
-            pin=self.device.type == "cuda",
-        )
+        self.loader = self.make_loader(loader_state)
         for problem in self.loader.problems:
             self._warn(f"data: {problem}")
         if self.ranks.first:
             write_json(self.out / "recipe.json", recipe.model_dump(mode="json"))
+
+    def make_objective(self, model: VLModel) -> nn.Module:
+        """What the engine wraps: `model` under that name, called as `Objective` is."""
+        return Objective(model, self.recipe.balance_loss, len(self.names))
+
+    def make_loader(self, state: dict | None, **settings) -> Loader:
+        """This rank's batches, from `state` on."""
+        return Loader(
+            self.recipe.data,
+            self.processor,
+            self.recipe.seed,
+            state,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
+            pin=self.device.type == "cuda",
+            **settings,
+        )
+
+    def after_step(self) -> str | None:
+        """Called after every step; a reason to end the stage, the same on all ranks, or None."""
+        return None
 
     def _warn(self, line: str) -> None:
         self.console.print(line, style="yellow", highlight=False, soft_wrap=True)
@@ -118,7 +142,7 @@ class Stage:
             state = checkpoint.state
         self.step, self.seconds, self.saved = state["step"], state["seconds"], state["step"]
         self.ledger = Ledger.from_dict(state["ledger"], self.names)
-        self.guard = LossGuard(self.recipe.spike, state["losses"])
+        self.guard, self.skipped_before = LossGuard(self.recipe.spike, state["losses"]), state["skipped_updates"]
         self.window = Window.resumed(state["window"], self.ranks.rank, self.ranks.world, self.device)
         if self.ranks.first:
             self.metrics.truncate(self.step)
@@ -139,6 +163,7 @@ class Stage:
             "seconds": self.seconds,
             "ledger": self.ledger.to_dict(),
             "skipped": dict(skipped),
+            "skipped_updates": self._skipped_updates(),
             "loader": Loader.joined(self.ranks.gather(self.loader.state)),
             "losses": list(self.guard.losses),
             "window": self.ranks.gather(self.window.state()),
@@ -205,6 +230,8 @@ class Stage:
             lr = self._set_lr(spent)
             waiting = time.monotonic()
             taken = [next(batches) for _ in range(self.batches)]
+            for batch in taken:
+                self.rates.add(batch)
             self.window.wait += time.monotonic() - waiting
             # One exchange a step: what the ledger counts, the targets, the loss of the step before, who has written its
             # part of a checkpoint, the first rank's word on time and saving: so all ranks act at the same step.
@@ -233,6 +260,9 @@ class Stage:
             self.window.tokens += sum(counts[: 2 * count])
             if self.step % recipe.log_every_steps == 0:
                 self._log(lr, spent)
+            if reason := self.after_step():
+                self.console.print(f"{recipe.name} ends early: {reason}", highlight=False, soft_wrap=True)
+                return
             if stopping:
                 stop.append(signal.SIGTERM)
                 return
@@ -264,6 +294,10 @@ class Stage:
     def _judge_last(self) -> None:
         self._judge(self.ranks.sum([self._last_loss()])[0])
 
+    def _skipped_updates(self) -> int:
+        """Updates of a parameter group that were left out because its gradients were not finite."""
+        return self.skipped_before + int(self.engine.basic_optimizer.skipped or 0)
+
     def _log(self, lr: float, spent: float) -> None:
         self._judge_last()
         norm = self.engine.get_global_grad_norm()
@@ -273,16 +307,13 @@ class Stage:
             "seconds": round(self.seconds, 2),
             "lr": lr,
             "grad_norm": None if norm is None else float(norm),
-            "skipped_updates": int(self.engine.basic_optimizer.skipped or 0),  # gradients were not finite
+            "skipped_updates": self._skipped_updates(),
         } | self.window.record(self.names, self.ranks)
+        record["padding"] = 1 - self.loader.fill
+        for line in self.loader.take_news():
+            self._warn(line)
+        record |= self.rates.of(self.ranks, time.monotonic() - self.window.began, spent, self.seconds)
         self.window = Window()
-        if not self.ranks.first:
-            return
-        self.metrics.write(record)
-        sources = "  ".join(f"{n} {v['loss']:.3f}/{v['accuracy']:.0%}" for n, v in record["by_source"].items())
-        self.console.print(
-            f"{spent:6.1%} step {self.step} loss {record['loss']:.4f} lr {lr:.2e} "
-            f"{record['tokens_per_second']:,.0f} tok/s wait {record['waited_for_data']:.0%}  {sources}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        if self.ranks.first:
+            self.metrics.write(record)
+            self.console.print(progress_line(record, spent), highlight=False, soft_wrap=True)
