@@ -11,11 +11,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from mmvl.kernels.norm import add_rms_norm
 from mmvl.kernels.rope import Rotary
 
 from .config import LIGHTNING, TextConfig
+from .expert_parallel import ExpertLayout, global_balance, place_experts
 from .init import init_decoder
 from .lightning import LightningLayer
 from .moe import SharedMlp, SparseMoe, mix_shared
@@ -27,7 +29,7 @@ from .softmax import SoftmaxLayer
 class DecoderOutput:
     hidden_TD: torch.Tensor  # after the final norm
     balance_loss: torch.Tensor  # fp32 scalar, mean over layers; top_k when perfectly balanced
-    expert_counts_LE: torch.Tensor  # int64: token-expert pairs of each expert
+    expert_counts_LE: torch.Tensor  # int64: token-expert pairs of each expert, over all ranks if several train
 
 
 class Stream(NamedTuple):
@@ -92,6 +94,8 @@ class Decoder(nn.Module):
     def __init__(self, config: TextConfig):
         super().__init__()
         self.config = config
+        self.layout: ExpertLayout | None = None
+        self.recomputed: frozenset[int] = frozenset()  # layers that keep only their input for the backward pass
         self.model = DecoderBody(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -99,6 +103,17 @@ class Decoder(nn.Module):
     def init_weights(self, seed: int = 0) -> None:
         """Fill all weights, reproducibly from `seed`: Xavier with DeepNorm gains (see init.py)."""
         init_decoder(self, seed)
+
+    def spread(self, layout: ExpertLayout) -> None:
+        """Train over several ranks: keep this rank's part of the experts, and balance over all ranks' tokens.
+
+        Before the weights are given to an optimizer. Raises ValueError if the experts do not divide by the ranks.
+        """
+        self.layout = layout
+        for layer in self.model.layers:
+            layer.block_sparse_moe.layout = layout
+            if layout.size > 1:
+                place_experts(layer.block_sparse_moe.experts, layout)
 
     def embed(self, ids_T: torch.Tensor) -> torch.Tensor:
         """Token ids (T,) -> embeddings (T, D)."""
@@ -116,13 +131,24 @@ class Decoder(nn.Module):
             cache.check(packed)
         rotary = Rotary.of(packed.positions_T, self.config.rotary_dim, self.config.rope_theta)
         stream, balances, counts = Stream(None, x_TD), [], []
-        for layer in self.model.layers:
-            stream, balance, counts_E = layer(stream, packed, rotary, cache)
+        for number, layer in enumerate(self.model.layers):
+            if number in self.recomputed and cache is None and torch.is_grad_enabled():
+                # nothing is random, so there is no generator to wind back
+                stream, balance, counts_E = checkpoint(
+                    layer, stream, packed, rotary, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                stream, balance, counts_E = layer(stream, packed, rotary, cache)
             balances.append(balance)
             counts.append(counts_E)
         if cache is not None:
             cache.advance(packed)
         _, hidden_TD = stream.norm(self.model.norm, postnorm=True)
+        if self.layout is not None:
+            balance, counts_LE = global_balance(
+                torch.stack(balances), torch.stack(counts), packed.num_tokens, self.layout
+            )
+            return DecoderOutput(hidden_TD, balance, counts_LE)
         return DecoderOutput(hidden_TD, torch.stack(balances).mean(), torch.stack(counts))
 
     def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:

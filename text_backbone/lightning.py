@@ -14,6 +14,7 @@ from mmvl.kernels.norm import gated_rms_norm
 
 from .config import TextConfig
 from .packed import Packed
+from .sequence_parallel import lightning_over_ranks
 
 OUTPUT_NORM_EPS = 1e-6  # the released layer does not pass rms_norm_eps to its output norm
 
@@ -63,6 +64,8 @@ class LightningLayer(nn.Module):
 
     def _attend(self, qkv_TC, packed, cache):
         slopes_H = self.slopes_H(qkv_TC.device)
+        if packed.part is not None:
+            return lightning_over_ranks(qkv_TC, slopes_H, packed.part)
         if cache is None:
             return lightning_attention(qkv_TC, slopes_H, plan=packed.plan, want_state=False)[0]
         if packed.plan.one_token and not (torch.is_grad_enabled() and qkv_TC.requires_grad):

@@ -10,10 +10,11 @@ from torch import nn
 from mmvl.kernels.experts import experts, router
 
 from .config import TextConfig
+from .expert_parallel import ExpertLayout, spread_experts, summed_probabilities
 
 
 class Experts(nn.Module):
-    """The stacked weights of all experts: w1 gate and w3 up (E, I, D), w2 down (E, D, I)."""
+    """The stacked weights of all experts: w1 gate and w3 up (E, I, D), w2 down (E, D, I); or a rank's part of them."""
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -24,18 +25,26 @@ class Experts(nn.Module):
 
 
 class SparseMoe(nn.Module):
-    """Router and experts: (T, D) -> (T, D), this layer's balance loss (fp32 scalar), pairs each expert got (E,)."""
+    """Router and experts: (T, D) -> (T, D), this layer's balance loss (fp32 scalar), pairs each expert got (E,).
+
+    With a `layout`, in training over several ranks, the second is instead the router's probabilities summed over the
+    rank's tokens (E,), from which the decoder makes the balance loss of all ranks' tokens.
+    """
 
     def __init__(self, config: TextConfig):
         super().__init__()
         self.top_k = config.num_experts_per_tok
         self.gate = nn.Linear(config.hidden_size, config.num_local_experts, bias=False)
         self.experts = Experts(config)
+        self.layout: ExpertLayout | None = None
 
     def forward(self, x_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         # fp32 logits: in 16 bits close experts would tie or swap, so that a token's expert would depend on its batch
         routing = router(x_TD, self.gate.weight, self.top_k)
         e = self.experts
+        if self.layout is not None:
+            y_TD = spread_experts(x_TD, routing, e, self.layout)
+            return y_TD, summed_probabilities(x_TD, self.gate.weight), routing.counts_E
         y_TD = experts(
             x_TD, e.w1, e.w3, e.w2, routing.weights_Tk, routing.indices_Tk, routing.counts_E,
             order_P=routing.order_P, offsets_E1=routing.offsets_E1,

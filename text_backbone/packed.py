@@ -9,11 +9,15 @@ Legend: T new tokens, U tokens with keys (past and new), S sequences.
 import functools
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import torch
 
 from mmvl.kernels.lightning_attention import BlockPlan, plan_blocks
 from mmvl.kernels.paged_attention import PagePlan
+
+if TYPE_CHECKING:
+    from .sequence_parallel import PartTables
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Packed:
     slots: tuple[int, ...] | None = None  # cache slot of each sequence
     slots_S: torch.Tensor | None = None  # the same, int64 on the device
     keys: KeyIndex | None = None  # for softmax attention over a cache
+    part: "PartTables | None" = None  # of a row over several ranks in which documents are cut
 
     @property
     def num_tokens(self) -> int:

@@ -12,6 +12,7 @@ from mmvl.kernels.softmax_attention import LONG_SEQUENCE, softmax_attention
 
 from .config import TextConfig
 from .packed import Packed
+from .sequence_parallel import keys_over_ranks
 
 WIDE_HEAD = 64  # from here on the paged kernel is faster than torch's flash attention on keys that lie together too
 
@@ -41,6 +42,9 @@ class SoftmaxLayer(nn.Module):
         q_THK, k_TGK = rope(q_THK, k_TGK, rotary)
         cu_q = cu_k = packed.cu_seqlens_S1
         lengths_k = packed.lengths
+        if packed.part is not None:
+            k_TGK, v_TGK = keys_over_ranks(k_TGK, v_TGK, packed.part)
+            cu_k, lengths_k = packed.part.cu_keys_S1, packed.part.lengths_k
         if cache is not None:
             k_TGK, v_TGK = cache.extend_keys(self.pool_index, packed, k_TGK, v_TGK)
             if packed.keys.read_U is not None:
