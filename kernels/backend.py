@@ -32,12 +32,12 @@ def choose(backend: str | None, *tensors: torch.Tensor, supported: bool = True) 
 
 
 def _on_gpu(tensor: torch.Tensor) -> bool:
-    return tensor.is_cuda and tensor.dtype != torch.float64 and _capability(tensor.device) >= (8, 0)
+    return tensor.is_cuda and tensor.dtype != torch.float64 and capability(tensor.device) >= (8, 0)
 
 
 @functools.cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+def capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_devicecapability(device)
 
 
 def has_triton() -> bool:

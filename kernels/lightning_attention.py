@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from . import tuning
-from .backend import TRITON, choose
+from .backend import TRITON, capability, choose
 from .custom_op import multiprocessors
 
 MAX_BLOCK = 64
@@ -33,6 +33,7 @@ HEAD_DIMS = (32, 64, 128)  # with Triton kernels
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 SEGMENT_MULTIPLE = 128  # whole chunks, whatever their size
+LONGEST = 131072  # tokens of a segment: the matrix units add to the state with an error that grows with their number
 
 
 def _default(stages: int):
@@ -82,6 +83,18 @@ tuning.declare(
     default=lambda K, **_: {"programs": 128 // K, "least": 256},
     exact=("K",),
     candidates=[{"programs": programs, "least": least} for programs in (1, 2, 4, 8) for least in (128, 256)],
+)
+# lightning_hopper.py instead of the plain kernels. Its programs, `halves` of a segment of a head, fill a multiprocessor.
+_SPECIALIZED = {"use": 0, "width": 64, "stages": 4, "registers": 144, "halves": 1, "least": 512}
+tuning.declare(
+    "lightning_specialized",
+    default=_SPECIALIZED,
+    exact=("K",),
+    candidates=lambda K, dtype, **_: (
+        [{**_SPECIALIZED, "use": 1, "stages": stages, "halves": halves} for stages in (3, 4) for halves in (1, 2)]
+        if K == 128 and dtype == "bfloat16"
+        else []
+    ),
 )
 
 
@@ -295,21 +308,40 @@ def _by_kernels(qkv_THC, slopes_H, initial_SHKK, plan, silu, want_state):
     from . import lightning_triton
 
     T, H, C = qkv_THC.shape
-    segments = plan.segments(segment_tokens(T, H, C // 3, max(plan.lengths), plan.device))
+    qkv_THC, special = qkv_THC.contiguous(), False
+    longest = max(plan.lengths)
+    if C == 384 and T:
+        chosen = tuning.config("lightning_specialized", K=C // 3, H=H, T=T, dtype=str(qkv_THC.dtype)[6:])
+        special = bool(chosen["use"]) and _on_hopper(qkv_THC)
+    if special:
+        programs = chosen["halves"] * chosen["width"] / (C // 3)
+        tokens = _even_segments(T * H, longest, programs, chosen["least"], plan.device)
+    else:
+        tokens = segment_tokens(T, H, C // 3, longest, plan.device)
+    segments = plan.segments(tokens)
     if initial_SHKK is not None:
         initial_SHKK = initial_SHKK.contiguous()
     o_THK, state_SHKK, _ = lightning_triton.op(
-        qkv_THC.contiguous(), slopes_H, initial_SHKK, segments.table_N8, segments.tokens, segments.split_rows,
-        segments.num_added, len(plan.lengths), silu, want_state,
+        qkv_THC, slopes_H, initial_SHKK, segments.table_N8, segments.tokens, segments.split_rows,
+        segments.num_added, len(plan.lengths), silu, want_state, special,
     )  # fmt: skip
     return o_THK, state_SHKK if want_state else None
+
+
+def _on_hopper(x) -> bool:
+    """Whether lightning_hopper.py serves `x`: bf16, whole tensor maps, and a GPU with warpgroup products."""
+    return x.is_cuda and x.dtype == torch.bfloat16 and x.storage_offset() % 8 == 0 and capability(x.device)[0] == 9
 
 
 def segment_tokens(T: int, H: int, K: int, longest: int, device: torch.device) -> int:
     """How long a segment may be: so that programs fill the device, and no split where it would win little."""
     config = tuning.config("lightning_segments", T=T, H=H, K=K)
-    even = T * H / (config["programs"] * multiprocessors(device))
-    count = round(longest / max(even, config["least"]))
+    return _even_segments(T * H, longest, config["programs"], config["least"], device)
+
+
+def _even_segments(rows: int, longest: int, programs: float, least: int, device: torch.device) -> int:
+    even = rows / (programs * multiprocessors(device))
+    count = max(round(longest / max(even, least)), -(-longest // LONGEST))
     return longest if count < 2 else -(-longest // (count * SEGMENT_MULTIPLE)) * SEGMENT_MULTIPLE
 
 

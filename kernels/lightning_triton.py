@@ -97,6 +97,17 @@ def _expm1(x):
     return tl.where(x > -0.25, series, tl.exp(x) - 1.0)
 
 
+@triton.jit
+def _grow(state, a, b, slope, n, DOT: tl.constexpr):
+    """exp(-slope n) state + a b. In 16 bits in place, for the sake of registers: the matrix units round towards zero,
+    which a state that hardly decays feels after 100,000 tokens (see lightning_attention.LONGEST), so fp32 adds outside.
+    """
+    lost = state * _expm1(-slope * n.to(tl.float32))
+    if DOT == tl.bfloat16:
+        return tl.dot(a, b, state + lost)
+    return state + tl.dot(a, b, lost, input_precision="ieee")
+
+
 @triton.jit(do_not_specialize=_SCALARS)
 def _lightning_added(
     x_ptr, grad_ptr, slopes_ptr, table_ptr, added_ptr, H, seg_tokens,
@@ -129,8 +140,7 @@ def _lightning_added(
             b = b.to(DOT) if REVERSE else _silu(b, SILU, SIGMOID, DOT)
             distance = (i + 1) if REVERSE else tl.maximum(n - 1 - i, 0)
             b = (b.to(tl.float32) * tl.exp(-slope * distance.to(tl.float32))[:, None]).to(DOT)
-            grown = tl.dot(tl.trans(a), b, state * _expm1(-slope * n.to(tl.float32)), input_precision="ieee")
-            state += grown
+            state = _grow(state, tl.trans(a), b, slope, n, DOT)
         out = added_ptr + (slot * H + h) * (K * K) + ks[:, None] * K + vs[None, :]
         tl.store(out, state)
 
@@ -190,7 +200,7 @@ def _lightning_forward(
         tl.store(o_ptr + rows * (H * K) + vs[None, :], o.to(o_ptr.dtype.element_ty), mask=live)
         k_decay = tl.exp(-slope * tl.maximum(n - 1 - i, 0).to(tl.float32))
         v = (v.to(tl.float32) * k_decay[:, None]).to(DOT)
-        state += tl.dot(tl.trans(k), v, state * _expm1(-slope * n.to(tl.float32)), input_precision="ieee")
+        state = _grow(state, tl.trans(k), v, slope, n, DOT)
     if final_ptr is not None:
         if tl.load(row_ptr + _AFTER) == 0:
             sequence = tl.load(row_ptr + _SEQUENCE).to(tl.int64)
@@ -235,7 +245,7 @@ def _lightning_backward_q(
         tl.store(dx_ptr + q_offsets, _silu_backward(dq, q, SILU, SIGMOID).to(dx_ptr.dtype.element_ty), mask=live)
         k_decay = tl.exp(-slope * tl.maximum(n - 1 - i, 0).to(tl.float32))
         v = (v.to(tl.float32) * k_decay[:, None]).to(DOT)
-        state += tl.dot(tl.trans(k), v, state * _expm1(-slope * n.to(tl.float32)), input_precision="ieee")
+        state = _grow(state, tl.trans(k), v, slope, n, DOT)
 
 
 @triton.jit(do_not_specialize=_SCALARS)
@@ -297,7 +307,7 @@ def _lightning_backward_kv(
         tl.store(dx_ptr + x_offsets + 2 * K, dv.to(dx_ptr.dtype.element_ty), mask=live)
 
         do = (do.to(tl.float32) * q_decay).to(DOT)
-        d_state += tl.dot(tl.trans(q), do, d_state * _expm1(-slope * n.to(tl.float32)), input_precision="ieee")
+        d_state = _grow(d_state, tl.trans(q), do, slope, n, DOT)
     if d_initial_ptr is not None:
         if before == 0:
             tl.store(d_initial_ptr + (sequence * H + h) * (K * K) + offsets, d_state)
@@ -341,22 +351,28 @@ def _add(x, grad, slopes, table, segment, split_rows, num_added, silu, reverse):
     return out
 
 
-def _forward(x, slopes, initial, table, segment, split_rows, num_added, num_sequences, silu, want_state):
+def _forward(x, slopes, initial, table, segment, split_rows, num_added, num_sequences, silu, want_state, special):
     (T, H, C), config = x.shape, _config("lightning_forward", x)
     K = C // 3
     o = x.new_empty((T, H, K))
     state = x.new_empty((num_sequences, H, K, K), dtype=torch.float32) if want_state else None
     added = _add(x, None, slopes, table, segment, split_rows, num_added, silu, False)
-    width = min(config["width"], K)
-    _launch_forward(
-        (table.shape[0] * H * (K // width), 1, 1), (x, slopes, initial, added, table, o, state), (H, segment),
-        (K, width, config["chunk"], *_constants(x, silu)), **_options(config),
-    )  # fmt: skip
+    if special:
+        from . import lightning_hopper
+
+        chosen = _config("lightning_specialized", x)
+        lightning_hopper.forward(x, slopes, initial, added, table, o, state, segment, silu, chosen)
+    else:
+        width = min(config["width"], K)
+        _launch_forward(
+            (table.shape[0] * H * (K // width), 1, 1), (x, slopes, initial, added, table, o, state), (H, segment),
+            (K, width, config["chunk"], *_constants(x, silu)), **_options(config),
+        )  # fmt: skip
     none = x.new_empty(0, dtype=torch.float32)
     return o, none if state is None else state, none if added is None else added
 
 
-def _forward_fake(x, slopes, initial, table, segment, split_rows, num_added, num_sequences, silu, want_state):
+def _forward_fake(x, slopes, initial, table, segment, split_rows, num_added, num_sequences, silu, want_state, special):
     (T, H, C) = x.shape
     square = (H, C // 3, C // 3)
     return (
@@ -366,11 +382,22 @@ def _forward_fake(x, slopes, initial, table, segment, split_rows, num_added, num
     )
 
 
-def _backward(do, d_final, x, slopes, initial, added, table, segment, split_rows, num_added, num_sequences, silu):
+def _backward(
+    do, d_final, x, slopes, initial, added, table, segment, split_rows, num_added, num_sequences, silu, special
+):
     H, config = x.shape[1], _config("lightning_backward_q", x)
     K, do = x.shape[2] // 3, do.contiguous()
     dx = torch.empty_like(x)
     d_initial = None if initial is None else torch.empty_like(initial, dtype=torch.float32)
+    if special:
+        from . import lightning_hopper
+
+        d_added = _add(x, do, slopes, table, segment, split_rows, num_added, silu, True)
+        lightning_hopper.backward(
+            do, x, slopes, initial, added if num_added else None, d_final, d_added, table, dx, d_initial, segment,
+            silu, _config("lightning_specialized", x),
+        )  # fmt: skip
+        return dx, x.new_empty(0, dtype=torch.float32) if d_initial is None else d_initial
     width = min(config["width"], K)
     _launch_q(
         (table.shape[0] * H * (K // width), 1, 1),
@@ -386,14 +413,14 @@ def _backward(do, d_final, x, slopes, initial, added, table, segment, split_rows
     return dx, x.new_empty(0, dtype=torch.float32) if d_initial is None else d_initial
 
 
-def _backward_fake(do, d_final, x, slopes, initial, added, table, segment, split_rows, num_added, num_sequences, silu):
+def _backward_fake(do, d_final, x, slopes, initial, added, table, *numbers):
     return torch.empty_like(x), x.new_empty(0 if initial is None else initial.shape, dtype=torch.float32)
 
 
 def _setup_context(ctx, inputs, output):
-    x, slopes, initial, table, *numbers, want_state = inputs
+    x, slopes, initial, table, *numbers, _, special = inputs
     ctx.save_for_backward(x, slopes, initial, output[2], table)
-    ctx.numbers = numbers
+    ctx.numbers = *numbers, special
     ctx.mark_non_differentiable(output[2])
 
 
@@ -405,19 +432,19 @@ def _backward_of(ctx, do, d_final, _):
         d_final = d_final.contiguous() if d_final.numel() else None
     dx, d_initial = backward_op(do, d_final, x, slopes, initial, added, table, *ctx.numbers)
     d_initial = d_initial.to(initial.dtype) if initial is not None and ctx.needs_input_grad[2] else None
-    return dx, None, d_initial, *(None,) * 7
+    return dx, None, d_initial, *(None,) * 8
 
 
 backward_op = Op(
     "lightning_backward(Tensor do, Tensor? d_final, Tensor x, Tensor slopes, Tensor? initial, Tensor added, "
     "Tensor table, SymInt segment, SymInt split_rows, SymInt num_added, SymInt num_sequences, "
-    "bool silu) -> (Tensor, Tensor)",
+    "bool silu, bool special) -> (Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
 op = Op(
     "lightning_attention(Tensor x, Tensor slopes, Tensor? initial, Tensor table, SymInt segment, SymInt split_rows, "
-    "SymInt num_added, SymInt num_sequences, bool silu, bool want_state) -> (Tensor, Tensor, Tensor)",
+    "SymInt num_added, SymInt num_sequences, bool silu, bool want_state, bool special) -> (Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
     _setup_context,

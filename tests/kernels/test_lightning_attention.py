@@ -279,7 +279,7 @@ def test_registered_operation_is_well_formed(device):
     slopes, segments = torch.tensor([0.5, 0.01], device=device), plan_blocks([150, 12], device).segments(128)
     inputs = (
         qkv.requires_grad_(), slopes, initial.requires_grad_(), segments.table_N8, segments.tokens,
-        segments.split_rows, segments.num_added, 2, True, True,
+        segments.split_rows, segments.num_added, 2, True, True, False,
     )  # fmt: skip
     torch.library.opcheck(lightning_triton.op.overload, inputs)
 
@@ -308,6 +308,21 @@ if torch.cuda.is_available():
         ref = gradients_on_cuda(qkv, initial, slopes, lengths, torch.float64)
         tolerances = (1e-5,) * 6 if dtype == torch.float32 else (5e-3, 5e-3, 1e-2, 1e-2, 1e-2, 1e-2)
         for x, y, tolerance in zip(out, ref, tolerances, strict=True):
+            assert_near(x, y, tolerance)
+
+    @pytest.mark.skipif(torch.cuda.get_device_capability()[0] != 9, reason="kernels for Hopper")
+    @pytest.mark.parametrize("halves", [1, 64], ids=["whole sequences", "many segments"])
+    @pytest.mark.parametrize("stages", [3, 4])
+    def test_specialized_warps(halves, stages):
+        generator = torch.Generator().manual_seed(0)
+        lengths = [0, 1, 1, 5000, *torch.randint(0, 300, (40,), generator=generator).tolist(), 63, 64, 65, 0, 2000, 1]
+        qkv, initial = draw_inputs(lengths, H=8, K=128, dtype=torch.bfloat16, device="cuda")
+        slopes = torch.logspace(math.log10(0.9), -7, 8, dtype=torch.float64, device="cuda")
+        choice = {"use": 1, "width": 64, "stages": stages, "registers": 144, "halves": halves, "least": 512}
+        with tuning.forced("lightning_specialized", choice):
+            out = gradients_on_cuda(qkv, initial, slopes, lengths, torch.bfloat16)
+        ref = gradients_on_cuda(qkv, initial, slopes, lengths, torch.float64)
+        for x, y, tolerance in zip(out, ref, (5e-3, 5e-3, 1e-2, 1e-2, 1e-2, 1e-2), strict=True):
             assert_near(x, y, tolerance)
 
     @pytest.mark.skipif(torch.cuda.mem_get_info()[1] < 64e9, reason="the fp64 reference takes some 30 GB")
