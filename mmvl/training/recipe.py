@@ -91,12 +91,18 @@ class ParallelSpec(Strict):
     """How the processes share the work; what is left of their number after `sequence` is data parallel.
 
     `expert`: processes that share the experts of a layer. `sequence`: processes that share a packed row.
-    `expert_tensor`: processes that share one expert.
+    `expert_tensor`: processes that share one expert. `token_groups`: groups of a row's tokens, each of which travels to
+    its experts while the one before is computed. `capacity`: tokens that an expert takes, relative to an even share
+    over all processes; the rest are dropped (None: none is). `global_balance`: the balance loss is over the rows of all
+    processes together instead of row by row; the loss then depends on how many rows are computed at once.
     """
 
     expert: int = Field(default=1, ge=1)
     sequence: int = Field(default=1, ge=1)
     expert_tensor: int = Field(default=1, ge=1)
+    token_groups: int = Field(default=1, ge=1)
+    capacity: float | None = Field(default=None, gt=0)
+    global_balance: bool = False
 
 
 class HardwareSpec(Strict):
@@ -202,6 +208,8 @@ class PreferenceRecipe(TrainRecipe):
     def _has_a_reference(self):
         if self.init_from is None:
             raise ValueError("a preference stage starts from a trained model: give init_from")
+        if self.parallel.sequence > 1:
+            raise ValueError("a pair's answers need their whole row: parallel.sequence must be 1 in a preference stage")
         return self
 
 
