@@ -84,7 +84,7 @@ tuning.declare(
     exact=("K",),
     candidates=[{"programs": programs, "least": least} for programs in (1, 2, 4, 8) for least in (128, 256)],
 )
-# lightning_hopper.py instead of the plain kernels. Its programs, `halves` of a segment of a head, fill a multiprocessor.
+# lightning_hopper.py instead of the plain kernels; `halves` of a segment of a head fill a multiprocessor.
 _SPECIALIZED = {"use": 0, "width": 64, "stages": 4, "registers": 144, "halves": 1, "least": 512}
 tuning.declare(
     "lightning_specialized",

@@ -337,13 +337,21 @@ def _config(op, x):
     return tuning.config(op, K=x.shape[2] // 3, H=x.shape[1], T=x.shape[0], dtype=str(x.dtype)[6:])
 
 
+def _width(config, x) -> int:
+    """Channels of a program. In 16 bits at least 64 of 128: with 32 the forward kernel was seen to leave its tensors at
+    65,536 tokens, for a reason not found yet.
+    """
+    K = x.shape[2] // 3
+    return min(max(config["width"], 32 if x.dtype == torch.float32 else 64), K)
+
+
 def _add(x, grad, slopes, table, segment, split_rows, num_added, silu, reverse):
     """(A, H, K, K) fp32: what every segment but a sequence's last (reverse: first) adds; None if none is split."""
     if not num_added:
         return None
     config, H, K = _config("lightning_added", x), x.shape[1], x.shape[2] // 3
     out = x.new_empty((num_added, H, K, K), dtype=torch.float32)
-    width = min(config["width"], K)
+    width = _width(config, x)
     _launch_added(
         (split_rows * H * (K // width), 1, 1), (x, grad, slopes, table, out), (H, segment),
         (K, width, config["chunk"], reverse, *_constants(x, silu)), **_options(config),
@@ -363,7 +371,7 @@ def _forward(x, slopes, initial, table, segment, split_rows, num_added, num_sequ
         chosen = _config("lightning_specialized", x)
         lightning_hopper.forward(x, slopes, initial, added, table, o, state, segment, silu, chosen)
     else:
-        width = min(config["width"], K)
+        width = _width(config, x)
         _launch_forward(
             (table.shape[0] * H * (K // width), 1, 1), (x, slopes, initial, added, table, o, state), (H, segment),
             (K, width, config["chunk"], *_constants(x, silu)), **_options(config),
@@ -398,7 +406,7 @@ def _backward(
             silu, _config("lightning_specialized", x),
         )  # fmt: skip
         return dx, x.new_empty(0, dtype=torch.float32) if d_initial is None else d_initial
-    width = min(config["width"], K)
+    width = _width(config, x)
     _launch_q(
         (table.shape[0] * H * (K // width), 1, 1),
         (x, do, slopes, initial, added if num_added else None, table, dx), (H, segment),

@@ -1,8 +1,8 @@
 """Causal softmax attention on packed tokens, with grouped key/value heads (GQA) and keys that may reach further back.
 
 Each sequence has Lq new tokens and Lk >= Lq keys; the queries are its last Lq positions (mask aligned bottom right).
-On CUDA in 16 bits one variable-length flash call serves all sequences, and torch's SDPA a long one alone; elsewhere a
-loop over sequences.
+On CUDA in 16 bits one variable-length flash call serves all sequences, and torch's SDPA long ones of equal length;
+elsewhere a loop over sequences.
 
 Legend: T query tokens, U key tokens, S sequences, H query heads, G key/value heads, K head dim.
 """
@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 
 # From here on a sequence alone goes to cuDNN, by torch's own choice: 600 TFLOP/s on an H200 where flash has 350. cuDNN
-# plans anew for every length, which shorter ones would not make up for.
+# plans anew for every length, which shorter ones would not make up for, but round lengths come again.
 LONG_SEQUENCE = 16_384
+_ROUND_LENGTH = 1_024
 
 
 def softmax_attention(
@@ -35,12 +36,13 @@ def softmax_attention(
     if H % G:
         raise ValueError(f"{H} query heads are not a multiple of {G} key/value heads")
     if _has_flash(q_THK):
-        if len(lengths_q) == 1 and lengths_q == lengths_k and lengths_q[0] >= LONG_SEQUENCE:
-            q_1HTK, k_1GUK, v_1GUK = (x.transpose(0, 1)[None] for x in (q_THK, k_UGK, v_UGK))
-            o_1HTK = F.scaled_dot_product_attention(
-                q_1HTK, k_1GUK, v_1GUK, is_causal=True, scale=scale, enable_gqa=H != G
+        if lengths_q == lengths_k and _for_cudnn(lengths_q):
+            shape = len(lengths_q), lengths_q[0], -1, q_THK.shape[2]
+            q_SHLK, k_SGLK, v_SGLK = (x.reshape(shape).transpose(1, 2) for x in (q_THK, k_UGK, v_UGK))
+            o_SHLK = F.scaled_dot_product_attention(
+                q_SHLK, k_SGLK, v_SGLK, is_causal=True, scale=scale, enable_gqa=H != G
             )
-            return o_1HTK[0].transpose(0, 1)
+            return o_SHLK.transpose(1, 2).reshape(q_THK.shape)
         # not by torch.nn.attention.varlen: in torch 2.11 it takes no grouped heads, though the kernel itself does
         return torch.ops.aten._flash_attention_forward(
             q_THK, k_UGK, v_UGK, cu_q_S1, cu_k_S1, max(lengths_q), max(lengths_k), 0.0, True, False, scale=scale
@@ -50,6 +52,13 @@ def softmax_attention(
         for q, k, v in zip(q_THK.split(lengths_q), k_UGK.split(lengths_k), v_UGK.split(lengths_k), strict=True)
     ]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _for_cudnn(lengths: tuple[int, ...]) -> bool:
+    length = lengths[0]
+    if length < LONG_SEQUENCE and (length < 2 * _ROUND_LENGTH or length % _ROUND_LENGTH):
+        return False
+    return lengths.count(length) == len(lengths)
 
 
 def _has_flash(q: torch.Tensor) -> bool:
