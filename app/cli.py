@@ -239,10 +239,11 @@ def data_import(
     workers: Workers = 0,
     settings: Settings = None,
 ) -> None:
-    """Import a public data set into shards."""
+    """Import a public data set into shards. Exit code 3: some items were skipped."""
     from mmvl.app.data import make
 
-    make("import", name, dest, count=count, seed=seed, workers=workers, settings=settings or [])
+    if make("import", name, dest, count=count, seed=seed, workers=workers, settings=settings or []):
+        raise typer.Exit(errors.SOME_ROWS_FAILED)
 
 
 @data.command("manifest")

@@ -7,14 +7,20 @@ from pathlib import Path
 from mmvl import datasets
 from mmvl.app.safe_text import for_terminal
 
+SHOWN = 10  # lines about what was skipped
 
-def make(verb: str, name: str, dest: Path, *, count: int, seed: int, workers: int, settings: list[str]) -> None:
-    """verb: render or import. settings: "key=value", the value read as YAML. Raises ValueError or OSError."""
+
+def make(verb: str, name: str, dest: Path, *, count: int, seed: int, workers: int, settings: list[str]) -> bool:
+    """verb: render or import. settings: "key=value", the value read as YAML. True if items had to be skipped.
+
+    Raises ValueError or OSError.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     parsed = parse_settings(settings)
     datasets.check_settings(verb, name, parsed)  # before the bar appears
+    problems: list[str] = []
     columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=count or None)
@@ -27,8 +33,14 @@ def make(verb: str, name: str, dest: Path, *, count: int, seed: int, workers: in
             workers=workers,
             settings=parsed,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
+            problems=problems,
         )
+    for problem in problems[:SHOWN]:
+        print(for_terminal(f"skipped: {problem}"), file=sys.stderr)
+    if len(problems) > SHOWN:
+        print(f"skipped: {len(problems) - SHOWN} more", file=sys.stderr)
     print(f"{_counted(len(written), 'file')} in {dest}", file=sys.stderr)
+    return bool(problems)
 
 
 def parse_settings(settings: list[str]) -> dict:

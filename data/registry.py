@@ -4,6 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mmvl.data.easy_vqa import import_easy_vqa
+from mmvl.data.import_captions import import_coco, import_folder
+from mmvl.data.import_conversations import import_jsonl, import_llava, import_text_files
+from mmvl.data.import_documents import import_chartqa, import_docvqa, import_sroie
+from mmvl.data.import_tables import import_wikitablequestions
 from mmvl.data.render_documents import render_documents
 from mmvl.data.render_emoji import render_emoji
 from mmvl.data.render_text_lines import render_text_lines
@@ -29,4 +33,13 @@ IMPORTERS = {
     "easy-vqa": Tool(import_easy_vqa, "Coloured shapes with questions, from the PyPI package easy-vqa."),
     "stamps": Tool(import_stamps, "Tux Paint's captioned stamps (packages=DIR of unpacked Debian packages, or /)."),
     "text": Tool(import_text, "Plain documents (corpus=DIR of .jsonl.gz files)."),
+    "text-files": Tool(import_text_files, "Plain text (files=FILE or DIR of .txt and .md)."),
+    "jsonl": Tool(import_jsonl, "Lines of documents, conversations, preference pairs (file=FILE images=DIR)."),
+    "llava": Tool(import_llava, "LLaVA-style conversations (file=FILE.json images=DIR)."),
+    "coco": Tool(import_coco, "COCO captions (file=captions_train2017.json images=DIR)."),
+    "folder": Tool(import_folder, "Pictures with .txt files beside them (images=DIR)."),
+    "sroie": Tool(import_sroie, "SROIE receipts (files=DIR or .tar)."),
+    "chartqa": Tool(import_chartqa, "ChartQA (images=DIR or .tar, file=train_human.json)."),
+    "docvqa": Tool(import_docvqa, "DocVQA (file=train_v1.0.json images=DIR)."),
+    "wikitablequestions": Tool(import_wikitablequestions, "Tables drawn, with questions (tables=DIR file=.tsv)."),
 }

@@ -82,7 +82,7 @@ class ShardWriter:
         members = members or {}
         key = f"{self.prefix}-{self.next_number:05d}-{self.samples:07d}"
         payload = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
-        _check(record, members, key)
+        check(record, members, key)
         size = sum(1024 + len(data) for data in members.values()) + 1024 + len(payload)
         if self._tar is not None and self._bytes + size > self.max_bytes:
             self._finish()
@@ -215,12 +215,12 @@ def read_span(file: BinaryIO, start: int, end: int, path: str | Path) -> Sample:
         record = json.loads(payload)
     except ValueError as error:
         raise SampleError(f"{where}: corrupt JSON ({error})") from error
-    _check(record, found, where)
+    check(record, found, where)
     return Sample(key, record, found)
 
 
-def _check(record: dict, members: dict[str, bytes], where: str) -> None:
-    """SampleError unless the record has the documented shape and every file it names."""
+def check(record: dict, members: dict[str, bytes], where: str) -> None:
+    """SampleError, which begins with `where`, unless the record has the documented shape and every file it names."""
     if not isinstance(record, dict) or record.get("kind") not in KINDS or not isinstance(record.get("source"), str):
         raise SampleError(f"{where}: needs 'source' and a 'kind' out of {', '.join(KINDS)}")
     if record["kind"] == "text":

@@ -38,7 +38,7 @@ MATERIAL = {
 }
 KINDS = {"render": RENDERERS, "import": IMPORTERS | MATERIAL}
 # Parameters of every renderer and importer; whatever else one takes is its own setting.
-_COMMON = ("out_dir", "count", "seed", "workers", "progress")
+_COMMON = ("out_dir", "count", "seed", "workers", "progress", "problems")
 
 
 def check_settings(verb: str, name: str, settings: Mapping) -> Tool:
@@ -70,16 +70,21 @@ def make(
     workers: int = 0,
     settings: Mapping | None = None,
     progress: Callable[[int, int], None] | None = None,
+    problems: list[str] | None = None,
 ) -> list[Path]:
     """Writes shards and the manifest of `out_dir`, or `MATERIAL` for them; returns what was written.
 
     count: samples; of importers 0 means all there are. workers: processes, 0 is one a core. progress(done, count) is
-    called as it goes on. Raises as `check_settings` does, and whatever the renderer or importer raises; ValueError,
-    with no manifest written, when shards of an earlier and longer run would be taken for these.
+    called as it goes on. problems gets a line for every item that an importer skips; without it
+    the first such item is an error.
+
+    Raises as `check_settings` does, and whatever the renderer or importer raises; ValueError, with no manifest written,
+    when shards of an earlier and longer run would be taken for these.
     """
     settings = dict(settings or {})
     tool = check_settings(verb, name, settings)
-    written = tool.run(out_dir, count, seed, workers, progress=progress, **settings)
+    told = {"problems": problems} if "problems" in signatures.signature(tool.run).parameters else {}
+    written = tool.run(out_dir, count, seed, workers, progress=progress, **told, **settings)
     if name in MATERIAL:
         return written
     prefixes = {path.name.rpartition("-")[0] for path in written}
@@ -92,6 +97,8 @@ def make(
         )
     licence = getattr(sys.modules[tool.run.__module__], "LICENCE", None)
     recipe = {"made by": f"mmvl data {verb} {name}", "count": count, "seed": seed, **settings}
+    if problems:
+        recipe |= {"items skipped": len(problems)}
     manifest(out_dir, {name: licence} if licence else {}, {name: {key: str(value) for key, value in recipe.items()}})
     return written
 
