@@ -302,6 +302,21 @@ def bench_decoder(
     bench.decoder(device=device, peer=peer, json_path=json_file)
 
 
+@bench.command("data")
+def bench_data(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of shards.", show_default=False)],
+    model: Model = None,
+    workers: Annotated[int, typer.Option("--workers", min=0, metavar="N", help="Processes that read.")] = 2,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long a contestant is measured.")] = 5.0,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How many turns each takes.")] = 3,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")] = None,
+) -> None:
+    """Samples a second of the training loader, beside plain webdataset and PIL."""
+    from mmvl.app.bench_data import data as run
+
+    run(folder, model, workers=workers, seconds=seconds, rounds=rounds, json_path=json_file)
+
+
 def _open_model(model: Path | None, device: str | None):
     from mmvl import VLM
 
