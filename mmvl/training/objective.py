@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmvl.model import ImageBatch, VLModel
 from mmvl.training.batch import Batch
+from mmvl.training.parallel import RowBatch
 
 
 def cross_entropy(decoder: nn.Module, hidden_LD: Tensor, targets_L: Tensor, chunk: int = 16384):
@@ -41,7 +42,8 @@ class Objective(nn.Module):
     averages gradients over ranks, so a rank contributes `world` times its sum over the number of targets everywhere.
 
     A batch without images still runs the vision half on a black image, with weight zero, if that half is trained: every
-    rank then has a gradient for every parameter, which bucketed gradient reduction needs.
+    rank then has a gradient for every parameter, which bucketed gradient reduction needs. It is added to the
+    embeddings: under a frozen decoder too all ranks then take part in what is exchanged on the way back.
     """
 
     def __init__(self, model: VLModel, balance: float, num_sources: int):
@@ -52,12 +54,10 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch, targets: int | None = None, world: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
         """`targets` of the `world` ranks together; None: this rank is alone."""
-        out = self.model(batch.ids_T, batch.packed, batch.images, batch.image_positions_I)
+        out = self.model.language_model(self._embed(batch), batch.packed)
         hidden_LD = out.hidden_TD.index_select(0, batch.target_positions_L)
         loss_L, hit_L = cross_entropy(self.model.language_model, hidden_LD, batch.targets_L)
         loss = loss_L.sum() * (world / (targets or len(loss_L))) + self.balance * out.balance_loss
-        if batch.images is None and any(p.requires_grad for p in self.model.vision_tower.parameters()):
-            loss = loss + 0.0 * self.model.embed_images(self._black_image()).sum()
         with torch.no_grad():
             sums = torch.zeros(3, self.num_sources, device=loss.device)
             sums.index_add_(1, batch.source_L, torch.stack([loss_L, hit_L.float(), torch.ones_like(loss_L)]))
@@ -67,6 +67,21 @@ class Objective(nn.Module):
             "busiest_expert": _busiest(out.expert_counts_LE),
         }
         return loss, figures
+
+    def _embed(self, batch: Batch) -> Tensor:
+        # With or without images, the vision half comes first: ZeRO 2 puts gradients into its buckets in the order in
+        # which the backward pass makes them, and sums buckets of all ranks without asking what is in them.
+        model = self.model
+        if batch.images is None:
+            vision = (model.vision_tower, model.multi_modal_projector)
+            if not any(p.requires_grad for part in vision for p in part.parameters()):
+                return model.embed(batch.ids_T, None, batch.image_positions_I)
+            black = 0.0 * model.embed_images(self._black_image()).sum()
+            return model.embed(batch.ids_T, None, batch.image_positions_I) + black
+        image_ID = model.embed_images(batch.images)
+        if isinstance(batch, RowBatch):
+            image_ID = batch.own(image_ID)
+        return model.embed(batch.ids_T, image_ID, batch.image_positions_I)
 
     def _black_image(self) -> ImageBatch:
         edge = self.model.tiling.tile
