@@ -86,5 +86,5 @@ class StepFlops:
         total = text * (1 + decoder + (decoder or images and (vision or adapter)))
         if images:
             total += vision_flops(self.config.vision, tiles) * (1 + 2 * vision)
-            total += adapter_flops(self.config, tiles) * (1 + adapter + (vision or adapter))
+            total += adapter_flops(self.config, tiles) * (1 + adapter + vision)
         return total

@@ -115,6 +115,11 @@ def plan(recipe: TrainRecipe, recipe_path: Path | None = None, gpus: int | None 
     batches = data.batches_per_step or ranks
     if batches % ranks:
         raise ValueError(f"data.batches_per_step ({batches}) must be a multiple of the {ranks} data-parallel ranks")
+    if data.virtual_workers % (ranks * max(1, data.workers)):
+        raise ValueError(
+            f"data.virtual_workers ({data.virtual_workers}) must be a multiple of {ranks} data-parallel ranks times "
+            f"{data.workers} workers"
+        )
     length = min(data.max_sample_tokens, data.batch_tokens)
     lengths = [length] * (data.batch_tokens // length) + ([left] if (left := data.batch_tokens % length) else [])
     tiles = min(data.batch_tiles, data.batch_tokens // config.vision.patches)

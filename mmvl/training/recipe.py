@@ -280,6 +280,12 @@ class ContrastiveRecipe(Strict):
     log_every_steps: int = Field(gt=0)
     save_every_minutes: float = Field(gt=0)
 
+    @model_validator(mode="after")
+    def _one_rate(self):
+        if self.optimizer.lr_scale:
+            raise ValueError("optimizer.lr_scale: all parts of a contrastive stage learn at one rate; leave it {}")
+        return self
+
 
 class TokenizerRecipe(Strict):
     """The tokenizer stage: byte-level BPE over the texts of some shards."""

@@ -6,23 +6,84 @@ import pytest
 import yaml
 
 import mmvl
-from mmvl.training.recipe import TokenizerRecipe, load_recipe
+from mmvl.training.recipe import ContrastiveRecipe, PreferenceRecipe, TokenizerRecipe, TrainRecipe, load_recipe
 
-SHIPPED = sorted((Path(mmvl.__file__).parent / "recipes").rglob("*.yaml"))
+RECIPES = Path(mmvl.__file__).parent / "recipes"
+SHIPPED = sorted(RECIPES.rglob("*.yaml"))
+AS_RUN = {"tokenizer", "text", "vision-words", "vision-language", "reading"}  # what made mmvl-tiny: they stay
+# stages of the full model -> the tiny recipe with the same keys
+STAGES = {
+    "text-128k": "long-text",
+    "text-512k": "long-text",
+    "text-1m": "long-text",
+    "contrastive": "contrastive",
+    "contrastive-336": "contrastive",
+    "alignment": "alignment",
+    "understanding": "understanding",
+    "instruction": "instruction",
+    "preference": "preference",
+}
+
+
+def keys(section) -> set[str]:
+    """All keys of a recipe, with dots for nesting; of sources only that there are some."""
+    if not isinstance(section, dict):
+        return set()
+    found = {key: value for key, value in section.items() if key != "lr_scale"}
+    return set(section) | {f"{key}.{inner}" for key, value in found.items() for inner in keys(value)}
 
 
 def test_there_are_recipes_of_every_stage():
-    assert {p.stem for p in SHIPPED} == {"tokenizer", "text", "vision-words", "vision-language", "reading"}
+    assert {p.stem for p in (RECIPES / "tiny").glob("*.yaml")} == AS_RUN | set(STAGES.values())
+    assert {p.stem for p in (RECIPES / "full").glob("*.yaml")} == {"tokenizer", "text"} | set(STAGES)
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+@pytest.mark.parametrize(("full", "tiny"), STAGES.items())
+def test_full_and_tiny_recipes_have_the_same_keys_and_all_there_are(full, tiny):
+    ours, theirs = (yaml.safe_load((RECIPES / f).read_text()) for f in (f"full/{full}.yaml", f"tiny/{tiny}.yaml"))
+    assert keys(ours) == keys(theirs)
+    recipe = load_recipe(RECIPES / f"full/{full}.yaml")
+    kind = {"preference": PreferenceRecipe, "contrastive": ContrastiveRecipe}.get(recipe.stage, TrainRecipe)
+    assert type(recipe) is kind
+    assert keys(recipe.model_dump()) == keys(ours), "every key stands in the file, defaults too"
+    assert keys(yaml.safe_load((RECIPES / "full/text.yaml").read_text())) == keys(
+        yaml.safe_load((RECIPES / "full/text-128k.yaml").read_text())
+    )
+
+
+@pytest.mark.parametrize("directory", ["full", "tiny"])
+def test_each_stage_starts_from_what_another_leaves(directory):
+    recipes = [load_recipe(path) for path in (RECIPES / directory).glob("*.yaml")]
+    models = {str(r.out / "model") for r in recipes if r.stage != "tokenizer"}
+    tokenizers = {str(r.out) for r in recipes if r.stage == "tokenizer"}
+    for recipe in recipes:
+        for key in ("init_from", "vision_from"):
+            assert str(getattr(recipe, key, None) or next(iter(models))) in models, (recipe.name, key)
+        assert str(getattr(recipe, "tokenizer", None) or next(iter(tokenizers))) in tokenizers
+
+
+def test_the_published_numbers_stand_in_the_full_recipes():
+    """arXiv 2501.08313 sections 4.2, 6.2.2 and 6.3."""
+    full = {p.stem: load_recipe(p) for p in (RECIPES / "full").glob("*.yaml")}
+    tokens = {name: r.budget.tokens / 1e9 for name, r in full.items() if isinstance(r, TrainRecipe)}
+    assert (tokens["alignment"], tokens["understanding"] * 20 / 21, tokens["instruction"]) == (80, 420, 44.8)
+    assert (tokens["text"], tokens["text-128k"], tokens["text-512k"], tokens["text-1m"]) == (11400, 300, 32, 26)
+    assert [full[f"text-{n}"].rope_theta for n in ("128k", "512k", "1m")] == [5e6, 1e7, 1e7]
+    assert full["alignment"].trainable == ["vision_tower", "multi_modal_projector"]
+    weights = [s.weight for s in full["understanding"].data.sources]
+    assert weights[0] / weights[1] == 20
+    assert (full["contrastive"].budget.pairs, full["contrastive-336"].budget.pairs) == (37 * 10**9, 1_200_000_000)
+    assert full["contrastive"].contrastive.text.context == 76
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_shipped_recipes_load(path):
     recipe = load_recipe(path)
     assert recipe.name == path.stem
     assert isinstance(recipe, TokenizerRecipe) == (path.stem == "tokenizer")
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_every_key_of_a_shipped_recipe_has_a_comment(path):
     """A section (a key alone on its line) is explained by its keys."""
     for number, line in enumerate(path.read_text().splitlines(), 1):
@@ -59,6 +120,13 @@ def test_mistakes_are_named(recipe_file, change, message):
         ("optimizer.lrr=1", "unknown key 'optimizer.lrr'"),
         ("data.workers=3", "multiple of workers"),
         ("data.max_sample_tokens=100000", "max_sample_tokens must not exceed"),
+        ("parallel.experts=2", "unknown key 'parallel.experts'"),
+        ("checkpoint_layers=some", "checkpoint_layers"),
+        ("max_positions=8", "must not exceed max_positions"),
+        ("data.sources.0.weight_before=1", "go together"),
+        ("data.transition_tokens=9", "go together"),
+        ("data.sources.0.weight=0", "never used"),
+        ("stage=dream", "must be one of train, preference, contrastive, tokenizer"),
         ("lr", "write key=value"),
         ("seed.x=1", "seed is a value, not a section"),
         ("data.sources.9.weight=1", "data.sources has no item 9"),
