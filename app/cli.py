@@ -177,6 +177,39 @@ def train(
     run(recipe, overrides or [])
 
 
+@app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A stage's `out`, or one checkpoint of it.", show_default=False)
+    ],
+    dest: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the model goes.")],
+    dtype: Annotated[
+        str | None, typer.Option(metavar="NAME", help="float32, bfloat16, float16.  [default: as it was trained]")
+    ] = None,
+) -> None:
+    """Write a training checkpoint as a model in Hugging Face layout, one tensor in memory at a time."""
+    from mmvl.app.convert import convert as run
+
+    run(source, dest, dtype)
+
+
+@app.command()
+def replay(
+    directory: Annotated[
+        Path, typer.Argument(metavar="BAD-STEP-DIR", help="What a stopped run kept in its `out`.", show_default=False)
+    ],
+    model: Annotated[
+        Path | None, typer.Option("--model", metavar="DIR", help="Weights.  [default: the run's newest checkpoint]")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")] = None,
+    device: Device = None,
+) -> None:
+    """Run the batches of a step that stopped a training run again, and tell what each document does."""
+    from mmvl.app.convert import replay as run
+
+    run(directory, model, device, json_file)
+
+
 @app.command(name="eval")
 def evaluate(
     task: Annotated[str, typer.Argument(help="A task's name; a wrong one lists them.", show_default=False)],

@@ -69,7 +69,7 @@ class Stage:
     """One training stage: its state (step, seconds, ledger) and the loop over it.
 
     Under torchrun every process holds the model and takes its share of the batches; ZeRO splits the optimizer.
-    Another kind of stage overrides `make_objective`, `make_loader` and `after_step`.
+    Another kind of stage overrides `make_objective`, `make_loader`, `units` and `after_step`.
     """
 
     def __init__(self, recipe: TrainRecipe, console: Console):
@@ -119,6 +119,10 @@ class Stage:
             pin=self.device.type == "cuda",
             **settings,
         )
+
+    def units(self, batch: Batch) -> int:
+        """What the loss is a mean over: this many of it are in a batch."""
+        return len(batch.targets_L)
 
     def after_step(self) -> str | None:
         """Called after every step; a reason to end the stage, the same on all ranks, or None."""
@@ -239,7 +243,7 @@ class Stage:
             due = now - saved > 60 * recipe.save_every_minutes
             words = [now - start, due] if ranks.first else [0, 0]
             kinds = [[sum(n) for n in zip(*(getattr(b, kind) for b in taken), strict=True)] for kind in COUNTED]
-            targets = sum(len(b.targets_L) for b in taken)
+            targets = sum(self.units(b) for b in taken)
             mine = [self._last_loss(), self.writer.done, len(stop), targets, *(n for kind in kinds for n in kind)]
             seconds, save, loss_sum, written, stopping, targets, *counts = ranks.sum([*words, *mine])
             self._judge(loss_sum)

@@ -1,5 +1,7 @@
 """Training through DeepSpeed's engine: it learns, stops and goes on exactly, and freezes what the recipe says."""
 
+import errno
+import io
 import itertools
 import json
 import os
@@ -10,7 +12,9 @@ import time
 
 import pytest
 import torch
+from rich.console import Console
 
+import mmvl.training.checkpoints as checkpoints
 from mmvl.checkpoint import load_model, save_model
 from mmvl.processor import Processor
 from mmvl.text_backbone.packed import Packed
@@ -148,9 +152,35 @@ def test_a_signal_saves_first(recipe_file, tmp_path):
     assert json.loads(metrics.read_text().splitlines()[-1])["step"] > step
 
 
-@pytest.mark.parametrize("stage", [2])
-def test_zero_stages_agree(recipe_file, tmp_path, stage):
-    out = train(recipe_file, [f"zero_stage={stage}", "budget.tokens=1200", f"out={tmp_path / 'zero'}"])
+def test_a_checkpoint_that_cannot_be_written_does_not_stop_the_run(recipe_file, tmp_path, monkeypatch):
+    """The disk is full for a while: one line each time, the old checkpoint stays, and the run ends as if nothing was."""
+    settings = ["budget.tokens=4000", "save_every_steps=2"]
+    whole = train(recipe_file, [*settings, f"out={tmp_path / 'whole'}"])
+    write, calls = checkpoints.write_safetensors, itertools.count()
+
+    def sometimes_full(path, *args):
+        write(path, *args)
+        if next(calls) in (1, 2):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoints, "write_safetensors", sometimes_full)
+    lines = io.StringIO()
+    out = train(recipe_file, [*settings, f"out={tmp_path / 'out'}"], Console(file=lines, width=500))
+    told = [line for line in lines.getvalue().splitlines() if "could not be written" in line]
+    assert [line.split()[1] for line in told] == ["step-000000004", "step-000000006"]
+    assert all("No space left on device" in line and "step-000000002 stays the newest" in line for line in told)
+    assert (out / "model" / "model.safetensors").read_bytes() == (whole / "model" / "model.safetensors").read_bytes()
+
+    def full(path, *args):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoints, "write_safetensors", full)
+    with pytest.raises(OSError, match="the last checkpoint of tiny could not be written"):
+        train(recipe_file, [f"out={tmp_path / 'full'}"], Console(quiet=True))
+
+
+def test_zero_stages_agree(recipe_file, tmp_path):
+    out = train(recipe_file, ["zero_stage=2", "budget.tokens=1200", f"out={tmp_path / 'zero'}"])
     plain = train(recipe_file, ["zero_stage=1", "budget.tokens=1200", f"out={tmp_path / 'plain'}"])
     a, b = (load_model(d / "model").state_dict() for d in (out, plain))
     assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
