@@ -184,7 +184,7 @@ def _up_maps(w1, w3, BN, BK):
 
 def _programs(config, last, columns, device):
     tiles = last * triton.cdiv(columns, config["BN"])
-    return (min(tiles, _processors(device)) if config["persistent"] else tiles,)
+    return (min(tiles, config["persistent"] * _processors(device)) if config["persistent"] else tiles,)
 
 
 def forward(x, w1, w3, w2, scales, weights, order, offsets, save):

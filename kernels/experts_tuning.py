@@ -1,7 +1,8 @@
 """Launch parameters of the expert kernels: defaults by shape, and what tuning tries beside them.
 
 Keys of a shape: P token-expert pairs, E experts, I expert width, D model width, dtype. Parameters: BM rows, BN columns,
-BK depth of a tile; GROUP row tiles done together; SPLIT parts of the inner dim; tma 1: weights read by tensor maps.
+BK depth of a tile; GROUP row tiles done together; SPLIT parts of the inner dim; tma 1: weights read by tensor maps;
+persistent: programs a multiprocessor, 0: one a tile.
 """
 
 import functools
@@ -111,7 +112,9 @@ _PLAIN = [{"BM": 64}, {"BM": 64, "BN": 64}, {"BN": 64}, {"BN": 256, "num_warps":
 _FEW = [{"tma": 0}, {"tma": 1}, {"num_stages": 3}, {"BK": 64, "num_stages": 6}, {"BK": 256, "num_stages": 3},
         {"BN": 128}, {"BT": 64}, {"BN": 128, "num_warps": 8}]  # fmt: skip
 _LARGE = [{"num_stages": 3}, {"num_stages": 4}, {"persistent": 0, "num_stages": 3}, {"GROUP": 4}, {"GROUP": 16},
-          {"BM": 64, "num_warps": 4}, {"BM": 64, "BN": 64, "num_warps": 4}]  # fmt: skip
+          {"BM": 64, "num_warps": 4}, {"BM": 64, "BN": 64, "num_warps": 4},
+          {"BM": 64, "BN": 128, "num_warps": 4, "num_stages": 2, "persistent": 2},
+          {"BM": 64, "BN": 128, "num_warps": 4, "num_stages": 3, "persistent": 2}]  # fmt: skip
 _WEIGHTS = [{"BI": 32}, {"BD": 256, "num_warps": 8}, {"SPLIT": 2}, {"SPLIT": 4}, {"SPLIT": 16}, {"BR": 32}, {"BR": 128},
             {"num_stages": 2}, {"num_stages": 4}]  # fmt: skip
 

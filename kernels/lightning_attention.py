@@ -58,15 +58,20 @@ def _candidates(*wide):
     def candidates(K: int, dtype: str, **_) -> list[tuning.Config]:
         if dtype == "float32":
             return []
-        tried = wide if K == 128 else [(K, 64, warps, stages) for warps in (4, 8) for stages in (1, 2, 3)]
+        narrow = [(K, 64, warps, stages) for warps in (2, 4) for stages in (1, 2, 3)] + [(K, 32, 2, 2), (K, 32, 2, 3)]
+        tried = wide if K == 128 else narrow
         return [dict(zip(("width", "chunk", "num_warps", "num_stages"), values, strict=True)) for values in tried]
 
     return candidates
 
 
 def _candidates_kv(K: int, dtype: str, **_) -> list[tuning.Config]:
-    tried = [] if dtype == "float32" else [(8 if K == 128 else 4, stages) for stages in (1, 2, 3)]
-    return [{"chunk": 64, "num_warps": warps, "num_stages": stages} for warps, stages in tried]
+    if dtype == "float32":
+        return []
+    tried = [(64, 8, 1), (64, 8, 2), (32, 8, 1), (32, 8, 2), (32, 8, 3), (32, 4, 1)]
+    if K != 128:
+        tried = [(64, warps, stages) for warps in (2, 4) for stages in (1, 2, 3)] + [(32, 2, 2), (32, 2, 3)]
+    return [{"chunk": chunk, "num_warps": warps, "num_stages": stages} for chunk, warps, stages in tried]
 
 
 def _declare(op: str, stages: int, *wide):

@@ -32,6 +32,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+# Named anew after Triton 3.6.
+_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+_fetch = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
+_put = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
 _SEQUENCE, _FIRST, _LENGTH, _BEFORE, _AFTER, _SLOT, _TAIL, _COLUMNS = map(gl.constexpr, (0, 1, 2, 3, 4, 5, 6, 8))
 _SILU = gl.constexpr("""{
     .reg .b32 h, half, zero; .reg .f32 a, b, s, t;
@@ -82,11 +86,11 @@ def _load(a_desc, b_desc, c_desc, e_desc, a_bufs, b_bufs, c_bufs, e_bufs, loaded
         bar = loaded.index(s)
         narrow: gl.constexpr = c_desc.block_type.nbytes * (2 if SLOPE else 1)
         mbarrier.expect(bar, a_desc.block_type.nbytes + b_desc.block_type.nbytes + narrow)
-        tma.async_copy_global_to_shared(a_desc, [row, a_at], bar, a_bufs.index(s))
-        tma.async_copy_global_to_shared(b_desc, [row, b_at], bar, b_bufs.index(s))
-        tma.async_copy_global_to_shared(c_desc, [row, c_at], bar, c_bufs.index(s))
+        _fetch(a_desc, [row, a_at], bar, a_bufs.index(s))
+        _fetch(b_desc, [row, b_at], bar, b_bufs.index(s))
+        _fetch(c_desc, [row, c_at], bar, c_bufs.index(s))
         if SLOPE:
-            tma.async_copy_global_to_shared(e_desc, [row, e_at], bar, e_bufs.index(s))
+            _fetch(e_desc, [row, e_at], bar, e_bufs.index(s))
 
 
 @gluon.jit
@@ -127,6 +131,13 @@ def _activate(a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, loaded, ready, length, slo
 
 
 @gluon.jit
+def _offsets(part, K: gl.constexpr, BV: gl.constexpr, TRANSPOSED: gl.constexpr, layout: gl.constexpr):
+    ks = gl.arange(0, K, layout=gl.SliceLayout(1, layout))
+    vs = part * BV + gl.arange(0, BV, layout=gl.SliceLayout(0, layout))
+    return (ks[:, None] + vs[None, :] * K) if TRANSPOSED else (ks[:, None] * K + vs[None, :])
+
+
+@gluon.jit
 def _products(state, o_desc, o_ptr, a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, o_buf, state_buf, ready, free, first,
               length, o_at, o_stride, slope, BV: gl.constexpr, C: gl.constexpr, REVERSE: gl.constexpr,
               SLOPE: gl.constexpr, STAGES: gl.constexpr, score_layout: gl.constexpr,
@@ -142,7 +153,7 @@ def _products(state, o_desc, o_ptr, a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, o_bu
     p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=o_layout, k_width=2)
     state_buf.store(state.to(gl.bfloat16))
     fence_async_shared()
-    gl.thread_barrier()
+    _barrier()
     chunks = gl.cdiv(length, C)
     for c in range(chunks):
         s = c % STAGES
@@ -167,12 +178,12 @@ def _products(state, o_desc, o_ptr, a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, o_bu
         fence_async_shared()
         mbarrier.arrive(free.index(s), count=1)
         tma.store_wait(0)
-        gl.thread_barrier()
+        _barrier()
         if n == C:
             o_buf.store(o.to(gl.bfloat16))
             fence_async_shared()
-            gl.thread_barrier()
-            tma.async_copy_shared_to_global(o_desc, [first + begin, o_at], o_buf)
+            _barrier()
+            _put(o_desc, [first + begin, o_at], o_buf)
         else:
             at = (first + begin + rows).to(gl.int64)[:, None] * o_stride + o_at + vs[None, :]
             gl.store(o_ptr + at, o.to(gl.bfloat16), mask=(rows < n)[:, None])
@@ -206,9 +217,7 @@ def _lightning_pass(
 
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, C, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BV, 16])
-    ks = gl.arange(0, K, layout=gl.SliceLayout(1, o_layout))
-    vs = part * BV + gl.arange(0, BV, layout=gl.SliceLayout(0, o_layout))
-    offsets = (ks[:, None] + vs[None, :] * K) if TRANSPOSED else (ks[:, None] * K + vs[None, :])
+    offsets = _offsets(part, K, BV, TRANSPOSED, o_layout)
     state = gl.zeros([K, BV], gl.float32, layout=o_layout)
     if initial_ptr is not None:
         given = gl.load(initial_ptr + (sequence * H + h) * (K * K) + offsets).to(gl.float32)
@@ -260,7 +269,7 @@ def _lightning_pass(
     )  # fmt: skip
     if final_ptr is not None:
         if (before if REVERSE else after) == 0:
-            gl.store(final_ptr + (sequence * H + h) * (K * K) + offsets, state)
+            gl.store(final_ptr + (sequence * H + h) * (K * K) + _offsets(part, K, BV, TRANSPOSED, o_layout), state)
 
 
 _CHUNK = 64
