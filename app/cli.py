@@ -282,22 +282,27 @@ def data_import(
 @data.command("manifest")
 def data_manifest(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of shards.", show_default=False)],
+    model: Model = None,
+    tokens: Annotated[bool, typer.Option(help="Count tokens with the model's tokenizer, decoding pictures.")] = True,
 ) -> None:
     """Check every shard of a folder and write its manifest."""
     from mmvl.app.data import manifest
 
-    manifest(folder)
+    manifest(folder, model, tokens)
 
 
 @data.command("inspect")
 def data_inspect(
     path: Annotated[Path, typer.Argument(metavar="SHARD|DIR", help="A shard or a folder.", show_default=False)],
     limit: Annotated[int, typer.Option(min=0, metavar="N", help="How many samples to print.")] = 3,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE.png", help="Draw these samples, pictures and all.")
+    ] = None,
 ) -> None:
     """Print what shards hold: counts, kinds, sources, damage, and the first samples. Exit code 3: some are damaged."""
     from mmvl.app.data import inspect
 
-    if inspect(path, limit):
+    if inspect(path, limit, picture):
         raise typer.Exit(errors.SOME_ROWS_FAILED)
 
 

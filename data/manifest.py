@@ -2,31 +2,57 @@
 
 import hashlib
 import json
+import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
-from mmvl.data.shards import ReadReport, ShardError, read_shard
+from mmvl.data.shards import ReadReport, Sample, ShardError, index_shard, read_shard
 
 FILE = "manifest.json"
 
 
-def make_manifest(dir: str | Path, licences: dict[str, str] | None = None, notes: dict | None = None) -> dict:
+# (text tokens, image positions) of a sample; ValueError if it cannot be used, say for a damaged picture.
+CountTokens = Callable[[Sample], tuple[int, int]]
+
+
+def make_manifest(
+    dir: str | Path,
+    licences: dict[str, str] | None = None,
+    notes: dict | None = None,
+    count: CountTokens | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict:
     """Read every `*.tar` of a directory, write `manifest.json` into it, and return what was written.
 
-    Per shard: name, bytes, sha256, samples, kinds, sources (counts). In all: totals, `licences` (source -> terms),
-    `notes` (anything JSON-able, such as the command). A damaged shard raises ShardError.
+    Per shard: name, bytes, sha256, samples, kinds, sources (counts); with `count` tokens, kind -> {"text", "image"}.
+    In all: totals, `licences` (source -> terms), `notes` (anything JSON-able, such as the command). progress(done,
+    total) counts samples. A damaged shard raises ShardError, which says how many of its samples cannot be used.
     """
     dir = Path(dir)
     paths = sorted(dir.glob("*.tar"))
     if not paths:
         raise FileNotFoundError(f"{dir}: no shards (*.tar) to make a manifest of")
-    shards, kinds, sources = [], Counter(), Counter()
+    total, done = sum(len(index_shard(path, problems=[])) for path in paths), 0
+    shards, kinds, sources, tokens = [], Counter(), Counter(), {}
     for path in paths:
         report = ReadReport()
-        shard_kinds, shard_sources = Counter(), Counter()
+        shard_kinds, shard_sources, shard_tokens = Counter(), Counter(), {}
         for sample in read_shard(path, report=report):
-            shard_kinds[sample.json["kind"]] += 1
+            kind = sample.json["kind"]
+            shard_kinds[kind] += 1
             shard_sources[sample.json["source"]] += 1
+            if count is not None:
+                try:
+                    text, image = count(sample)
+                except ValueError as error:
+                    report.problems.append(f"{path}: sample '{sample.key}': {error}")
+                else:
+                    for counted in (shard_tokens, tokens):
+                        counted.setdefault(kind, Counter()).update({"text": text, "image": image})
+            done += 1
+            if progress and (done % 500 == 0 or done == total):
+                progress(done, total)
         if report.problems:
             raise ShardError(f"{path}: {len(report.problems)} problems, first: {report.problems[0]}")
         kinds += shard_kinds
@@ -40,6 +66,7 @@ def make_manifest(dir: str | Path, licences: dict[str, str] | None = None, notes
                 "kinds": dict(sorted(shard_kinds.items())),
                 "sources": dict(sorted(shard_sources.items())),
             }
+            | ({"tokens": _plain(shard_tokens)} if count is not None else {})
         )
     manifest = {
         "format": 1,
@@ -47,12 +74,19 @@ def make_manifest(dir: str | Path, licences: dict[str, str] | None = None, notes
         "bytes": sum(shard["bytes"] for shard in shards),
         "kinds": dict(sorted(kinds.items())),
         "sources": dict(sorted(sources.items())),
+        **({"tokens": _plain(tokens)} if count is not None else {}),
         "licences": licences or {},
         "notes": notes or {},
         "shards": shards,
     }
-    (dir / FILE).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    part = dir / (FILE + ".part")
+    part.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    os.replace(part, dir / FILE)
     return manifest
+
+
+def _plain(tokens: dict[str, Counter]) -> dict[str, dict[str, int]]:
+    return {kind: {"text": tokens[kind]["text"], "image": tokens[kind]["image"]} for kind in sorted(tokens)}
 
 
 def load_manifest(dir: str | Path) -> dict:

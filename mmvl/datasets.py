@@ -7,12 +7,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from mmvl.data.compact import compact_fonts
 from mmvl.data.debian import EMOJI_PACKAGES, FONT_PACKAGES, HELD_OUT_FONT_PACKAGES, STAMP_PACKAGES, TEXT_PACKAGES, fetch
-from mmvl.data.manifest import FILE, load_manifest, make_manifest
+from mmvl.data.manifest import FILE, check_manifest, load_manifest, make_manifest
 from mmvl.data.registry import IMPORTERS, RENDERERS, Tool
-from mmvl.data.shards import ReadReport, Sample, read_shard
+from mmvl.data.shards import ReadReport, Sample, parts_of, read_shard
 from mmvl.data.text import build_corpus
+from mmvl.processor import Processor
+from mmvl.vision.images import open_image
+from mmvl.vision.tiling import TiledImage, best_grid, token_count
 
 
 def _debian(out_dir, count, seed, workers, *, progress=None) -> list[Path]:
@@ -103,19 +108,52 @@ def make(
     return written
 
 
-def manifest(folder: str | Path, licences: Mapping[str, str] | None = None, notes: Mapping | None = None) -> dict:
+def manifest(
+    folder: str | Path,
+    licences: Mapping[str, str] | None = None,
+    notes: Mapping | None = None,
+    *,
+    processor: Processor | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict:
     """Checks every shard of a folder and writes its manifest; licences and notes of an earlier one are kept.
 
+    processor: counts the tokens by kind, and decodes every picture on the way. progress(done, total) counts samples.
     Raises FileNotFoundError if there is no shard, ValueError if one is damaged.
     """
     before = load_manifest(folder) if (Path(folder) / FILE).exists() else {}
     licences = before.get("licences", {}) | dict(licences or {})
-    return make_manifest(folder, licences, before.get("notes", {}) | dict(notes or {}))
+    count = None if processor is None else lambda sample: count_tokens(sample, processor)
+    return make_manifest(folder, licences, before.get("notes", {}) | dict(notes or {}), count, progress)
+
+
+def count_tokens(sample: Sample, processor: Processor) -> tuple[int, int]:
+    """(text tokens, image positions) that training would count for a sample; of a pair both documents.
+
+    Pictures are decoded, which shows damage, but not tiled. Raises ValueError for a sample that training would skip.
+    """
+    from mmvl.training.loader import encode_pair, encode_sample
+
+    members = {}
+    for name in {part["file"] for part in parts_of(sample.json) if part["type"] == "image"}:
+        size = open_image(sample.members[name], name=name).size
+        grid = best_grid(*size, processor.tiling.grid_pinpoints)
+        T = processor.tiling.tile
+        members[name] = TiledImage(torch.empty(0, 3, T, T), size, grid, token_count(*size, processor.tiling))
+    untiled = Sample(sample.key, sample.json, members)
+    if sample.json["kind"] == "preference":
+        documents = encode_pair(untiled, processor)
+    else:
+        documents = (encode_sample(untiled, processor),)
+    ids = [i for document in documents for i in document.token_ids]
+    image = ids.count(processor.image_id)
+    return len(ids) - image, image
 
 
 @dataclass
 class Look:
-    """What shards hold. bytes: of the files; problems: one line a damaged sample or shard; first: the first samples."""
+    """What shards hold. bytes: of the files; problems: one line a damaged sample or shard, or one that is not as the
+    manifest says; first: the first samples; tokens: of the manifest, if it has them (kind -> {"text", "image"})."""
 
     shards: int = 0
     bytes: int = 0
@@ -124,6 +162,7 @@ class Look:
     sources: Counter = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     first: list[Sample] = field(default_factory=list)
+    tokens: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def look(path: str | Path, limit: int = 3) -> Look:
@@ -136,6 +175,9 @@ def look(path: str | Path, limit: int = 3) -> Look:
     if not path.exists() or not shards:
         raise FileNotFoundError(f"no shard at {path}: name a .tar or a folder of them")
     found = Look()
+    if path.is_dir() and (path / FILE).exists():
+        found.tokens = load_manifest(path).get("tokens", {})
+        found.problems += check_manifest(path, content=False)
     for shard in shards:
         found.shards += 1
         found.bytes += shard.stat().st_size

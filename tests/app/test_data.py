@@ -1,11 +1,18 @@
 """`mmvl data`: make shards by name, look at them, notice damage."""
 
+import io
 import json
 import re
+import shutil
 
 import pytest
+from PIL import Image
 
 from mmvl.app.data import parse_settings
+from mmvl.data.shards import ShardSource, ShardWriter
+from mmvl.processor import Processor
+from mmvl.training.loader import encode_sample
+from mmvl.vlm import MMVL_TINY
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +53,74 @@ def test_damage_is_told_with_exit_code_3(run_cli, shards, tmp_path):
     assert "cut.tar" in result.err
 
 
-def test_manifest_keeps_what_was_noted_before(run_cli, shards):
-    before = json.loads((shards / "manifest.json").read_text())
-    result = run_cli("data", "manifest", shards)
+def test_manifest_keeps_what_was_noted_before_and_counts_tokens(run_cli, shards, tmp_path):
+    folder = shutil.copytree(shards, tmp_path / "copy")
+    before = json.loads((folder / "manifest.json").read_text())
+    result = run_cli("data", "manifest", folder, "--no-tokens")
     assert (result.code, result.err) == (0, "")
-    assert json.loads((shards / "manifest.json").read_text()) == before
+    assert json.loads((folder / "manifest.json").read_text()) == before
+    result = run_cli("data", "manifest", folder)
+    after = json.loads((folder / "manifest.json").read_text())
+    [counted] = after["shards"]
+    assert counted["tokens"] == after["tokens"] and after["notes"]["tokens counted by"] == "mmvl-tiny"
+    counts = after["tokens"]["conversation"]
+    processor = Processor.from_pretrained(MMVL_TINY)
+    ids = [i for s in ShardSource.from_dir(folder) for i in encode_sample(s, processor).token_ids]
+    assert counts == {"image": ids.count(processor.image_id), "text": len(ids) - ids.count(processor.image_id)}
+    for output in (result.out, run_cli("data", "inspect", folder).out):
+        assert f"tokens of kind conversation: {counts['text']:,} text, {counts['image']:,} image" in output
+
+
+@pytest.fixture
+def every_kind(tmp_path):
+    """A folder with an interleaved document, a preference pair, and a caption whose picture is damaged."""
+    picture = io.BytesIO()
+    Image.new("RGB", (30, 20), "red").save(picture, "PNG")
+    image, text = {"type": "image", "file": "0.png"}, {"type": "text", "text": "left"}
+    asked = [{"role": "user", "content": [image, {"type": "text", "text": "where?"}]}]
+    pair = {"kind": "preference", "messages": asked, "chosen": [text], "rejected": [{"type": "text", "text": "right"}]}
+    said = {"kind": "caption", "messages": [*asked, {"role": "assistant", "content": [text]}]}
+    with ShardWriter(tmp_path / "kinds", "a") as writer:
+        for record in ({"kind": "interleaved", "content": [text, image]}, pair):
+            writer.write({"source": "t", **record}, {"0.png": picture.getvalue()})
+        writer.write({"source": "t", **said}, {"0.png": b"no picture"})
+    return tmp_path / "kinds"
+
+
+def test_inspect_shows_every_kind_and_draws_it(run_cli, every_kind, tmp_path):
+    result = run_cli("data", "inspect", every_kind, "--picture", tmp_path / "sheet.png")
+    assert result.code == 0
+    for line in ("  left\n  [0.png, 30x20]", "user: where?", "chosen: left", "rejected: right", "[0.png, damaged]"):
+        assert line in result.out
+    sheet = Image.open(tmp_path / "sheet.png").convert("RGB")
+    assert sum(sheet.getpixel((x, y)) == (255, 0, 0) for x in range(60) for y in range(sheet.height)) == 2 * 30 * 20
+    missing = run_cli("data", "inspect", every_kind, "--picture", tmp_path / "no" / "sheet.png")
+    assert missing.code == 1 and "no folder" in missing.err
+
+
+def test_a_damaged_picture_stops_the_manifest_and_is_named(run_cli, every_kind):
+    result = run_cli("data", "manifest", every_kind)
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert "a-00000-0000002" in result.err and "1 problems" in result.err
+    assert run_cli("data", "manifest", every_kind, "--no-tokens").code == 0
+
+
+def test_inspect_holds_a_folder_to_its_manifest(run_cli, shards, tmp_path):
+    folder = shutil.copytree(shards, tmp_path / "copy")
+    (folder / "more.tar").write_bytes(next(folder.glob("*.tar")).read_bytes())
+    result = run_cli("data", "inspect", folder, "--limit", "0")
+    assert result.code == 3 and "more.tar: not in the manifest" in result.out
+
+
+def test_what_an_importer_skips_is_told_with_exit_code_3(run_cli, tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("black")
+    (tmp_path / "b.png").write_bytes(b"damaged")
+    (tmp_path / "b.txt").write_text("nothing")
+    result = run_cli("data", "import", "folder", "-o", tmp_path / "out", "--set", f"images={tmp_path}")
+    assert result.code == 3 and "skipped: b.png: a picture of 7 bytes is damaged" in result.err
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["samples"] == 1 and manifest["notes"]["folder"]["items skipped"] == "1"
 
 
 @pytest.mark.parametrize(
