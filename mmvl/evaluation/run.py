@@ -1,4 +1,7 @@
-"""`mmvl eval`: ask a model the questions of a task, score the answers, print a table, keep every answer in a file."""
+"""`mmvl eval`: ask a model the questions of a task, score the answers, print a table, keep every answer in a file.
+
+Baselines are measured in the same run, on the same questions.
+"""
 
 import hashlib
 import json
@@ -17,10 +20,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import mmvl
-from mmvl.evaluation.tasks import TASKS, Example, Score, Task, without_images
+from mmvl.data.splits import SPLITS
+from mmvl.evaluation import tesseract
+from mmvl.evaluation.page import Shown, write_page
+from mmvl.evaluation.task import WITHOUT_IMAGE, Example, Score, Task, groups, without_images
+from mmvl.evaluation.tasks import TASKS
 from mmvl.vlm import VLM, Answer
 
-WITHOUT_IMAGE = "without the image"
+MOST_SHOWN = 600  # questions on a page; about 15 KB each with its picture
 
 
 @dataclass(frozen=True)
@@ -40,14 +47,30 @@ class Result:
         table = Table(title=f"{self.task}, {self.run['model']['name']}", title_justify="left")
         for column, justify in (("metric", "left"), ("value", "right"), ("95% interval", "right"), ("n", "right")):
             table.add_column(column, justify=justify)
-        for score in self.scores:
-            i = score.interval
-            bounds = f"{100 * i.low:.2f}% to {100 * i.high:.2f}%"
-            table.add_row(score.metric, f"{100 * i.value:.2f}%", bounds, f"{score.n:,}")
+        for row in self.rows():
+            table.add_row(*row)
+        table.caption, table.caption_justify = "\n".join(self.about()), "left"
         return table
 
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Metric, value, interval and number of questions, as they are read."""
+        rows = []
+        for score in self.scores:
+            i = score.interval
+            value, low, high = (
+                f"{100 * x:.2f}%" if score.unit == "%" else f"{x:.2f}{score.unit}" for x in (i.value, i.low, i.high)
+            )
+            rows.append((score.metric, value, f"{low} to {high}", f"{score.n:,}"))
+        return rows
+
+    def about(self) -> list[str]:
+        """What has to be said beside the numbers: on which data they are, what a metric leaves out."""
+        data = self.run.get("data")
+        lines = [f"data: {data['name']}, split: {data['split']}, {data['examples']:,} questions"] if data else []
+        return lines + self.run.get("notes", [])
+
     def to_json(self) -> dict:
-        scores = [{"metric": s.metric, **asdict(s.interval), "n": s.n} for s in self.scores]
+        scores = [{"metric": s.metric, **asdict(s.interval), "n": s.n, **_unit(s)} for s in self.scores]
         return {"task": self.task, "scores": scores, **self.run, "predictions": self.predictions}
 
 
@@ -64,34 +87,69 @@ def evaluate(
     device=None,
     batch_size: int = 32,
     progress: bool = True,
+    data=None,
+    split: str | None = None,
+    page=None,
 ) -> Result:
     """Run a task, greedy, `batch_size` questions at a time.
 
     model: a model directory (None is mmvl-tiny). limit: only that many questions, a fixed random choice that does not
     depend on the model. json_path: file for the scores and every prediction. progress: a bar on stderr and the table
-    on stdout.
+    on stdout. data: the set of a task that the user brings. split: "development" (see data/splits.py), "train" or
+    "all" of it; None is the task's own. page: file for an HTML page to look through the answers.
 
     Raises:
-        ValueError: unknown task, limit below 1. FileNotFoundError: no model, or no folder for json_path.
+        ValueError: unknown task or split, limit below 1, data that is missing, not wanted or not of the format.
+        FileNotFoundError: no model, no such data, or no folder for json_path or page.
     """
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; there are: {', '.join(TASKS)}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
-    if json_path is not None:
-        json_path = Path(json_path)
-        # Asked now, not after minutes of work.
-        if not json_path.parent.is_dir() or json_path.is_dir():
-            raise FileNotFoundError(f"cannot write {json_path}: give a file in a folder that exists")
+    json_path, page = (_writable(path) for path in (json_path, page))
     chosen = TASKS[task]
-    examples = choose(chosen.load(), limit)
+    data = _data_of(chosen, data, split)
+    split = split or chosen.split
+    whole = chosen.load(data, split) if chosen.data else chosen.load()
+    if not whole:
+        raise ValueError(f"{data} has no questions in its split {split!r}; --split all takes everything")
+    examples = choose(whole, limit)
     vlm = VLM(model, device=device, max_sequences=batch_size)
-    result = _run(chosen, examples, vlm, limit, batch_size, progress)
+    about = {"data": {"name": data.resolve().name, "split": split, "examples": len(whole)}} if data else {}
+    result = _run(chosen, examples, vlm, limit, batch_size, progress, data, about)
     if json_path is not None:
         json_path.write_text(json.dumps(result.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if page is not None:
+        _draw_page(page, chosen, examples, result)
     if progress:
         Console().print(result.table())
     return result
+
+
+def _writable(path) -> Path | None:
+    """Asked now, not after minutes of work."""
+    if path is None:
+        return None
+    path = Path(path)
+    if not path.parent.is_dir() or path.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: give a file in a folder that exists")
+    return path
+
+
+def _data_of(task: Task, data, split: str | None) -> Path | None:
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"there is no split {split!r}; there are: {', '.join(SPLITS)}")
+    if data is None:
+        if task.needs_data:
+            raise ValueError(f"{task.name} needs --data: {task.data}")
+        if split is not None:
+            raise ValueError("--split is of --data, which is not given")
+        return None
+    if not task.data:
+        raise ValueError(f"{task.name} brings its own questions and takes no --data")
+    if not Path(data).exists():
+        raise FileNotFoundError(f"no such file or folder: {data}")
+    return Path(data)
 
 
 def choose(examples: list[Example], limit: int | None) -> list[Example]:
@@ -101,26 +159,32 @@ def choose(examples: list[Example], limit: int | None) -> list[Example]:
     return [examples[i] for i in sorted(random.Random(0).sample(range(len(examples)), limit))]
 
 
-def _run(task: Task, examples: list[Example], vlm: VLM, limit, batch_size: int, progress: bool) -> Result:
+def _run(
+    task: Task, examples: list[Example], vlm: VLM, limit, batch_size: int, progress: bool, data=None, about=None
+) -> Result:
     started, begun = datetime.now(UTC), time.perf_counter()
     answers = _answers([e.messages for e in examples], vlm, task.max_tokens, task.name, progress)
     texts = [_text(a) for a in answers]
     scores = task.score(examples, texts)
-    blind_texts = None
+    answered = time.perf_counter() - begun
+    others: dict[str, list[str]] = {}
     if task.blind:
         blind = [without_images(e.messages) for e in examples]
         label = f"{task.name} {WITHOUT_IMAGE}"
-        blind_texts = [_text(a) for a in _answers(blind, vlm, task.max_tokens, label, progress)]
-        first = task.score(examples, blind_texts)[0]
-        scores.append(Score(f"{first.metric}, {WITHOUT_IMAGE}", first.interval, first.n))
+        others[WITHOUT_IMAGE] = [_text(a) for a in _answers(blind, vlm, task.max_tokens, label, progress)]
+    others |= task.rivals(examples, data)
+    for name, theirs in others.items():
+        for score in task.score(examples, theirs)[: task.headline]:
+            scores.append(Score(f"{score.metric}, {name}", score.interval, score.n, score.unit))
     scores += task.baselines(examples)
     failed = sum(isinstance(a, Exception) for a in answers)
     predictions = []
     for n, (example, answer) in enumerate(zip(examples, answers, strict=True)):
         row = {"key": example.key, "question": _question(example), "reference": example.reference}
         row |= {"prediction": texts[n], "meta": example.meta}
-        if blind_texts is not None:
-            row["prediction_" + WITHOUT_IMAGE.replace(" ", "_")] = blind_texts[n]
+        if task.right is not None:
+            row["score"] = round(task.right(example, texts[n]), 4)
+        row |= {"prediction_" + name.lower().replace(" ", "_"): theirs[n] for name, theirs in others.items()}
         if isinstance(answer, Exception):
             row["error"] = str(answer)
         else:
@@ -138,9 +202,46 @@ def _run(task: Task, examples: list[Example], vlm: VLM, limit, batch_size: int, 
         "dtype": str(vlm.dtype).removeprefix("torch."),
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - begun, 1),
+        "seconds_answering": round(answered, 1),
         "failed": failed,
+        "notes": _notes(task, failed, len(examples)),
+        **(about or {}),
     }
     return Result(task.name, scores, predictions, run)
+
+
+def _notes(task: Task, failed: int, asked: int) -> list[str]:
+    notes = [task.notes] if task.notes else []
+    if task.name in ("receipts", "receipt-lines"):
+        found = tesseract.version()
+        notes.append(f"Tesseract {found}" if found else "Tesseract is not installed: its rows are left out.")
+    if failed:
+        notes.append(f"{failed:,} of {asked:,} questions could not be asked and count as answered with nothing.")
+    return notes
+
+
+def _draw_page(path: Path, task: Task, examples: list[Example], result: Result) -> None:
+    things = groups(examples)
+    step = max(1.0, len(examples) / MOST_SHOWN)
+    shown = []
+    for n in dict.fromkeys(int(i * step) for i in range(min(len(examples), MOST_SHOWN))):
+        row = result.predictions[n]
+        images = [p["image"] for m in examples[n].messages for p in m["content"] if p["type"] == "image"]
+        start = "prediction_"
+        others = {k.removeprefix(start).replace("_", " "): v for k, v in row.items() if k.startswith(start)}
+        shown.append(
+            Shown(row["key"], things[n], images, row["question"], row["reference"], row["prediction"], row.get("score"),
+                  others, row.get("error", ""))
+        )  # fmt: skip
+    run = result.run
+    model = f"{run['model']['name']} ({run['model']['digest'][:12]}), {run['device']}, {run['dtype']}"
+    about = [*result.about(), model, run["command"], run["started"]]
+    title = f"mmvl eval {task.name}: {task.description}"
+    write_page(path, title, about, result.rows(), shown, len(examples))
+
+
+def _unit(score: Score) -> dict:
+    return {} if score.unit == "%" else {"unit": score.unit}
 
 
 def _answers(
@@ -148,8 +249,12 @@ def _answers(
 ) -> list[Answer | Exception]:
     answers: list[Answer | Exception | None] = [None] * len(conversations)
     bar = Progress(
-        TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=Console(stderr=True), disable=not progress,
+        TextColumn(label),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not progress,
     )
     with bar:
         for index, answer in bar.track(vlm.batch(conversations, max_tokens=max_tokens), total=len(conversations)):

@@ -1,57 +1,17 @@
-"""The evaluation tasks: where the questions come from, how answers are scored, what else stands beside the score."""
+"""The evaluation tasks by name. easy-vqa and print-lines are here, the others in the `task_*.py` beside it."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmvl.data.easy_vqa import read_easy_vqa
-from mmvl.data.shards import read_shard
-from mmvl.evaluation import metrics
-from mmvl.evaluation.metrics import Interval
+from mmvl.evaluation import metrics, task_captions, task_needle, task_questions, task_receipts, task_refusals
+from mmvl.evaluation.task import Example, Score, Task, shard_examples, without_images
 from mmvl.vlm import user_turn
 
+__all__ = ["SETS", "TASKS", "Example", "Score", "Task", "shard_examples", "without_images"]
+
 SETS = Path(__file__).parent / "sets"
-
-
-@dataclass(frozen=True)
-class Example:
-    """One question: a conversation that ends with the user's turn, and the answer that counts as right."""
-
-    key: str
-    messages: list[dict]
-    reference: str
-    meta: dict = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Score:
-    """One row of the result: a metric over `n` examples, in [0, 1] unless it is an error rate."""
-
-    metric: str
-    interval: Interval
-    n: int
-
-
-@dataclass(frozen=True)
-class Task:
-    """`load` gives all examples; `score` and `baselines` see the same chosen ones.
-
-    blind: ask every question once more without its images, to show how much of the score the images give.
-    """
-
-    name: str
-    description: str
-    load: Callable[[], list[Example]]
-    score: Callable[[Sequence[Example], Sequence[str]], list[Score]]
-    max_tokens: int
-    baselines: Callable[[Sequence[Example]], list[Score]] = lambda examples: []
-    blind: bool = False
-
-
-def without_images(messages: list[dict]) -> list[dict]:
-    """The same conversation, its image parts left out."""
-    return [m | {"content": [part for part in m["content"] if part["type"] != "image"]} for m in messages]
 
 
 # easy-vqa: https://github.com/vzhou842/easy-VQA, MIT, in PyPI's easy-vqa 1.0.
@@ -100,38 +60,6 @@ def _print_lines_examples() -> list[Example]:
     return shard_examples(SETS / "print-lines.tar")
 
 
-def shard_examples(path: Path) -> list[Example]:
-    """One example a sample: its turns up to the last, which is the assistant's and the reference.
-
-    Raises:
-        FileNotFoundError: no such set. ValueError: a damaged one.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"the evaluation set {path} is missing; install mmvl again")
-    examples = []
-    for sample in read_shard(path):
-        *turns, last = sample.json["messages"]
-        if last["role"] != "assistant" or not turns:
-            raise ValueError(f"{path}: sample {sample.key} does not end with an assistant's turn")
-        examples.append(
-            Example(
-                key=sample.key,
-                messages=[turn | {"content": _with_bytes(turn["content"], sample.members)} for turn in turns],
-                reference="".join(p["text"] for p in last["content"] if p["type"] == "text")
-                if isinstance(last["content"], list)
-                else last["content"],
-                meta=sample.json.get("meta", {}),
-            )
-        )
-    return examples
-
-
-def _with_bytes(content, members: dict[str, bytes]) -> list[dict]:
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    return [{"type": "image", "image": members[p["file"]]} if p["type"] == "image" else p for p in content]
-
-
 def _print_lines_score(examples: Sequence[Example], predictions: Sequence[str]) -> list[Score]:
     pairs = list(zip(predictions, [e.reference for e in examples], strict=True))
     characters = [metrics.character_errors(prediction, reference) for prediction, reference in pairs]
@@ -160,6 +88,7 @@ TASKS = {
             max_tokens=16,
             baselines=_easy_vqa_baselines,
             blind=True,
+            right=lambda example, answer: float(metrics.exact_match(answer, example.reference)),
         ),
         Task(
             name="print-lines",
@@ -167,6 +96,12 @@ TASKS = {
             load=_print_lines_examples,
             score=_print_lines_score,
             max_tokens=128,
+            right=lambda example, answer: float(metrics.character_errors(answer, example.reference).edits == 0),
         ),
+        *task_receipts.TASKS,
+        *task_questions.TASKS,
+        *task_captions.TASKS,
+        *task_needle.TASKS,
+        *task_refusals.TASKS,
     )
 }

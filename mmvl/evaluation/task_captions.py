@@ -1,0 +1,86 @@
+"""Captions: shards of captioned pictures, or COCO's JSON. CIDEr-D, and the right name within the first five words."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmvl.data.splits import in_split
+from mmvl.evaluation import metrics
+from mmvl.evaluation.answers import name_within
+from mmvl.evaluation.cider import SCALE, cider
+from mmvl.evaluation.metrics import Interval
+from mmvl.evaluation.task import ALWAYS, Example, Score, Task, commonest, groups, shard_examples, shard_files
+from mmvl.vlm import user_turn
+
+WORDS = 5
+QUESTION = "What is in the picture?"
+
+
+def _load(path: Path, split: str) -> list[Example]:
+    if path.suffix == ".json":
+        found = _coco(path)
+    else:
+        found = [e for shard in shard_files(path) for e in shard_examples(shard)]
+    chosen = [e for e in found if in_split(e.key, split)]
+    return [Example(e.key, e.messages, e.reference, _named(e)) for e in chosen]
+
+
+def _named(example: Example) -> dict:
+    """meta with `references` (several people's captions, if there are) and `name` (else the whole caption)."""
+    more = example.meta.get("captions") or []
+    references = list(dict.fromkeys([example.reference, *more]))
+    return example.meta | {"references": references, "name": example.meta.get("name") or example.reference}
+
+
+def _coco(path: Path) -> list[Example]:
+    """`captions_*.json` of COCO (Chen et al. 2015): images with file_name, annotations with caption.
+
+    The pictures lie beside it, in `images`, or in a folder called as the file ends (captions_val2017.json: val2017).
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        names = {image["id"]: Path(image["file_name"]).name for image in record["images"]}
+        captions: dict = {}
+        for row in record["annotations"]:
+            captions.setdefault(row["image_id"], []).append(str(row["caption"]).strip())
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not COCO's captions: images and annotations") from error
+    folders = [path.parent, path.parent / "images", path.parent / path.stem.rpartition("_")[2]]
+    examples = []
+    for number, several in captions.items():
+        name = names.get(number, "")
+        picture = next((folder / name for folder in folders if name and (folder / name).is_file()), None)
+        if picture is None:
+            raise FileNotFoundError(f"{path} names a picture {name or number!r} that is not beside it")
+        meta = {"captions": several}
+        examples.append(Example(Path(name).stem, user_turn(str(picture), QUESTION), several[0], meta))
+    return examples
+
+
+def _right(example: Example, prediction: str) -> float:
+    return float(name_within(prediction, example.meta["name"], WORDS))
+
+
+def _score(examples: Sequence[Example], predictions: Sequence[str]) -> list[Score]:
+    right = [bool(_right(e, p)) for e, p in zip(examples, predictions, strict=True)]
+    values = cider(predictions, [e.meta["references"] for e in examples])
+    i = metrics.mean([min(value / SCALE, 1.0) for value in values], groups(examples))
+    points = Interval(SCALE * i.value, SCALE * i.low, SCALE * i.high)
+    return [
+        Score(f"right name within {WORDS} words", metrics.mean(right, groups(examples)), len(right)),
+        Score("CIDEr-D, of 10", points, len(right), unit=""),
+    ]
+
+
+TASKS = (
+    Task(
+        name="captions",
+        description="name what a picture shows: the right name within 5 words, and CIDEr-D",
+        load=_load, score=_score, max_tokens=48, right=_right, blind=True, needs_data=True, headline=2,
+        rivals=lambda examples, data: {ALWAYS: [commonest(e.reference for e in examples)] * len(examples)},
+        data="shards of captioned pictures (mmvl data render emoji, import stamps), a folder of them, or COCO's JSON",
+        notes="Always the commonest is of these references, for want of others. CIDEr-D is not comparable across sets.",
+    ),
+)  # fmt: skip
