@@ -213,15 +213,28 @@ def replay(
 @app.command(name="eval")
 def evaluate(
     task: Annotated[str, typer.Argument(help="A task's name; a wrong one lists them.", show_default=False)],
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N questions.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--data", metavar="PATH", help="The set, for tasks over one that you bring.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="development|train|all", help="Which part of --data.  [default: the task's]")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only N questions, always the same random choice.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write scores and every answer here.")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Draw a page to look through the answers.")
+    ] = None,
     model: Model = None,
     device: Device = None,
 ) -> None:
-    """Measure a model on a task."""
+    """Measure a model on a task, beside its baselines."""
     from mmvl.evaluation.run import evaluate as run
 
-    run(task, model=model, limit=limit, json_path=json_file, device=device)
+    run(task, model=model, limit=limit, json_path=json_file, device=device, data=source, split=split, page=page)
 
 
 @app.command()
