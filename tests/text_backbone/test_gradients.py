@@ -1,5 +1,6 @@
 """Gradients of a whole tiny decoder equal finite differences in fp64, and every weight gets one."""
 
+import pytest
 import torch
 from torch.func import functional_call
 
@@ -60,3 +61,29 @@ def test_training_lowers_the_loss_in_bf16(make_config, make_decoder):
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[0] > 3 and losses[-1] < 1
+
+
+def gradients_of(decoder, x_TD, weight_TD, lengths):
+    """Gradients of sum(hidden * weight) to the weights and the embeddings of a packed row."""
+    decoder.zero_grad()
+    x_TD = x_TD.clone().requires_grad_()
+    (decoder(x_TD, Packed.from_lengths(lengths, "cpu")).hidden_TD * weight_TD).sum().backward()
+    return {name: p.grad.clone() for name, p in decoder.model.layers.named_parameters()} | {"x": x_TD.grad}
+
+
+@pytest.mark.parametrize("recomputed", [(), (0, 1, 2)])
+def test_a_packed_row_gives_the_sum_of_its_documents_gradients(make_config, make_decoder, recomputed):
+    """Whether or not layers compute their activations again in the backward pass."""
+    decoder, lengths = make_decoder(make_config(), torch.float64), (7, 1, 70, 3)
+    generator = torch.Generator().manual_seed(0)
+    x_TD, weight_TD = torch.randn(2, sum(lengths), 24, generator=generator, dtype=torch.float64)
+    alone = [
+        gradients_of(decoder, x, w, (len(x),))
+        for x, w in zip(x_TD.split(lengths), weight_TD.split(lengths), strict=True)
+    ]
+    decoder.recomputed = frozenset(recomputed)
+    together = gradients_of(decoder, x_TD, weight_TD, lengths)
+    torch.testing.assert_close(together.pop("x"), torch.cat([g.pop("x") for g in alone]), rtol=1e-9, atol=1e-12)
+    assert all(together[name].abs().max() > 0 for name in together)
+    expected = {name: sum(g[name] for g in alone) for name in together}
+    torch.testing.assert_close(together, expected, rtol=1e-9, atol=1e-10)

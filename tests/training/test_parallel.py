@@ -36,8 +36,6 @@ LAYOUTS = {  # ranks -> (ZeRO stage, parallel, other keys)
         (1, {"sequence": 2, "expert": 2}, {}),
     ],
     4: [
-        (1, {}, {}),
-        (2, {"expert": 2}, {}),
         (1, {"expert": 4, "token_groups": 3}, {}),
         (2, {"sequence": 4}, {}),
         (1, {"sequence": 2, "expert": 2, "token_groups": 2}, {"checkpoint_layers": "all"}),
@@ -75,21 +73,20 @@ def joined(rows: list[Batch]) -> Batch:
 
 
 def start(recipe: TrainRecipe):
-    """The model and its processor; "starved": at first all tokens choose the same two experts of four."""
-    model, processor = build_model(recipe)
+    """The model; "starved": at first all tokens choose the same two experts of four."""
+    model, _ = build_model(recipe)
     if recipe.name == "starved":
         with torch.no_grad():
             for layer in model.language_model.model.layers:
                 layer.block_sparse_moe.gate.weight.zero_()
-    return model, processor
+    return model
 
 
-def plain(recipe: TrainRecipe):
+def plain(recipe: TrainRecipe, batches: list[Batch]):
     """The same steps in one process with nothing but PyTorch: state dict, and the norms of the gradients."""
-    model, processor = start(recipe)
+    model = start(recipe)
     optimizer = torch.optim.AdamW(param_groups(model, recipe), betas=recipe.optimizer.betas, eps=1e-8)
     norms = []
-    batches = rows_of(recipe, processor)
     for step in range(STEPS):
         rows = batches[step * ROWS : (step + 1) * ROWS]
         rows = [joined(rows)] if recipe.parallel.global_balance else rows
@@ -111,10 +108,10 @@ def with_layout(recipe: TrainRecipe, zero: int, parallel: dict, others: dict) ->
     return TrainRecipe.model_validate(fields)
 
 
-def over_ranks(recipe: TrainRecipe, ranks: Ranks) -> tuple[dict, list]:
+def over_ranks(recipe: TrainRecipe, batches: list[Batch], ranks: Ranks) -> tuple[dict, list]:
     """The same steps through the engine: whole parameters, and the norms of the gradients."""
     parallel = Parallel(ranks, recipe.parallel)
-    model, processor = start(recipe)
+    model = start(recipe)
     parallel.shard(model)
     engine = make_engine(
         Objective(model, recipe.balance_loss, len(recipe.data.sources)),
@@ -122,7 +119,7 @@ def over_ranks(recipe: TrainRecipe, ranks: Ranks) -> tuple[dict, list]:
         parallel,
         accumulate=ROWS // parallel.data_world,
     )
-    norms, batches = [], rows_of(recipe, processor)
+    norms = []
     for step in range(STEPS):
         mine = batches[step * ROWS + parallel.data_rank : (step + 1) * ROWS : parallel.data_world]
         mine = [parallel.part(batch, model.tiling) for batch in mine]
@@ -159,14 +156,15 @@ def gathered(model: torch.nn.Module, ranks: Ranks) -> dict[str, torch.Tensor]:
 def main(recipe_file: str, out: str) -> None:
     torch.set_num_threads(1)
     ranks, results, references = Ranks(), {}, {}
-    start_of = {name: p.clone() for name, p in build_model(load_recipe(recipe_file))[0].state_dict().items()}
+    model, processor = build_model(load_recipe(recipe_file))
+    start_of, batches = model.state_dict(), rows_of(load_recipe(recipe_file), processor)
     for zero, parallel, others in LAYOUTS[ranks.world]:
         recipe = with_layout(load_recipe(recipe_file), zero, parallel, others)
-        weights, norms = over_ranks(recipe, ranks)
+        weights, norms = over_ranks(recipe, batches, ranks)
         if ranks.first:
             key = recipe.parallel.global_balance, recipe.name, *recipe.trainable
             if key not in references:
-                references[key] = plain(recipe)
+                references[key] = plain(recipe, batches)
             expected, expected_norms = references[key]
             errors = {name: (weights[name] - expected[name]).abs().max().item() for name in weights}
             worst = max(errors, key=errors.get)
