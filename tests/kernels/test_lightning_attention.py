@@ -369,6 +369,14 @@ if torch.cuda.is_available():
         assert torch.equal(o, expected) and torch.equal(qkv.grad, expected_grad)
 
 
+def test_no_segment_is_too_long_to_add_up():
+    device = torch.device("cpu")
+    for longest in (module.LONGEST + 1, 3 * module.LONGEST, 1_000_000):
+        tokens = module.segment_tokens(longest, 64, 128, longest, device)
+        assert longest / 16 < tokens <= module.LONGEST and tokens % module.SEGMENT_MULTIPLE == 0
+    assert module.segment_tokens(100, 64, 128, 100, device) == 100
+
+
 def test_wrong_lengths_are_refused():
     qkv, _ = draw_inputs([4])
     with pytest.raises(ValueError, match="at least 0 tokens"):

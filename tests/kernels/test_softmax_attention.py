@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmvl.kernels.softmax_attention import LONG_SEQUENCE, softmax_attention
+from mmvl.kernels.softmax_attention import LONG_SEQUENCE, _for_cudnn, softmax_attention
 
 CASES = {
     "no past": ([5, 1, 9], [5, 1, 9]),
@@ -75,7 +75,29 @@ def test_heads_that_do_not_divide_are_refused():
         run(q, k, k, [2], [2], 1.0)
 
 
+@pytest.mark.parametrize(
+    "lengths, expected",
+    [
+        ((16_387,), True),
+        ((4_096,), True),
+        ((4_097,), False),
+        ((1_024,), False),
+        ((4_096,) * 3, True),
+        ((4_096, 2_048), False),
+    ],
+    ids=str,
+)
+def test_long_or_round_lengths_go_to_cudnn(lengths, expected):
+    assert _for_cudnn(lengths) is expected
+
+
 if torch.cuda.is_available():
+
+    def test_equal_lengths_equal_those_beside_another(rmse_ratio):
+        q, k, v = (torch.randn(4097, heads, 64, device="cuda", dtype=torch.bfloat16) for heads in (8, 2, 2))
+        both = run(q[:4096], k[:4096], v[:4096], [2048, 2048], [2048, 2048], 0.125)
+        beside = run(q, k, v, [2048, 2048, 1], [2048, 2048, 1], 0.125)[:4096]
+        assert both.shape == beside.shape and rmse_ratio(both, beside) < 1e-2
 
     def test_a_long_sequence_alone_equals_it_beside_another(rmse_ratio):
         L = LONG_SEQUENCE + 3
