@@ -23,6 +23,7 @@ from mmvl.training.guard import BadLoss, LossGuard, save_batches
 from mmvl.training.ledger import Ledger
 from mmvl.training.loader import Loader, source_names
 from mmvl.training.objective import Objective
+from mmvl.training.parallel import Parallel
 from mmvl.training.ranks import Ranks
 from mmvl.training.recipe import ContrastiveRecipe, PreferenceRecipe, TokenizerRecipe, TrainRecipe, load_recipe
 from mmvl.training.report import METRICS, Metrics, Rates, draw_loss, progress_line
@@ -68,7 +69,8 @@ def train(recipe_path: str | Path, overrides: list[str] | None = None, console: 
 class Stage:
     """One training stage: its state (step, seconds, ledger) and the loop over it.
 
-    Under torchrun every process holds the model and takes its share of the batches; ZeRO splits the optimizer.
+    Under torchrun the processes share batches, rows and experts as the recipe's `parallel` says; ZeRO splits the
+    optimizer among them.
     Another kind of stage overrides `make_objective`, `make_loader`, `units` and `after_step`.
     """
 
@@ -81,11 +83,12 @@ class Stage:
             console.print("bf16 on the CPU is slow and coarse; set precision=fp32 there", style="yellow")
         torch.manual_seed(recipe.seed)
         torch.set_float32_matmul_precision("high")
+        self.parallel = Parallel(self.ranks, recipe.parallel)
         model, self.processor = build_model(recipe)
-        self.model = model.to(self.device)
+        self.model = self.parallel.shard(model).to(self.device)
         self.names = source_names(recipe.data)
         self.batches = self._batches_a_step()
-        self.engine = make_engine(self.make_objective(self.model), recipe, accumulate=self.batches)
+        self.engine = make_engine(self.make_objective(self.model), recipe, self.parallel, accumulate=self.batches)
         self.metrics, self.rates = Metrics(self.out), Rates(self.model.config, recipe, self.ranks)
         self.writer = Writer(self.out / CHECKPOINTS, self.ranks, recipe.keep_checkpoints, self._warn)
         self.step, self.seconds, self.ledger, loader_state = 0, 0.0, Ledger(self.names), None
@@ -114,8 +117,8 @@ class Stage:
             self.processor,
             self.recipe.seed,
             state,
-            rank=self.ranks.rank,
-            world=self.ranks.world,
+            rank=self.parallel.data_rank,
+            world=self.parallel.data_world,
             pin=self.device.type == "cuda",
             **settings,
         )
@@ -133,7 +136,8 @@ class Stage:
 
     def _batches_a_step(self) -> int:
         """How many batches this rank takes for one step of the optimizer."""
-        wanted, world = self.recipe.data.batches_per_step or self.ranks.world, self.ranks.world
+        world = self.parallel.data_world
+        wanted = self.recipe.data.batches_per_step or world
         if wanted % world:
             raise ValueError(f"data.batches_per_step ({wanted}) must be a multiple of the {world} data-parallel ranks")
         return wanted // world
@@ -159,16 +163,17 @@ class Stage:
         self.writer.finish()
         if self.saved == self.step:
             return
-        skipped = Counter()
-        for of_rank in self.ranks.gather(self.loader.skipped):
-            skipped.update(of_rank)
+        skipped, readers = Counter(), self.parallel.data_ranks
+        all_skipped, loaders = self.ranks.gather(self.loader.skipped), self.ranks.gather(self.loader.state)
+        for r in readers:
+            skipped.update(all_skipped[r])
         state = {
             "step": self.step,
             "seconds": self.seconds,
             "ledger": self.ledger.to_dict(),
             "skipped": dict(skipped),
             "skipped_updates": self._skipped_updates(),
-            "loader": Loader.joined(self.ranks.gather(self.loader.state)),
+            "loader": Loader.joined([loaders[r] for r in readers]),
             "losses": list(self.guard.losses),
             "window": self.ranks.gather(self.window.state()),
             "dtype": "bfloat16" if self.recipe.precision == "bf16" else "float32",
@@ -233,9 +238,10 @@ class Stage:
         while (spent := progress(self.ledger.tokens, self.seconds, recipe.budget)) < 1.0:
             lr = self._set_lr(spent)
             waiting = time.monotonic()
-            taken = [next(batches) for _ in range(self.batches)]
-            for batch in taken:
-                self.rates.add(batch)
+            rows = [next(batches) for _ in range(self.batches)]
+            for row in rows:
+                self.rates.add(row, 1 / self.parallel.sequence_size)
+            taken = [self.parallel.part(row, self.model.tiling) for row in rows]
             self.window.wait += time.monotonic() - waiting
             # One exchange a step: what the ledger counts, the targets, the loss of the step before, who has written its
             # part of a checkpoint, the first rank's word on time and saving: so all ranks act at the same step.
@@ -258,7 +264,7 @@ class Stage:
                 sums.append(figures["by_source"][0].sum())
             self.step += 1
             self.seconds = seconds
-            self._unjudged = (self.step, targets, torch.stack(sums).sum(), taken)
+            self._unjudged = (self.step, targets, torch.stack(sums).sum(), rows)
             counts = [int(n) for n in counts]
             self.ledger.add(counts[:count], counts[count : 2 * count], counts[2 * count :])
             self.window.tokens += sum(counts[: 2 * count])
@@ -287,7 +293,8 @@ class Stage:
         if (problem := self.guard.judge(loss_sum / max(targets, 1))) is None:
             return
         directory = self.out / f"bad-step-{step:09d}"
-        save_batches(directory, self.ranks.rank, step, problem, batches)
+        if self.parallel.sequence_rank == 0:
+            save_batches(directory, self.parallel.data_rank, step, problem, batches)
         self.ranks.wait()
         raise BadLoss(
             f"{self.recipe.name} stopped: {problem} at step {step}; `mmvl replay {directory}` looks at that step's "

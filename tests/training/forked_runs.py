@@ -113,11 +113,12 @@ def main(plan: dict) -> dict:
 
     four = ["data.batches_per_step=4", *plan["overrides"]]
     finish(start(recipe, [*four, f"out={root / 'two-whole'}"], 2))
-    pids = start(recipe, [*four, f"out={root / 'two'}"], 2)
-    result["kills"].append(kill_at(pids, root / "two", 4, rng.uniform(0, 0.03)))
-    for world in (1, 2, 4):
-        shutil.copytree(root / "two", root / f"two-to-{world}")
-        finish(start(recipe, [*four, f"out={root / f'two-to-{world}'}"], world))
+    for name, parallel in plan["killed"].items():
+        pids = start(recipe, [*four, f"parallel={json.dumps(parallel)}", f"out={root / name}"], 2)
+        result["kills"].append(kill_at(pids, root / name, 4, rng.uniform(0, 0.03)))
+    for name, (origin, world, parallel) in plan["resumed"].items():
+        shutil.copytree(root / origin, root / name)
+        finish(start(recipe, [*four, f"parallel={json.dumps(parallel)}", f"out={root / name}"], world))
     return result
 
 

@@ -15,6 +15,14 @@ import pytest
 
 from mmvl.training.report import read_metrics
 
+KILLED = {"two": {}, "experts": {"expert": 2}}  # runs of two ranks
+RESUMED = {  # name -> (which of them, ranks, parallel)
+    "two as 2": ("two", 2, {}),
+    "two as 1": ("two", 1, {}),
+    "two as 4": ("two", 4, {}),
+    "experts as 1": ("experts", 1, {}),
+    "experts as 4": ("experts", 4, {"expert": 2, "expert_tensor": 2, "sequence": 2}),
+}
 SAME = ("step", "tokens", "lr", "loss", "balance", "busiest_expert", "by_source", "skipped_updates", "grad_norm")
 
 
@@ -25,6 +33,7 @@ def runs(recipe_dict, tmp_path_factory):
     recipe = recipe_dict | {"log_every_steps": 2, "save_every_steps": 3, "budget": {"tokens": 12000, "minutes": None}}
     (root / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
     plan = {"seed": 4, "recipe": str(root / "recipe.yaml"), "root": str(root), "overrides": []}
+    plan |= {"killed": KILLED, "resumed": RESUMED}
     (root / "plan.json").write_text(json.dumps(plan))
     command = [sys.executable, str(Path(__file__).parent / "forked_runs.py"), "plan.json", "result.json"]
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
@@ -53,12 +62,12 @@ def test_ten_kills_change_nothing(runs):
 
 
 def test_two_ranks_go_on_as_one_two_and_four(runs):
+    """Other sizes of the data, expert, expert-tensor and sequence groups, against two ranks that were never stopped."""
     root, _ = runs
-    whole = told(root / "two-whole")
-    assert told(root / "two-to-2") == whole, "the same number of ranks: to the last bit"
-    for world in (1, 4):
-        other = told(root / f"two-to-{world}")
+    whole, ledger = told(root / "two-whole"), (root / "two-whole" / "ledger.json").read_bytes()
+    assert told(root / "two as 2") == whole, "the same ranks: to the last bit"
+    for name in RESUMED:
+        other = told(root / name)
         assert [(r["step"], r["tokens"], r["lr"]) for r in other] == [(r["step"], r["tokens"], r["lr"]) for r in whole]
-        assert [r["loss"] for r in other] == pytest.approx([r["loss"] for r in whole], rel=1e-5)
-        ledgers = [(root / d / "ledger.json").read_bytes() for d in ("two-whole", f"two-to-{world}")]
-        assert ledgers[0] == ledgers[1]
+        assert [r["loss"] for r in other] == pytest.approx([r["loss"] for r in whole], rel=1e-5), name
+        assert (root / name / "ledger.json").read_bytes() == ledger

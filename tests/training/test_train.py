@@ -153,7 +153,7 @@ def test_a_signal_saves_first(recipe_file, tmp_path):
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_stop_the_run(recipe_file, tmp_path, monkeypatch):
-    """The disk is full for a while: one line each time, the old checkpoint stays, and the run ends as if nothing was."""
+    """The disk is full for a while: one line each time, the old checkpoint stays, the run ends as if nothing was."""
     settings = ["budget.tokens=4000", "save_every_steps=2"]
     whole = train(recipe_file, [*settings, f"out={tmp_path / 'whole'}"])
     write, calls = checkpoints.write_safetensors, itertools.count()
