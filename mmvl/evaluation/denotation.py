@@ -87,34 +87,37 @@ def denotation_match(prediction: str, answers: Sequence[str]) -> bool:
     return any(same_denotation([part for part in reading if part], answers) for reading in readings)
 
 
-# Words of counting, comparing, ordering and arithmetic, which a question answered by reading one row lacks.
+# Words of comparing, ordering and arithmetic, which a question answered by reading one row lacks.
 _REASONING = re.compile(
-    r"\b(how many|how much more|number of|total|sum|average|mean|count|difference|differ|combined|altogether|more|less|"
-    r"fewer|most|least|fewest|highest|lowest|largest|smallest|biggest|greatest|longest|shortest|oldest|youngest|earliest|"
-    r"latest|best|worst|top|bottom|first|last|second|third|next|previous|prior|before|after|above|below|under|over|"
-    r"following|followed|preceding|other than|besides|except|only|same|another|between|consecutive|only|not|never|each|"
-    r"all|both|or|than|least|maximum|minimum|max|min|older|younger|longer|shorter|higher|lower|larger|smaller|"
-    r"immediately|directly|ever|since|until|times|amount)\b"
+    r"\b(sum|average|mean|difference|differ|combined|altogether|more|less|fewer|most|least|fewest|highest|lowest|largest|"
+    r"smallest|biggest|greatest|longest|shortest|oldest|youngest|earliest|latest|best|worst|top|bottom|last|next|"
+    r"previous|prior|before|after|above|below|under|over|following|followed|preceding|other than|besides|except|same|"
+    r"another|between|consecutive|not|never|or|than|maximum|minimum|older|younger|longer|shorter|higher|lower|larger|"
+    r"smaller|quickest|fastest|immediately|directly|since|until|how many (?:times|different|total))\b"
 )
 
 
 def is_lookup(question: str, answers: Sequence[str], header: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
     """Whether a question is answered by finding one row and reading one of its cells.
 
-    WikiTableQuestions has no such label, so this is ours: one answer; no word of counting, comparing or ordering
-    (`_REASONING`); exactly one row of which some cell is the answer and another cell, of at least 3 characters or a
-    number, stands in the question. It is decided by question and table alone, never by what a model answered.
+    WikiTableQuestions has no such label, so this is ours: one answer; no word of comparing or ordering (`_REASONING`);
+    one row of which more cells stand in the question than of any other (cells of at least 3 characters, or numbers);
+    and the answer is another cell of that row. It may take a count for a look-up where the row holds the same number
+    by chance. It is decided by question and table alone, never by what a model answered.
     """
     if len(answers) != 1 or _REASONING.search(question.lower()):
         return False
     wanted = value_of(answers[0])
     text = f" {_joined(question)} "
-    found = 0
-    for row in rows:
-        here = {i for i, cell in enumerate(row) if cell.strip() and value_of(cell).matches(wanted)}
-        named = {i for i, cell in enumerate(row) if _stands(cell, text)}
-        found += any(n != h for n in named for h in here)
-    return found == 1
+    named = [{i for i, cell in enumerate(row) if _stands(cell, text)} for row in rows]
+    most = max(map(len, named), default=0)
+    best = [n for n, cells in enumerate(named) if cells and len(cells) == most]
+    if len(best) != 1:
+        return False
+    row = rows[best[0]]
+    return any(
+        cell.strip() and i not in named[best[0]] and value_of(cell).matches(wanted) for i, cell in enumerate(row)
+    )
 
 
 def _stands(cell: str, text: str) -> bool:
