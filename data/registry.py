@@ -7,6 +7,7 @@ from mmvl.data.easy_vqa import import_easy_vqa
 from mmvl.data.import_captions import import_coco, import_folder
 from mmvl.data.import_conversations import import_jsonl, import_llava, import_text_files
 from mmvl.data.import_documents import import_chartqa, import_docvqa, import_sroie
+from mmvl.data.import_pairs import import_pairs
 from mmvl.data.import_tables import import_wikitablequestions
 from mmvl.data.render_documents import render_documents
 from mmvl.data.render_emoji import render_emoji
@@ -41,5 +42,6 @@ IMPORTERS = {
     "sroie": Tool(import_sroie, "SROIE receipts (files=DIR or .tar)."),
     "chartqa": Tool(import_chartqa, "ChartQA (images=DIR or .tar, file=train_human.json)."),
     "docvqa": Tool(import_docvqa, "DocVQA (file=train_v1.0.json images=DIR)."),
+    "pairs": Tool(import_pairs, "Preference pairs out of other shards (shards=DIR)."),
     "wikitablequestions": Tool(import_wikitablequestions, "Tables drawn, with questions (tables=DIR file=.tsv)."),
 }

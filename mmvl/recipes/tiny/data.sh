@@ -20,3 +20,6 @@ render emoji emoji 24000 14 --set fonts="$FONTS"
 # Three lines in ten are words in random order: with sentences alone the model guesses words instead of reading them.
 render text-lines lines 800000 16 --set fonts="$FONTS" --set corpus="$CORPUS" --set running_text=0.4
 render documents documents 80000 15 --set fonts="$FONTS" --set corpus="$CORPUS"
+# Pairs for the preference stage: this picture's (or text's) answer over another's.
+import pairs preferences 8000 21 --set shards=runs/data/documents
+import pairs text-preferences 4000 22 --set shards=runs/data/text
