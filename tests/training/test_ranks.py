@@ -70,6 +70,7 @@ def plain_training(recipe, world: int, steps: int):
 
 
 def test_two_ranks_equal_plain_pytorch(recipe_file, tmp_path):
+    """`mmvl train` as a whole, with the experts over both ranks; see test_parallel.py for other layouts."""
     steps, out = 4, tmp_path / "two"
     recipe = load_recipe(recipe_file)
     _, tokens = plain_training(recipe, world=2, steps=steps)
@@ -77,7 +78,7 @@ def test_two_ranks_equal_plain_pytorch(recipe_file, tmp_path):
     reference, _ = plain_training(load_recipe(recipe_file, overrides), world=2, steps=steps)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "mmvl.app.cli", "train", str(recipe_file)]
-    for override in overrides:
+    for override in [*overrides, "parallel.expert=2", "parallel.token_groups=2", "checkpoint_layers=[0]"]:
         command += ["--set", override]
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     environment["OMP_NUM_THREADS"] = "1"
