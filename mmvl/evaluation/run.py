@@ -172,7 +172,8 @@ def _run(
         blind = [without_images(e.messages) for e in examples]
         label = f"{task.name} {WITHOUT_IMAGE}"
         others[WITHOUT_IMAGE] = [_text(a) for a in _answers(blind, vlm, task.max_tokens, label, progress)]
-    others |= task.rivals(examples, data)
+    with Console(stderr=True, quiet=not progress).status(f"{task.name}: baselines"):
+        others |= task.rivals(examples, data)
     for name, theirs in others.items():
         for score in task.score(examples, theirs)[: task.headline]:
             scores.append(Score(f"{score.metric}, {name}", score.interval, score.n, score.unit))
