@@ -9,8 +9,13 @@ from mmvl.data.import_conversations import import_jsonl, import_llava, import_te
 from mmvl.data.import_documents import import_chartqa, import_docvqa, import_sroie
 from mmvl.data.import_pairs import import_pairs
 from mmvl.data.import_tables import import_wikitablequestions
+from mmvl.data.render_charts import render_charts
 from mmvl.data.render_documents import render_documents
 from mmvl.data.render_emoji import render_emoji
+from mmvl.data.render_pages import render_pages
+from mmvl.data.render_receipts import render_receipt_lines, render_receipts
+from mmvl.data.render_screens import render_screens
+from mmvl.data.render_tables import render_tables
 from mmvl.data.render_text_lines import render_text_lines
 from mmvl.data.stamps import import_stamps
 from mmvl.data.text import import_text
@@ -27,6 +32,12 @@ class Tool:
 RENDERERS = {
     "text-lines": Tool(render_text_lines, "One line of print a picture (needs fonts=DIR corpus=DIR)."),
     "documents": Tool(render_documents, "Notes, receipts, letters, labels with questions (fonts=DIR corpus=DIR)."),
+    "pages": Tool(render_pages, "Letters, forms, invoices, memos, notes (fonts=DIR corpus=DIR)."),
+    "receipts": Tool(render_receipts, "Till slips on worn paper (fonts=DIR corpus=DIR)."),
+    "receipt-lines": Tool(render_receipt_lines, "Lines cut out of till slips (fonts=DIR corpus=DIR)."),
+    "tables": Tool(render_tables, "Tables, real and invented (fonts=DIR corpus=DIR tables=FILE)."),
+    "charts": Tool(render_charts, "Charts of invented and real numbers (fonts=DIR corpus=DIR tables=FILE)."),
+    "screens": Tool(render_screens, "Windows of programs (fonts=DIR corpus=DIR)."),
     "emoji": Tool(render_emoji, "Colour emoji and their names (fonts=DIR with NotoColorEmoji.ttf)."),
 }
 

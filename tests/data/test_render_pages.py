@@ -1,0 +1,215 @@
+"""Renderers of pages, receipts, tables, charts, screens: what they say is printed is printed, and sums are right."""
+
+import gzip
+import io
+import json
+import random
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmvl.data.charts import HELD_OUT_STYLES, STYLES, Chart, ask_chart, chart_of_table, draw_chart, invent_chart
+from mmvl.data.corpus import Phrases
+from mmvl.data.fonts import training_fonts
+from mmvl.data.letters import HELD_OUT_LAYOUTS, LAYOUTS, draw_office_page
+from mmvl.data.page import CANNOT_SEE, Faces, Page, converse
+from mmvl.data.paper import age, fade_ink, warp
+from mmvl.data.public_formats import RealTable
+from mmvl.data.receipts import draw_receipt
+from mmvl.data.registry import RENDERERS
+from mmvl.data.render_receipts import render_receipt_lines
+from mmvl.data.screens import LAYOUTS as SCREENS
+from mmvl.data.screens import draw_screen
+from mmvl.data.shards import read_shard
+from mmvl.data.splits import split_of
+from mmvl.data.tables import LAYOUTS as TABLES
+from mmvl.data.tables import ask_table, draw_table, invent_table, part_of
+
+NAMES = ("pages", "receipts", "receipt-lines", "tables", "charts", "screens")
+
+
+def samples(shards):
+    return [sample for path in shards for sample in read_shard(path)]
+
+
+def exchange(sample) -> list[tuple[str, str]]:
+    texts = [m["content"][-1]["text"] for m in sample.json["messages"]]
+    return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+@pytest.fixture(scope="module")
+def faces(fonts):
+    return Faces(training_fonts(fonts))
+
+
+@pytest.fixture(scope="module")
+def phrases(corpus):
+    return Phrases(corpus)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """40 real-looking tables, a number column each."""
+    path = tmp_path_factory.mktemp("tables") / "tables.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        for n in range(40):
+            rows = [[f"Town {n}-{i}", str(1000 * n + 10 * i), "x" * (i % 3 + 1)] for i in range(1, 6)]
+            qa = [{"question": f"which town of {n} is last?", "answers": [rows[-1][0]]}]
+            file.write(json.dumps({"id": f"t{n}", "header": ["Town", "People", "Mark"], "rows": rows, "qa": qa}) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_renderer_by_name(tmp_path, fonts, corpus, real, name):
+    settings = {"fonts": fonts, "corpus": corpus} | ({"tables": str(real)} if name in ("tables", "charts") else {})
+    made = samples(RENDERERS[name].run(tmp_path / "a", 12, 3, 1, **settings))
+    again = samples(RENDERERS[name].run(tmp_path / "b", 12, 3, 1, **settings))
+    held = samples(RENDERERS[name].run(tmp_path / "c", 6, 3, 1, held_out=True, **settings))
+    assert [s.members for s in made] == [s.members for s in again] and len(made) == 12
+    for sample in made + held:
+        [data] = sample.members.values()
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        assert max(image.size) <= 1300 and min(image.size) >= 4
+        assert exchange(sample) and all(q and a for q, a in exchange(sample))
+    assert not {s.json["meta"]["layout"] for s in made} & {s.json["meta"]["layout"] for s in held}
+    text = " ".join(a for s in made for _, a in exchange(s))
+    assert "unseen" not in text.lower()
+    if name == "tables":
+        assert all(split_of(s.json["meta"]["table"]) == "train" for s in made if s.json["meta"]["table"])
+        assert all(split_of(s.json["meta"]["table"]) == "development" for s in held if s.json["meta"]["table"])
+
+
+def in_ink(page: Page) -> None:
+    """Every piece of text has ink in its box and lies inside the picture."""
+    grey = np.asarray(page.image.convert("L")).astype(int)
+    assert page.rows
+    for row in page.rows:
+        for piece in row:
+            left, top, right, bottom = piece.box
+            assert left >= -1 and top >= -1 and right <= grey.shape[1] + 1 and bottom <= grey.shape[0] + 1, piece
+            part = grey[max(0, top) : bottom, max(0, left) : right]
+            assert np.ptp(part) > 60, piece
+
+
+def test_what_a_receipt_says_is_printed_and_adds_up(faces, phrases):
+    for seed in range(30):
+        page = draw_receipt(random.Random(seed), phrases, faces, max_side=1200)
+        in_ink(page)
+        text = " ".join(page.lines())
+        values = page.values
+        for name, value in values.items():
+            assert value and value in text, (name, value)
+        number = {
+            k: round(100 * float(re.sub(r"[^\d.-]", "", v)))
+            for k, v in values.items()
+            if k in ("subtotal", "tax", "service", "rounding", "total", "cash", "change")
+        }
+        if {"subtotal", "tax"} <= set(number) and "discount" not in values:
+            whole = sum(number.get(k, 0) for k in ("subtotal", "tax", "service", "rounding"))
+            assert whole == number["total"]
+        if "cash" in number:
+            assert number["cash"] - number["total"] == number["change"]
+
+
+def test_office_pages_and_screens_are_printed_as_they_say(faces, phrases):
+    for seed in range(24):
+        page = draw_office_page(random.Random(seed), phrases, faces, LAYOUTS + HELD_OUT_LAYOUTS, 2000)
+        in_ink(page)
+        text = " ".join(page.lines())
+        for name, value in page.values.items():
+            assert value in text, (page.layout, name, value)
+        in_ink(draw_screen(random.Random(seed), phrases, faces, SCREENS, 2000))
+
+
+def test_questions_that_have_no_answer_here(faces, phrases):
+    page = draw_receipt(random.Random(1), phrases, faces)
+    assert {a for _, a in converse(page, random.Random(0), 5, 5, unanswerable=1.0)} == {CANNOT_SEE}
+    for seed in range(20):
+        for question, answer in converse(page, random.Random(seed), 5, 9, unanswerable=0.0):
+            assert answer != CANNOT_SEE and question
+
+
+def test_line_crops_hold_the_whole_line(tmp_path, fonts, corpus):
+    lines = samples(render_receipt_lines(tmp_path, 60, 3, 1, fonts=fonts, corpus=corpus, wear=0, per_receipt=20))
+    for line in lines:
+        [data] = line.members.values()
+        pixels = np.asarray(Image.open(io.BytesIO(data)).convert("L")).astype(int)
+        assert 4 <= pixels.shape[0] <= 48 and pixels.shape[1] <= 641 and np.ptp(pixels) > 60, exchange(line)
+    with pytest.raises(ValueError, match="per_receipt"):
+        render_receipt_lines(tmp_path, 1, 0, 1, fonts=fonts, corpus=corpus, per_receipt=0)
+
+
+def test_answers_about_a_chart():
+    chart = Chart(
+        "bar",
+        ["2001", "2002", "2003"],
+        [("", [10.5, 30.0, 20.0])],
+        "Sales",
+        "sales",
+        decimals=1,
+        time=True,
+        colours=["blue"],
+    )
+    page = Page.blank(10, 10, "chart", "plain")
+    for seed in range(6):
+        ask_chart(page, chart, random.Random(seed))
+    answers = {question: answer for ways, answer in page.facts for question in ways}
+    assert answers["Which year has the highest sales?"] == "2002" and answers["What is the lowest value?"] == "10.5"
+    assert answers["What was the sales in 2003?"] == "20" and answers["How many years are shown?"] == "3"
+    assert answers["In which year was the value 30?"] == "2002" and answers["What is the average?"] == "20.17"
+    between = {
+        q: a for q, a in answers.items() if q.startswith("What is the difference") and "2001" in q and "2002" in q
+    }
+    assert set(between.values()) == {"19.5"}
+    assert not set(page.absent) & set(answers)
+
+
+def test_charts_of_every_kind_and_style(faces, phrases):
+    for seed, (name, style) in enumerate((STYLES | HELD_OUT_STYLES).items()):
+        for turn in range(4):
+            rng = random.Random(100 * seed + turn)
+            chart = invent_chart(rng, phrases)
+            page = draw_chart(rng, chart, style, name, faces)
+            in_ink(page)
+            if chart.kind == "pie":
+                assert sum(chart.series[0][1]) == pytest.approx(100)
+    table = RealTable("t", ["Town", "People"], [["Aa", "1,200"], ["Bb", "900"], ["Cc", "1,500"]], [])
+    assert chart_of_table(random.Random(0), table).series == [("", [1200.0, 900.0, 1500.0])]
+    assert chart_of_table(random.Random(0), RealTable("t", ["A", "B"], [["x", "y"]] * 4, [])) is None
+
+
+def test_tables_are_printed_as_they_say(faces, phrases):
+    for seed in range(12):
+        rng = random.Random(seed)
+        page, table = draw_table(rng, invent_table(rng, phrases), TABLES, faces, 1600)
+        in_ink(page)
+        words = " ".join(piece.text for row in page.rows for piece in row).split()
+        assert (
+            sorted(w for row in [table.header, *table.rows] for c in row for w in c.split()) == sorted(words)
+            or page.values
+        )
+        ask_table(page, table, rng, ["Nowhere"])
+        for ways, answer in page.facts:
+            for look in filter(None, (re.fullmatch(r"In the row of (.+), what is the (.+)\?", q) for q in ways)):
+                [row] = [r for r in table.rows if look[1] in r]
+                assert row[table.header.index(look[2])] == answer
+    table, whole = part_of(RealTable("t", ["A"], [["é – \u2603"], ["b"]], [("q", ["b"])]), random.Random(0), 1)
+    assert not whole and not table.qa and len(table.rows) == 1
+
+
+def test_wear_keeps_mode_and_leaves_ink(faces, phrases):
+    page = draw_receipt(random.Random(2), phrases, faces).image
+    assert age(page, random.Random(0), 0) is page
+    for seed in range(12):
+        worn = age(page, random.Random(seed), 2.0, receipt=True)
+        assert worn.mode == "L" and np.ptp(np.asarray(worn)) > 60
+        assert age(page, random.Random(seed), 1.0, geometry=False).size == page.size
+    assert age(page.convert("RGB"), random.Random(3), 1.5).mode == "RGB"
+    dark = Image.new("L", (64, 64), 255)
+    dark.paste(0, (16, 16, 48, 48))
+    turned = np.asarray(warp(dark, random.Random(0), 255, 4.0, 0.02, 0.01))
+    assert abs((turned < 128).sum() - 1024) < 160  # nothing of the square is lost
+    assert np.asarray(fade_ink(dark, random.Random(0)))[30, 30] <= 140
