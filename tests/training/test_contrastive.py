@@ -1,8 +1,10 @@
 """The contrastive stage: it learns, its loss over ranks is the loss of one process, and its tower is handed over."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +48,15 @@ def contrastive_file(recipe_dict, shards, tmp_path):
     return path
 
 
+def over_two_ranks(recipe, *overrides):
+    """Run a recipe as two processes of one start, through gloo."""
+    code = "import sys; from tests.training.forked_runs import *; finish(start(sys.argv[1], sys.argv[2:], world=2))"
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", code, str(recipe), *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def run(path, *overrides):
     return ContrastiveStage(load_recipe(path, list(overrides)), Console(quiet=True)).run()
 
@@ -68,21 +79,9 @@ def test_it_learns_resumes_exactly_and_hands_its_tower_over(contrastive_file, re
 
 def test_two_ranks_learn_what_one_does(contrastive_file, tmp_path):
     """Contrastive gradients go through both ranks' features, captions count token by token: equal weights after."""
-    script = (
-        "import sys; from rich.console import Console; from mmvl.training.contrastive import ContrastiveStage; "
-        "from mmvl.training.recipe import load_recipe; "
-        "ContrastiveStage(load_recipe(sys.argv[1], sys.argv[2:]), Console(quiet=True)).run()"
-    )
-    file = tmp_path / "run.py"
-    file.write_text(script)
     changes = ["budget.pairs=40", "optimizer.lr=1e-3"]
-    one = run(contrastive_file, *changes, f"out={tmp_path / 'one'}")
-    two = tmp_path / "two"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launch, str(file), str(contrastive_file), *changes, f"out={two}"], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = run(contrastive_file, *changes, f"out={tmp_path / 'one'}"), tmp_path / "two"
+    over_two_ranks(contrastive_file, *changes, f"out={two}")
     a, b = (read_tensors(d / "model") for d in (one, two))
     worst = max((a[name] - b[name]).abs().max().item() for name in a)
     assert worst < 1e-6, worst

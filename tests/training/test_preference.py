@@ -19,6 +19,7 @@ from mmvl.training.preference import Kept, PreferenceObjective, dpo_loss
 from mmvl.training.recipe import load_recipe
 from mmvl.training.report import read_metrics
 from mmvl.training.train import train
+from tests.training.test_contrastive import over_two_ranks
 
 COLOURS = ("red", "green", "blue")
 
@@ -140,6 +141,17 @@ def test_a_stage_prefers_what_was_chosen_and_resumes_exactly(preference_file, tm
     (split / "reference.json").unlink()
     with pytest.raises(ValueError, match="the model has moved on"):
         train(preference_file, [f"out={split}"])
+
+
+def test_two_ranks_that_share_the_experts_prefer_what_one_does(preference_file, tmp_path):
+    """Also the reference and the held-out pairs are computed together: ranks meet in every forward pass."""
+    changes = ["preference.max_epochs=1.0", "data.batches_per_step=2"]
+    one, two = train(preference_file, [*changes, f"out={tmp_path / 'one'}"]), tmp_path / "two"
+    over_two_ranks(preference_file, *changes, "parallel.expert=2", f"out={two}")
+    a, b = (read_tensors(d / "model") for d in (one, two))
+    assert max((a[name] - b[name]).abs().max().item() for name in a) < 1e-6
+    for mine, theirs in zip(*(read_metrics(d / "held-out.jsonl") for d in (one, two)), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
 
 
 def test_it_stops_early_when_held_out_pairs_get_no_better(preference_file, tmp_path):
