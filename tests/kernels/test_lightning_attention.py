@@ -86,7 +86,9 @@ def test_equals_the_recurrence(lengths, slopes, device):
 
 
 @pytest.mark.parametrize("slopes", SLOPES.values(), ids=SLOPES)
-@pytest.mark.parametrize("lengths", {**HOSTILE, "many single tokens": [1] * 5}.values(), ids=HOSTILE)
+@pytest.mark.parametrize(
+    "lengths", {**HOSTILE, "many single tokens": [1] * 5, "many blocks": [330, 130]}.values(), ids=HOSTILE
+)
 def test_kernels_equal_the_recurrence_forward_and_backward(lengths, slopes, device):
     """fp32, segments of one chunk, so that states between segments are summed up on both ways."""
     qkv, initial = draw_inputs(lengths, K=32, device=device)
