@@ -1,8 +1,17 @@
 """The token ledger: what a stage has consumed, by source and kind.
 
-The rule: every position of every packed document counts once, when the optimizer step that used it is done. A position
-that holds an image token (newlines of the grid included) counts as image, every other one (template, question, answer)
-as text, whether or not it is a target. Nothing is padded, so nothing else could count.
+The rule:
+
+1. Every position of every packed document counts once, when the optimizer step that used it is done, on whichever rank
+   it was. A step that is taken back (a resume from an older checkpoint) is taken back here too.
+2. A position that holds an image token counts as image: the thumbnail's, the tiles' and the newlines of the grid. Every
+   other one counts as text: template, question, answer, end of document. Whether it is a target makes no difference.
+3. A preference pair is two documents, and its prompt, image included, counts in both.
+4. A sample that comes again in a later epoch counts again. One that was skipped or left out never counts.
+5. Nothing is padded, so nothing else could count.
+
+`mmvl data manifest` counts a source by the same rule, once through. A stage ends with the first step after which
+`tokens` has reached its budget: it overshoots by less than a step.
 """
 
 from __future__ import annotations
