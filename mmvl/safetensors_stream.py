@@ -1,4 +1,4 @@
-"""Safetensors files written tensor by tensor: neither the file nor the model is ever whole in memory.
+"""Safetensors files written tensor by tensor and read range by range: none is ever whole in memory, nor mapped into it.
 
 Source: the format's description in the README of huggingface/safetensors: 8 bytes with the header's length (little
 endian), the header in JSON, the tensors one after the other. The bytes are those that `safetensors.torch.save_file`
@@ -62,3 +62,52 @@ def write_safetensors(
         f.flush()
         os.fsync(f.fileno())
     return 8 + len(text) + at
+
+
+class FlatReader:
+    """A file whose tensors are read as ranges of their flat values: `reader[name][first:last]`; close it when done.
+
+    Raises:
+        ValueError: not a safetensors file.
+    """
+
+    def __init__(self, path: Path):
+        self._file = path.open("rb")
+        try:
+            length = int.from_bytes(self._file.read(8), "little")
+            if length > path.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            self._header = json.loads(self._file.read(length))
+        except (ValueError, UnicodeDecodeError) as e:
+            self._file.close()
+            raise ValueError(f"{path} is not a safetensors file ({e})") from e
+        self._header.pop("__metadata__", None)
+        self._data = 8 + length
+
+    def __iter__(self):
+        return iter(self._header)
+
+    def __getitem__(self, name: str) -> FlatTensor:
+        return FlatTensor(self._file, self._data, self._header[name])
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class FlatTensor:
+    """One tensor of a `FlatReader`, flat: `shape` is its number of elements, slicing reads them."""
+
+    def __init__(self, file, data: int, about: dict):
+        self._file, self._start = file, data + about["data_offsets"][0]
+        self._dtype = next(dtype for dtype, name in _NAMES.items() if name == about["dtype"])
+        self.shape = (prod(about["shape"]),)
+
+    def __getitem__(self, part: slice) -> Tensor:
+        first, last, _ = part.indices(self.shape[0])
+        out = torch.empty(max(0, last - first), dtype=self._dtype)
+        if len(out):
+            self._file.seek(self._start + first * self._dtype.itemsize)
+            got = self._file.readinto(memoryview(out.view(torch.uint8).numpy()))
+            if got != out.nbytes:
+                raise ValueError(f"{self._file.name} ends early")
+        return out

@@ -18,14 +18,14 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from mmvl.json_files import read_json
-from mmvl.safetensors_stream import write_safetensors
+from mmvl.safetensors_stream import FlatReader, write_safetensors
 from mmvl.training.fragments import Box, copy_overlap
 from mmvl.training.ranks import Ranks
 
@@ -125,7 +125,7 @@ class Checkpoint:
         self._parameters: dict[str, dict] = manifest["parameters"]
         self.shapes = {name: tuple(d["shape"]) for name, d in self._parameters.items()}
         self._files = list(manifest["files"])
-        self._open: dict[int, object] = {}
+        self._open: dict[int, FlatReader] = {}
         self._stack = ExitStack()
         for file, size in manifest["files"].items():
             there = (directory / file).stat().st_size if (directory / file).is_file() else None
@@ -142,13 +142,13 @@ class Checkpoint:
         self._open.clear()
         self._stack.close()
 
-    def _file(self, number: int):
+    def _file(self, number: int) -> FlatReader:
         if number not in self._open:
             path = self.directory / self._files[number]
             try:
-                self._open[number] = self._stack.enter_context(safe_open(path, framework="pt"))
-            except SafetensorError as e:
-                raise ValueError(f"{path} is damaged ({e}); remove {self.directory} to go on from an older one") from e
+                self._open[number] = self._stack.enter_context(closing(FlatReader(path)))
+            except ValueError as e:
+                raise ValueError(f"{e}; remove {self.directory} to go on from an older checkpoint") from e
         return self._open[number]
 
     def read(self, name: str, what: str, box: Box, start: int, out: Tensor) -> float:
@@ -160,7 +160,7 @@ class Checkpoint:
         found, step = 0, 0.0
         for d in self._parameters.get(name, {"fragments": []})["fragments"]:
             if d["what"] == what:
-                src = self._file(d["file"]).get_slice(d["key"])
+                src = self._file(d["file"])[d["key"]]
                 got = copy_overlap(src, Box(tuple(d["offset"]), tuple(d["size"])), d["start"], out, box, start)
                 if got and d["step"] is not None:
                     step = max(step, d["step"])
@@ -175,7 +175,7 @@ class Checkpoint:
     def extra(self, rank: int) -> dict[str, Tensor]:
         """The small tensors that a rank left."""
         f = self._file(rank)
-        return {name[len("extra.") :]: f.get_tensor(name) for name in f.keys() if name.startswith("extra.")}  # noqa: SIM118
+        return {name.removeprefix("extra."): f[name][:] for name in f if name.startswith("extra.")}
 
     @property
     def world(self) -> int:
@@ -193,12 +193,18 @@ class Writer:
     def __init__(self, root: Path, ranks: Ranks, keep: int, tell: Callable[[str], None]):
         self.root, self.ranks, self.keep, self.tell = root, ranks, keep, tell
         self._thread: threading.Thread | None = None
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         self._directory: Path | None = None
         self._state: dict = {}
 
     def latest(self) -> Path | None:
-        """The newest whole checkpoint, the same for all ranks; what dead runs left half done is removed."""
+        """The newest whole checkpoint, the same for all ranks; what dead runs left half done is removed.
+
+        Raises:
+            ValueError: checkpoints of DeepSpeed's own are there; they are not touched.
+        """
+        if (self.root / "latest").is_file():
+            raise ValueError(f"{self.root} holds checkpoints in DeepSpeed's format; move it away or give another `out`")
         if self.ranks.first:
             for left in self.root.glob("step-*"):
                 if not (left / MANIFEST).is_file():
@@ -236,7 +242,7 @@ class Writer:
                 write_rank_file(directory, file, pieces, extra)
                 if self.ranks.first:
                     write_model(directory / MODEL)
-            except OSError as e:
+            except Exception as e:  # the tokenizer's own writer tells of a full disk by no OSError
                 self._error = e
 
         self._directory, self._state, self._error = directory, state, None
@@ -275,7 +281,9 @@ def _file_name(rank: int, world: int) -> str:
     return f"rank-{rank:05d}-of-{world:05d}.safetensors"
 
 
-def _say(error: OSError | None) -> str:
+def _say(error: Exception | None) -> str:
     if error is None:
         return ""
-    return f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -35,11 +35,11 @@ def copy_overlap(src: Tensor, src_box: Box, src_start: int, out: Tensor, box: Bo
     """Copy what two fragments of one tensor share, and return how many elements that were.
 
     Args:
-        src: 1-D, the elements of `src_box` (flat, row-major) from `src_start` on; anything that slices like a tensor
-            and has `shape` (a safetensors slice reads only what is copied).
+        src: 1-D, the elements of `src_box` (flat, row-major) from `src_start` on; a tensor, or a `FlatTensor` of a
+            file, of which only what is copied is read.
         out: 1-D, the elements of `box` from `start` on; written in place, converted to its dtype.
     """
-    count = src.shape[0] if hasattr(src, "shape") else src.get_shape()[0]
+    count = src.shape[0]
     if src_box.offset[1:] == box.offset[1:] and src_box.size[1:] == box.size[1:]:
         row = prod(box.size[1:])  # cut along the first dim at most: both are ranges of one flat tensor
         shift = (src_box.offset[0] - box.offset[0]) * row if box.size else 0

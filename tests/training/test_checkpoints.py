@@ -174,6 +174,9 @@ def test_old_ones_go_once_a_new_one_is_whole(tmp_path, keep):
     (tmp_path / "step-000000009").mkdir()
     assert writer.latest() == tmp_path / "step-000000004", "one without a manifest is none"
     assert not (tmp_path / "step-000000009").exists()
+    (tmp_path / "latest").write_text("step-000000004")
+    with pytest.raises(ValueError, match="in DeepSpeed's format"):
+        writer.latest()
 
 
 def test_a_full_disk_is_one_line_and_the_old_one_stays(tmp_path, monkeypatch):
@@ -195,6 +198,12 @@ def test_a_full_disk_is_one_line_and_the_old_one_stays(tmp_path, monkeypatch):
     assert "step-000000001 stays the newest" in lines[0]
     assert [d.name for d in tmp_path.iterdir()] == ["step-000000001"], "the rest of the failed one gives its room back"
     monkeypatch.undo()
+
+    def tokenizer_full(directory):
+        raise Exception("No space left on device (os error 28)")  # as tokenizers raises it
+
+    writer.begin(2, [], {}, {"step": 2}, tokenizer_full)
+    assert not writer.finish() and "(No space left on device (os error 28))" in lines[1]
     begin(writer, 3)
     assert writer.finish() and writer.latest().name == "step-000000003"
 
@@ -208,7 +217,7 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(ValueError, match="rank-1.safetensors has .* bytes where .* were written; remove"):
         Checkpoint(directory)
     file.write_bytes(b"\xff" * len(whole))
-    with Checkpoint(directory) as saved, pytest.raises(ValueError, match="rank-1.safetensors is damaged"):
+    with Checkpoint(directory) as saved, pytest.raises(ValueError, match="is not a safetensors file .*; remove"):
         saved.read("w", "weight", Box.whole((6,)), 0, torch.empty(6))
     (directory / MANIFEST).unlink()
     with pytest.raises(FileNotFoundError, match="no whole checkpoint"):
