@@ -89,7 +89,7 @@ tuning.declare(
     exact=("K",),
     candidates=[{"programs": programs, "least": least} for programs in (1, 2, 4, 8) for least in (128, 256)],
 )
-# lightning_hopper.py instead of the plain kernels; `halves` of a segment of a head fill a multiprocessor.
+# lightning_hopper_triton.py instead of the plain kernels; `halves` of a segment of a head fill a multiprocessor.
 _SPECIALIZED = {"use": 0, "width": 64, "stages": 4, "registers": 144, "halves": 1, "least": 512}
 tuning.declare(
     "lightning_specialized",
@@ -334,7 +334,7 @@ def _by_kernels(qkv_THC, slopes_H, initial_SHKK, plan, silu, want_state):
 
 
 def _on_hopper(x) -> bool:
-    """Whether lightning_hopper.py serves `x`: bf16, whole tensor maps, and a GPU with warpgroup products."""
+    """Whether lightning_hopper_triton.py serves `x`: bf16, whole tensor maps, and a GPU with warpgroup products."""
     return x.is_cuda and x.dtype == torch.bfloat16 and x.storage_offset() % 8 == 0 and capability(x.device)[0] == 9
 
 

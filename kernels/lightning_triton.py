@@ -366,10 +366,10 @@ def _forward(x, slopes, initial, table, segment, split_rows, num_added, num_sequ
     state = x.new_empty((num_sequences, H, K, K), dtype=torch.float32) if want_state else None
     added = _add(x, None, slopes, table, segment, split_rows, num_added, silu, False)
     if special:
-        from . import lightning_hopper
+        from . import lightning_hopper_triton
 
         chosen = _config("lightning_specialized", x)
-        lightning_hopper.forward(x, slopes, initial, added, table, o, state, segment, silu, chosen)
+        lightning_hopper_triton.forward(x, slopes, initial, added, table, o, state, segment, silu, chosen)
     else:
         width = _width(config, x)
         _launch_forward(
@@ -398,10 +398,10 @@ def _backward(
     dx = torch.empty_like(x)
     d_initial = None if initial is None else torch.empty_like(initial, dtype=torch.float32)
     if special:
-        from . import lightning_hopper
+        from . import lightning_hopper_triton
 
         d_added = _add(x, do, slopes, table, segment, split_rows, num_added, silu, True)
-        lightning_hopper.backward(
+        lightning_hopper_triton.backward(
             do, x, slopes, initial, added if num_added else None, d_final, d_added, table, dx, d_initial, segment,
             silu, _config("lightning_specialized", x),
         )  # fmt: skip
