@@ -238,12 +238,12 @@ def _form(rng, phrases, faces, layout, max_side) -> Page:
     values["title"] = sheet.line(title, rng.choice("lm"), True, rng.uniform(1.1, 1.5))
     sheet.next(0.5)
     fields = rng.sample(_FORM, rng.randint(3, 10))
-    column = sheet.left + max(length(sheet.font(), labels[0]) for _, labels in fields) * 1.15 + sheet.size
+    fields = [(name, labels[0] if layout == "two-column-form" else rng.choice(labels)) for name, labels in fields]
+    column = sheet.left + max(length(sheet.font(True), label) for _, label in fields) + sheet.size
     two = layout == "two-column-form"
     step = sheet.pitch * (1.35 if layout != "dotted-form" else 1.1)
     middle = sheet.width / 2
-    for number, (name, labels) in enumerate(fields):
-        label = labels[0] if two else rng.choice(labels)
+    for number, (name, label) in enumerate(fields):
         value = _form_value(rng, phrases, name)
         empty = rng.random() < 0.12
         colon = rng.choice((":", "", ":"))

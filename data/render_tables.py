@@ -40,7 +40,8 @@ def render_tables(
 
     tables: file or folder of real tables (see `public_formats.read_tables`), a share `real` of all. A table of more
     than most_rows rows gives a part of them and no questions by people. held_out: only the held-out layouts, fonts,
-    words and tables (split "development" of `splits`); otherwise only the others. Other settings: as for `render_receipts`.
+    words and tables (split "development" of `splits`); otherwise only the others. Other settings: as for
+    `render_receipts`.
     """
     if most_rows < 2:
         raise ValueError(f"tables: most_rows is {most_rows}; it is at least 2")
