@@ -480,7 +480,7 @@ def _axes(page: Page, rng, chart: Chart, rgb, font, small, style: Style, box, fa
     low = min(0.0, min(min(c) for c in columns))
     if chart.kind in ("line", "lines") and rng.random() < 0.3:
         low = min(min(c) for c in columns)
-        low -= (high - low) * 0.2 if low > 0 else 0
+        low = max(0.0, low - (high - low) * 0.2) if low > 0 else low
     ticks = _nice(low, high * (1.0 if stacked and chart.unit == "%" else 1.06), rng.randint(4, 7))
     step = ticks[1] - ticks[0]
     decimals = (

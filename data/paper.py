@@ -231,7 +231,7 @@ def age(
         image = small.resize(image.size, Image.Resampling.BILINEAR)
     if often(0.5):
         image = add_noise(image, rng, rng.uniform(1, 9))
-    if often(0.25 if receipt else 0.1):  # the hard contrast of copiers
+    if grey and often(0.25 if receipt else 0.1):  # the hard contrast of copiers; colours would change their names
         low, high = rng.randint(20, 90), rng.randint(170, 235)
         table = [max(0, min(255, round((v - low) * 255 / (high - low)))) for v in range(256)]
         image = image.point(table * len(image.getbands()))
