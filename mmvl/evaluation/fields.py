@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import numpy as np
 
-from mmvl.evaluation.metrics import Interval, bootstrap
+from mmvl.evaluation.metrics import Interval, accuracy, bootstrap
 
 _MONTHS = {name: n for n, name in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), 1)}
 _DATE = re.compile(
@@ -84,4 +84,7 @@ def f1(counts: Sequence[FieldCount], groups: Sequence[str]) -> Interval:
     miss and a false alarm; no answer is only a miss. The interval is the bootstrap over documents (`groups`).
     """
     table_N3 = np.array([(c.right, c.wanted, c.given) for c in counts], dtype=np.float64).reshape(-1, 3)
-    return bootstrap(table_N3, groups, lambda sums: 2 * sums[..., 0] / np.maximum(sums[..., 1] + sums[..., 2], 1))
+    interval = bootstrap(table_N3, groups, lambda sums: 2 * sums[..., 0] / np.maximum(sums[..., 1] + sums[..., 2], 1))
+    if interval.value in (0.0, 1.0):  # a bootstrap sees no spread here: Wilson's, over the documents
+        return accuracy([interval.value == 1.0] * len(set(groups)))
+    return interval
