@@ -37,7 +37,7 @@ def _on_gpu(tensor: torch.Tensor) -> bool:
 
 @functools.cache
 def capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_devicecapability(device)
+    return torch.cuda.get_device_capability(device)
 
 
 def has_triton() -> bool:
