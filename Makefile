@@ -9,7 +9,7 @@ demo: $(VENV)/.base
 	$(BIN)/mmvl demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 chat: $(VENV)/.base
 	$(BIN)/mmvl chat

@@ -58,9 +58,12 @@ def test_the_fastest_right_candidate_goes_into_the_table(case, tmp_path, monkeyp
     assert tuning.config("halve", T=5) == {"kind": "right", "wait": 0.004}
 
 
-def test_the_default_stands_unless_another_is_clearly_faster(case):
-    tuning.declare("halve", default={"kind": "right", "wait": 0.004}, candidates=[{"kind": "right", "wait": 0.00399}])
-    assert tune([case], CPU, lambda text: None)[0]["config"] == {"kind": "right", "wait": 0.004}
+@pytest.mark.parametrize(("times", "wait"), [((1.0, 0.995), 0.004), ((1.0, 0.98), 0.003)])
+def test_the_default_stands_unless_another_is_clearly_faster(case, monkeypatch, times, wait):
+    tuning.declare("halve", default={"kind": "right", "wait": 0.004}, candidates=[{"kind": "right", "wait": 0.003}])
+    measured = iter([(SimpleNamespace(ms=ms), "") for ms in times * 2])  # two shapes
+    monkeypatch.setattr("mmvl.benchmark.tune.time_contestant", lambda *_: next(measured))
+    assert tune([case], CPU, lambda text: None)[0]["config"] == {"kind": "right", "wait": wait}
 
 
 def test_other_entries_stay(case, tmp_path):
