@@ -3,8 +3,7 @@
 import random
 
 from mmvl.data.corpus import Phrases
-from mmvl.data.page import Faces, Page, length, wrap
-from mmvl.data.receipts import (
+from mmvl.data.invented import (
     address_lines,
     company_name,
     date_text,
@@ -16,6 +15,7 @@ from mmvl.data.receipts import (
     proper,
     time_text,
 )
+from mmvl.data.page import Faces, Page, length, wrap
 
 LAYOUTS = (
     "block", "right-date", "letterhead", "ruled-form", "boxed-form", "dotted-form", "grid-invoice", "open-invoice",

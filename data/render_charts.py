@@ -4,8 +4,10 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from mmvl.data.charts import HELD_OUT_STYLES, STYLES, ask_chart, chart_of_table, draw_chart, invent_chart
+from mmvl.data.ask_charts import ask_chart
+from mmvl.data.charts import chart_of_table, invent_chart
 from mmvl.data.corpus import Phrases
+from mmvl.data.draw_charts import HELD_OUT_STYLES, STYLES, draw_chart
 from mmvl.data.fonts import held_out_fonts, training_fonts
 from mmvl.data.order import derive
 from mmvl.data.page import Faces, converse, record_of

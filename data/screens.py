@@ -3,8 +3,8 @@
 import random
 
 from mmvl.data.corpus import Phrases
+from mmvl.data.invented import date_text, proper
 from mmvl.data.page import Faces, Page, length, wrap
-from mmvl.data.receipts import date_text, proper
 
 LAYOUTS = ("settings", "dialog", "login", "files", "chat", "editor")
 HELD_OUT_LAYOUTS = ("dashboard", "wizard")

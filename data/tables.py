@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from mmvl.data.charts import number
 from mmvl.data.corpus import Phrases
+from mmvl.data.invented import date_text, goods_name, proper
 from mmvl.data.page import Faces, Page, length, wrap
 from mmvl.data.public_formats import RealTable
-from mmvl.data.receipts import date_text, goods_name, proper
 from mmvl.data.text import clean
 
 LAYOUTS = ("ruled", "striped", "head-rule", "boxed", "encyclopedia", "plain", "dark-head")

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmvl.data.charts import HELD_OUT_STYLES, STYLES, Chart, ask_chart, chart_of_table, draw_chart, invent_chart
+from mmvl.data.ask_charts import ask_chart
+from mmvl.data.charts import Chart, chart_of_table, invent_chart
 from mmvl.data.corpus import Phrases
+from mmvl.data.draw_charts import HELD_OUT_STYLES, STYLES, draw_chart
 from mmvl.data.fonts import training_fonts
 from mmvl.data.letters import HELD_OUT_LAYOUTS, LAYOUTS, draw_office_page
 from mmvl.data.page import CANNOT_SEE, Faces, Page, converse
