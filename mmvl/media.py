@@ -7,7 +7,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +36,12 @@ class Page:
     number: int | None = None
 
 
-def load_media(
+def load_media(source: ImageSource, **options) -> list[Page]:
+    """All of `iter_media` at once."""
+    return list(iter_media(source, **options))
+
+
+def iter_media(
     source: ImageSource,
     *,
     name: str | None = None,
@@ -41,33 +49,38 @@ def load_media(
     max_pages: int = MAX_PAGES,
     max_pixels: int = MAX_PIXELS,
     timeout: float = PDF_SECONDS,
-) -> list[Page]:
+) -> Iterator[Page]:
     """A path, the bytes of a file, or a PIL image -> its pages: one for an image, those of a PDF in their order.
+
+    One page is in memory at a time. Closing the iterator ends the process that reads the PDF.
 
     name: what to call the source in errors and in the pages' names; by default its path.
     pages: of a PDF only these, counted from 1: numbers, or text like "1-3,7"; ignored for images.
-    max_pages: the most pages of a PDF; max_pixels: of an image; timeout: seconds for a whole PDF.
+    max_pages: the most pages of a PDF; max_pixels: of an image; timeout: seconds of waiting for a whole PDF.
     PDF pages are rendered at 144 dpi, or less where the longer side would exceed 2016 pixels.
 
     Raises FileNotFoundError, OSError or ValueError with one line, as `open_image` does; also for a PDF that needs a
     password, is damaged, has too many pages or an absurd page size, or takes too long.
     """
-    if not _is_pdf(source):
+    if is_pdf(source):
+        name = _checked_size(source, name)
+        numbers = page_numbers(pages) if isinstance(pages, str) else list(pages or ())
+        if any(not isinstance(number, int) or number < 1 for number in numbers):
+            raise ValueError(f"pages of {name} are counted from 1, not {pages!r}")
+        yield from _render(source, name, numbers, max_pages, timeout)
+    else:
         image = open_image(source, name=name, max_pixels=max_pixels)
         default = "image" if isinstance(source, Image.Image | bytes | bytearray | memoryview) else str(source)
-        return [Page(image, name or default)]
-    if isinstance(source, str | os.PathLike):
-        name = name or str(source)
-        size = os.path.getsize(source)
-    else:
-        name = name or f"the PDF of {len(source)} bytes"
-        size = len(source)
-    if size > MAX_PDF_BYTES:
-        raise ValueError(f"{name} has {size >> 20} MiB, more than the limit of {MAX_PDF_BYTES >> 20} for a PDF")
-    numbers = page_numbers(pages) if isinstance(pages, str) else list(pages or ())
-    if any(not isinstance(number, int) or number < 1 for number in numbers):
-        raise ValueError(f"pages of {name} are counted from 1, not {pages!r}")
-    return _render(source, name, numbers, max_pages, timeout)
+        yield Page(image, name or default)
+
+
+def pdf_page_count(source: ImageSource, *, name: str | None = None, timeout: float = PDF_SECONDS) -> int:
+    """How many pages the PDF at a path, or of these bytes, has. Raises what `iter_media` raises."""
+    if not is_pdf(source):
+        raise ValueError(f"{name or (source if isinstance(source, str | os.PathLike) else 'this file')} is not a PDF")
+    name = _checked_size(source, name)
+    with _Worker(source, name, {"count": True}, timeout) as worker:
+        return worker.record()["count"]
 
 
 def page_numbers(text: str) -> list[int]:
@@ -84,7 +97,7 @@ def page_numbers(text: str) -> list[int]:
     return numbers
 
 
-def _is_pdf(source) -> bool:
+def is_pdf(source: ImageSource) -> bool:
     """By content, and by name so that a damaged PDF is reported as such."""
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source[:64]).lstrip().startswith(b"%PDF-")
@@ -98,51 +111,101 @@ def _is_pdf(source) -> bool:
         return file.read(64).lstrip().startswith(b"%PDF-")
 
 
-def _render(source, name: str, numbers: list[int], max_pages: int, timeout: float) -> list[Page]:
-    from_path = isinstance(source, str | os.PathLike)
-    if from_path and not os.access(source, os.R_OK):
-        raise PermissionError(f"{name}: no permission to read it")
-    job = {
-        "path": os.path.abspath(source) if from_path else None,
-        "size": 0 if from_path else len(source),
-        "pages": numbers,
-        "max_pages": max_pages,
-        "dpi": PDF_DPI,
-        "long_side": PDF_LONG_SIDE,
-        "memory": _PDF_MEMORY,
-    }
-    stdin = json.dumps(job).encode() + b"\n" + (b"" if from_path else bytes(source))
-    # -P: else the worker's own folder comes first on the path, and mmvl's modules would stand in for others
-    command = [sys.executable, "-P", str(_WORKER)]
-    try:
-        # on time-out, run() kills the process and waits for it
-        result = subprocess.run(command, input=stdin, capture_output=True, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        raise ValueError(f"{name} takes more than {timeout:g} s to render: give fewer pages") from None
-    pages, error = _parse(result.stdout, name)
-    if error is None:
-        return pages
-    raise ValueError(_message(error, name, max_pages))
+def _checked_size(source, name: str | None) -> str:
+    """What to call a PDF that is not too large."""
+    if isinstance(source, str | os.PathLike):
+        name, size = name or str(source), os.path.getsize(source)
+    else:
+        name, size = name or f"the PDF of {len(source)} bytes", len(source)
+    if size > MAX_PDF_BYTES:
+        raise ValueError(f"{name} has {size >> 20} MiB, more than the limit of {MAX_PDF_BYTES >> 20} for a PDF")
+    return name
 
 
-def _parse(output: bytes, name: str) -> tuple[list[Page], dict | None]:
-    """The worker's output -> pages, and its error if it had one (an empty one if it died)."""
-    pages, at = [], 0
-    while (end := output.find(b"\n", at)) >= 0:
-        record = json.loads(output[at:end])
-        at = end + 1
+def _render(source, name: str, numbers: list[int], max_pages: int, timeout: float) -> Iterator[Page]:
+    wanted = {"pages": numbers, "max_pages": max_pages, "dpi": PDF_DPI, "long_side": PDF_LONG_SIDE}
+    with _Worker(source, name, wanted, timeout) as worker:
+        while record := worker.record():
+            (width, height), stride = record["size"], record["stride"]
+            pixels = worker.read(stride * height)
+            image = Image.frombytes("RGB", (width, height), pixels, "raw", "RGB", stride)
+            yield Page(image, f"{name}, page {record['page']}", record["page"])
+
+
+class _Worker:
+    """The process that reads one PDF, for as long as the `with` block lasts; it is killed at its end.
+
+    Only the time that is spent waiting for the process counts against `timeout`, not what is done with its pages.
+    """
+
+    def __init__(self, source, name: str, wanted: dict, timeout: float):
+        self._name, self._max_pages = name, wanted.get("max_pages")
+        self._timeout = self._left = timeout
+        from_path = isinstance(source, str | os.PathLike)
+        if from_path and not os.access(source, os.R_OK):
+            raise PermissionError(f"{name}: no permission to read it")
+        path, size = (os.path.abspath(source), 0) if from_path else (None, len(source))
+        self._job = json.dumps({"path": path, "size": size, "memory": _PDF_MEMORY} | wanted).encode() + b"\n"
+        self._data = b"" if from_path else source
+        # -P: else the worker's own folder comes first on the path, and mmvl's modules would stand in for others
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(_WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # a crash is told by what is missing from stdout
+        )
+
+    def __enter__(self) -> "_Worker":
+        try:
+            with self._clock():
+                self._process.stdin.write(self._job)
+                self._process.stdin.write(self._data)
+                self._process.stdin.close()
+        except BrokenPipeError:
+            pass  # it ended early; what it said on stdout tells why
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._process.kill()
+        self._process.stdout.close()
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:
+            pass  # there was something left to write to a process that is gone
+        self._process.wait()
+
+    def record(self) -> dict | None:
+        """The next line of the worker, None if that was its last. Raises ValueError if it tells of an error."""
+        with self._clock():
+            line = self._process.stdout.readline()
+        record = json.loads(line) if line.endswith(b"\n") else {"error": None}
         if "error" in record:
-            return [], record
-        if "done" in record:
-            return pages, None
-        (width, height), stride = record["size"], record["stride"]
-        pixels = output[at : at + stride * height]
-        at += stride * height
-        if len(pixels) < stride * height:
-            break
-        image = Image.frombytes("RGB", (width, height), pixels, "raw", "RGB", stride)
-        pages.append(Page(image, f"{name}, page {record['page']}", record["page"]))
-    return [], {}
+            raise ValueError(_message(record, self._name, self._max_pages))
+        return None if record.get("done") else record
+
+    def read(self, size: int) -> bytes:
+        with self._clock():
+            data = self._process.stdout.read(size)
+        if len(data) < size:
+            raise ValueError(_message({"error": None}, self._name, self._max_pages))
+        return data
+
+    @contextmanager
+    def _clock(self):
+        """Kills the process if what is done inside takes longer than is left, and says so."""
+        timer = threading.Timer(self._left, self._process.kill)
+        start = time.monotonic()
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self._left -= time.monotonic() - start
+            if self._left <= 0:
+                raise ValueError(f"{self._name} takes more than {self._timeout:g} s to render: give fewer pages")
 
 
 def _message(error: dict, name: str, max_pages: int) -> str:

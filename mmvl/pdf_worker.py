@@ -3,6 +3,7 @@
 Run as a script by `mmvl.media`, so that nothing of mmvl (nor torch) is imported here. stdin: one line of JSON
 (`path` or `size` in bytes, `pages`, `max_pages`, `dpi`, `long_side`, `memory`), then the PDF's bytes if it has no path.
 stdout: one line of JSON and the pixels for each page, then a line `{"done": true}`; or a line `{"error": ...}`.
+With `count` instead of `pages` and what follows it: a line `{"count": ...}`.
 """
 
 import json
@@ -23,6 +24,8 @@ def main() -> None:
         count = len(document)
     except pypdfium2.PdfiumError as error:
         return _send({"error": PASSWORD if error.err_code == _PDFIUM_PASSWORD_ERROR else BROKEN})
+    if job.get("count"):
+        return _send({"count": count})
     wanted = job["pages"] or list(range(1, count + 1))
     if any(number > count for number in wanted) or not count:
         return _send({"error": RANGE, "count": count})

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from mmvl import media
-from mmvl.media import load_media, page_numbers
+from mmvl.media import iter_media, load_media, page_numbers, pdf_page_count
 
 FILES = Path(__file__).with_name("files")
 RED_CORNER = "1 0 0 rg 0 0 40 20 re f"  # at the bottom left
@@ -90,6 +90,33 @@ def test_choosing_pages():
     assert "5 pages" in refusal(data, pages="6") and "5 pages, more than the limit of 4" in refusal(data, max_pages=4)
     assert len(load_media(data, pages="1-4", max_pages=4)) == 4
     assert "counted from 1" in refusal(data, pages=[0])
+
+
+def test_counting_pages(tmp_path):
+    path = tmp_path / "three.pdf"
+    path.write_bytes(data := make_pdf(*[(72, 72, "", "")] * 3))
+    assert pdf_page_count(path) == pdf_page_count(data) == 3
+    for source, says in ((b"no PDF", "not a PDF"), (data[:60], "damaged"), (FILES / "needs_password.pdf", "password")):
+        with pytest.raises(ValueError, match=says):
+            pdf_page_count(source, name="upload")
+
+
+def test_pages_come_one_by_one_and_closing_ends_the_process(monkeypatch):
+    started = []
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            started.append(self)
+
+    monkeypatch.setattr(media.subprocess, "Popen", Popen)
+    pages = iter_media(make_pdf(*[(1000, 1000, "", "")] * 30), timeout=2)
+    assert next(pages).number == 1
+    assert started[0].poll() is None, "it waits to be read: 30 such pages do not fit into a pipe"
+    time.sleep(2.1)  # the reader's own time does not count
+    assert next(pages).number == 2
+    pages.close()
+    assert started[0].poll() is not None
 
 
 def test_page_numbers():
