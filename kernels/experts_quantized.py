@@ -39,7 +39,7 @@ class QuantizedExperts(NamedTuple):
         """w1, w3 (E, I, D) and w2 (E, D, I) as the kernels see them."""
         pairs = ((self.w1, self.scale1, self.width), (self.w3, self.scale3, self.width),
                  (self.w2, self.scale2, self.expert_width))  # fmt: skip
-        return tuple(_dequantize(w, scale, K, self.kind).to(dtype) for w, scale, K in pairs)
+        return tuple(dequantize_weight(w, scale, K, self.kind).to(dtype) for w, scale, K in pairs)
 
 
 def quantize_experts(w1_EID: torch.Tensor, w3_EID: torch.Tensor, w2_EDI: torch.Tensor, kind: str) -> QuantizedExperts:
@@ -77,7 +77,8 @@ def _quantize_int4(w_NK):
     return packed.view(N, -1), scale_NG.T.contiguous()
 
 
-def _dequantize(w, scale, K, kind):
+def dequantize_weight(w: torch.Tensor, scale: torch.Tensor, K: int, kind: str) -> torch.Tensor:
+    """The inverse of `quantize_weight`, (E, N, K) in fp32; `K` because int4 is filled up."""
     if kind != "int4":
         return w.float() * scale[..., None]
     E, N, _ = w.shape
