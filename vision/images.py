@@ -17,6 +17,8 @@ MAX_PIXELS = 40_000_000  # decoded: 120 MB
 
 ImageSource = str | os.PathLike | bytes | Image.Image
 
+MAX_JPEG_SCANS = 100  # cameras and editors write 1 to about 12
+
 # Our limit is checked on every image and is lower than the one this warning is about.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
@@ -68,7 +70,19 @@ def _decode(file, name: str, max_pixels: int, keep_grey: bool) -> Image.Image:
         raise
     except Exception:  # a damaged header makes Pillow raise nearly anything
         raise ValueError(f"{name} is not an image that can be read ({', '.join(FORMATS)}), or is damaged") from None
+    if image.format in ("JPEG", "MPO"):
+        _refuse_endless_scans(file, name)
     return _to_rgb(image, name, max_pixels, keep_grey)
+
+
+def _refuse_endless_scans(file, name: str) -> None:
+    """A progressive JPEG may paint all its pixels again for every 59 bytes: a small file could take hours."""
+    at = file.tell()
+    file.seek(0)
+    scans = sum(block.count(b"\xff\xda") for block in iter(lambda: file.read(1 << 20), b""))
+    file.seek(at)
+    if scans > MAX_JPEG_SCANS:
+        raise ValueError(f"{name} is a JPEG of more than {MAX_JPEG_SCANS} scans: save it anew, as an ordinary one")
 
 
 def _to_rgb(image: Image.Image, name: str, max_pixels: int, keep_grey: bool) -> Image.Image:

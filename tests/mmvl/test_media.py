@@ -4,6 +4,7 @@ files/needs_password.pdf (AES-256, user password "u") and files/owner_password_o
 points, encrypted with pikepdf.
 """
 
+import io
 import os
 import subprocess
 import sys
@@ -58,6 +59,15 @@ def test_images_are_one_page(tmp_path, picture_path):
     assert "damaged" in refusal(b"no image")
     with pytest.raises(FileNotFoundError, match="no such file"):
         load_media(tmp_path / "missing.pdf")
+
+
+def test_a_jpeg_of_endless_scans():
+    buffer = io.BytesIO()
+    Image.new("L", (64, 64)).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    last_scan = data[data.rindex(b"\xff\xda") : -2]
+    assert load_media(data[:-2] + last_scan * 20 + data[-2:])[0].image.size == (64, 64)
+    assert "scans" in refusal(data[:-2] + last_scan * 200 + data[-2:])
 
 
 def test_pdf_pages(tmp_path):
