@@ -6,21 +6,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from mmvl.checkpoint import load_model
-from mmvl.engine.engine import Engine, Update
-from mmvl.engine.request import FinishReason, Request
+from mmvl.engine.engine import Engine
+from mmvl.engine.request import FinishReason, Request, Update
 from mmvl.engine.runner import Runner
 from mmvl.engine.sampling_params import SamplingParams
 from mmvl.media import load_media
 from mmvl.model import VLModel
-from mmvl.processor import Processor
+from mmvl.processor import Processor, Prompt
 
 MMVL_TINY = Path(__file__).parent / "models" / "mmvl-tiny"
 
@@ -181,7 +182,48 @@ class VLM:
             for request in in_flight:
                 self._runner.drop(request)
 
-    def _encode(self, messages: list[dict]):
+    async def generate(
+        self, prompt: list[dict] | Prompt | str, params: SamplingParams | None = None, priority: int = 0
+    ) -> AsyncIterator[Update]:
+        """For an event loop: what each step did for the answer to `prompt`, up to the update that is `finished`.
+
+        prompt: a conversation, or a text to be continued as it is, or what `processor.encode` made. A request that
+        fails while it runs ends with an update whose `error` says why. Leaving the iteration, closing the iterator or
+        cancelling the task ends the request before the engine's next step. Lower priorities run earlier.
+
+        Raises what `stream` raises, at the first item; opening images does not block the loop.
+        """
+        loop = asyncio.get_running_loop()
+        updates: asyncio.Queue[Update] = asyncio.Queue()
+
+        def listen(update: Update) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(updates.put_nowait, update)
+
+        prompt = await asyncio.to_thread(self._prompt, prompt)
+        request = self._runner.submit(prompt, params or SamplingParams(), listen, priority)
+        try:
+            while True:
+                update = await updates.get()
+                yield update
+                if update.finished:
+                    return
+        finally:
+            if request.finish_reason is None:
+                self._runner.drop(request)
+
+    def count(self, prompt: list[dict] | Prompt | str) -> int:
+        """Tokens that the prompt of a request would have, those of its images included."""
+        return len(self._prompt(prompt).token_ids)
+
+    def _prompt(self, prompt: list[dict] | Prompt | str) -> Prompt:
+        if isinstance(prompt, Prompt):
+            return prompt
+        if isinstance(prompt, str):
+            return Prompt(self.processor.encode_text(prompt))
+        return self._encode(prompt)
+
+    def _encode(self, messages: list[dict]) -> Prompt:
         return self.processor.encode(_with_pages(_checked(messages)), add_generation_prompt=True)
 
 

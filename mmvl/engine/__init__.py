@@ -1,7 +1,8 @@
 """Generation: requests, sampling, batching over the hybrid cache."""
 
-from mmvl.engine.engine import Engine, Update
-from mmvl.engine.request import Request
+from mmvl.engine.engine import Engine
+from mmvl.engine.request import Request, TokenLogprob, Update
 from mmvl.engine.sampling_params import SamplingParams
+from mmvl.engine.stats import Stats
 
-__all__ = ["Engine", "Request", "SamplingParams", "Update"]
+__all__ = ["Engine", "Request", "SamplingParams", "Stats", "TokenLogprob", "Update"]

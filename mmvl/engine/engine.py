@@ -4,29 +4,20 @@ T tokens of the step, S sequences, D model width, V vocabulary, I image tokens.
 """
 
 import time
-from collections import OrderedDict, deque
-from dataclasses import dataclass
+from bisect import insort
+from collections import OrderedDict
 
 import torch
 from torch import Tensor
 
-from mmvl.engine.request import FinishReason, Request
-from mmvl.engine.sampler import Sampler
+from mmvl.engine.request import FinishReason, Request, TokenLogprob, Update
+from mmvl.engine.sampler import NOT_FINITE, Row, Sampler
 from mmvl.engine.sampling_params import SamplingParams
+from mmvl.engine.stats import Counters, Stats
 from mmvl.engine.text_stream import TextStream, TokenBytes
 from mmvl.model import ImageBatch, VLModel
 from mmvl.processor import Processor, Prompt
 from mmvl.text_backbone.cache import HybridCache
-
-
-@dataclass(frozen=True)
-class Update:
-    """What a step did for one request: `delta` is new text (maybe empty); `error` is why it ended, if it failed."""
-
-    request: Request
-    delta: str
-    finished: bool
-    error: Exception | None = None
 
 
 class Engine:
@@ -77,15 +68,24 @@ class Engine:
         # A sampled image id would be a placeholder without an image.
         self._sampler = Sampler(processor.valid_vocab_size, [processor.image_id])
         self._image_cache = _ImageCache(max_tokens=65_536)
-        self.waiting: deque[Request] = deque()
+        self.waiting: list[Request] = []
         self.running: list[Request] = []
+        self.counters = Counters()
 
     @property
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
-    def submit(self, prompt: Prompt, params: SamplingParams | None = None) -> Request:
-        """Queue a prompt. max_tokens is clipped to what the context leaves after the prompt.
+    def submit(self, prompt: Prompt, params: SamplingParams | None = None, priority: int = 0) -> Request:
+        """Queue a prompt: `prepare` and `add`."""
+        request = self.prepare(prompt, params, priority)
+        self.add(request)
+        return request
+
+    def prepare(self, prompt: Prompt, params: SamplingParams | None = None, priority: int = 0) -> Request:
+        """A request, checked but not queued yet; may be called from any thread.
+
+        max_tokens is clipped to what the context leaves after the prompt.
 
         Raises:
             ValueError: the prompt alone fills the context, or its placeholders and its images do not match.
@@ -107,22 +107,52 @@ class Engine:
             max_tokens=min(params.max_tokens, self.context - length),
             image_token_id=self.processor.image_id,
             text_stream=TextStream(self._token_bytes, params.stop),
+            end_ids=frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else self.processor.eos_ids),
+            priority=priority,
         )
         if request.image_tokens != of_images:
             raise ValueError(
                 f"the prompt has {request.image_tokens} image placeholders but its images give {of_images} tokens; "
                 "encode text and images together with the processor"
             )
-        self.waiting.append(request)
         return request
+
+    def add(self, request: Request) -> None:
+        """Queue a request that `prepare` made."""
+        insort(self.waiting, request, key=lambda r: (r.priority, r.number))
+
+    def stats(self) -> Stats:
+        """A look at the pools and the totals, from any thread."""
+        return self.counters.look(
+            running=len(self.running),
+            waiting=len(self.waiting),
+            kv_pages_used=self.num_pages - self.cache.free_pages,
+            kv_pages=self.num_pages,
+            state_slots_used=self.max_sequences - self.cache.free_slots,
+            state_slots=self.max_sequences,
+        )
 
     def abort(self, request: Request) -> None:
         """End a request now; its slot and pages are free on return. Does nothing to one that has ended."""
         if request in self.waiting:
             self.waiting.remove(request)
             request.finish_reason, request.finished = "abort", time.perf_counter()
+            self.counters.finished_total["abort"] += 1
         elif request in self.running:
             self._finish(request, "abort")
+
+    def give_up(self, error: Exception) -> list[Update]:
+        """End all requests with an error that is none's own."""
+        requests = [*self.running, *self.waiting]
+        for request in requests:
+            request.error = error
+            if request in self.running:
+                self._finish(request, "error")
+            else:
+                request.finish_reason, request.finished = "error", time.perf_counter()
+                self.counters.finished_total["error"] += 1
+        self.waiting.clear()
+        return [Update(request, "", finished=True, error=error) for request in requests]
 
     @torch.inference_mode()
     def step(self) -> list[Update]:
@@ -133,9 +163,22 @@ class Engine:
         logits_SV, sampled = self._forward(chunks)
         if not sampled:
             return []
-        tokens = self._sampler(logits_SV, [request.sampler_state for request in sampled])
+        tokens_S, logprobs = self._sampler(logits_SV, [self._row(request) for request in sampled])
+        tokens, by_row = tokens_S.tolist(), {}
+        if logprobs is not None:
+            columns = (logprobs.chosen_R.tolist(), logprobs.values_RN.tolist(), logprobs.ids_RN.tolist())
+            for row, chosen, values, ids in zip(logprobs.rows, *columns, strict=True):
+                top = tuple(zip(ids, values, strict=True))[: sampled[row].params.logprobs]
+                by_row[row] = (TokenLogprob(tokens[row], chosen, top),)
         now = time.perf_counter()
-        return [self._advance(request, token, now) for request, token in zip(sampled, tokens, strict=True)]
+        updates = [self._advance(r, tokens[n], now, by_row.get(n)) for n, r in enumerate(sampled)]
+        self.counters.last_step_time = time.monotonic()
+        return updates
+
+    def _row(self, request: Request) -> Row:
+        mask = request.params.logit_mask
+        mask_V = None if mask is None else mask.next_mask(request.output_ids)
+        return Row(request.sampler_state, len(request.output_ids), mask_V)
 
     def _schedule(self) -> list[tuple[Request, list[int]]]:
         """Who takes part in this step with which tokens: decoders first, then prompts while the budget lasts."""
@@ -150,7 +193,7 @@ class Engine:
             if prefilling:
                 request = prefilling.pop(0)
             elif self.waiting and self._fits(self.waiting[0]):
-                request = self._admit(self.waiting.popleft())
+                request = self._admit(self.waiting.pop(0))
                 admitted.append(request)
             else:
                 break
@@ -189,13 +232,18 @@ class Engine:
             hidden_TD = hidden_TD[torch.tensor(last_rows, device=device)]
         return self.model.language_model.logits(hidden_TD), sampled
 
-    def _advance(self, request: Request, token: int, now: float) -> Update:
+    def _advance(self, request: Request, token: int, now: float, logprobs) -> Update:
         """Note a sampled token: new text, and the end if it is one."""
+        if token == NOT_FINITE:
+            request.error = RuntimeError("the model's logits are not finite: its weights or its precision are broken")
+            self._finish(request, "error")
+            return Update(request, "", True, request.error)
         request.output_ids.append(token)
+        self.counters.generation_tokens_total += 1
         request.first_token = request.first_token or now
         reason: FinishReason | None = None
         delta = ""
-        if token in self.processor.eos_ids:
+        if token in request.end_ids:
             reason = "stop"
         else:
             delta = request.text_stream.push(token)
@@ -207,7 +255,7 @@ class Engine:
             delta += request.text_stream.finish()
             self._finish(request, reason)
         request.text += delta
-        return Update(request, delta, reason is not None)
+        return Update(request, delta, reason is not None, token_ids=(token,), logprobs=logprobs)
 
     def _fits(self, request: Request) -> bool:
         return self.cache.free_slots > 0 and self._pages(request.cache_tokens) <= self._unpromised_pages
@@ -216,6 +264,7 @@ class Engine:
         self._unpromised_pages -= self._pages(request.cache_tokens)
         request.slot = self.cache.allocate()
         request.started = time.perf_counter()
+        self.counters.prompt_tokens_total += request.prompt_tokens
         self.running.append(request)
         return request
 
@@ -225,6 +274,7 @@ class Engine:
         self._unpromised_pages += self._pages(request.cache_tokens)
         request.slot, request.image_ID = None, None
         request.finish_reason, request.finished = reason, time.perf_counter()
+        self.counters.finished_total[reason] += 1
 
     def _pages(self, tokens: int) -> int:
         return -(-tokens // self.PAGE_SIZE)

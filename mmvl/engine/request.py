@@ -4,7 +4,7 @@ import itertools
 import time
 from bisect import bisect_left
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from mmvl.engine.sampling_params import SamplingParams
 from mmvl.engine.text_stream import TextStream
 from mmvl.processor import Prompt
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "error"]
 _numbers = itertools.count()
 
 
@@ -21,9 +21,10 @@ _numbers = itertools.count()
 class Request:
     """A prompt with its sampling settings. Made by `Engine.submit`; the engine alone changes it.
 
-    finish_reason: None while it runs; "stop" (end of the turn, or a stop string), "length" (max_tokens, or the end of
-        the context) or "abort".
+    finish_reason: None while it runs; "stop" (end of the turn, a stop token or a stop string), "length" (max_tokens, or
+        the end of the context), "abort", or "error", whose reason is `error`.
     text: the answer so far, without what is held back.
+    priority: lower runs earlier; among equals, who came first.
     """
 
     prompt: Prompt
@@ -31,8 +32,11 @@ class Request:
     max_tokens: int  # of the params, clipped to the context
     image_token_id: int
     text_stream: TextStream
+    end_ids: frozenset[int] = frozenset()
+    priority: int = 0
     number: int = field(default_factory=lambda: next(_numbers))
     finish_reason: FinishReason | None = None
+    error: Exception | None = None
     text: str = ""
     output_ids: list[int] = field(default_factory=list)
 
@@ -40,14 +44,16 @@ class Request:
     slot: int | None = None
     num_cached: int = 0
     image_ID: Tensor | None = None
+    cached_tokens: int = 0  # of the prompt, that were in the prefix cache
 
-    # time.perf_counter() at admission, at the first token and at the end.
+    # time.perf_counter() when it came, at admission, at the first token and at the end.
+    submitted: float = field(default_factory=time.perf_counter)
     started: float | None = None
     first_token: float | None = None
     finished: float | None = None
 
     def __post_init__(self):
-        self.sampler_state = SamplerState(self.params, self.prompt.token_ids)
+        self.sampler_state = SamplerState(self.params, self.prompt.token_ids, self.end_ids)
         self.image_positions = [i for i, token in enumerate(self.prompt.token_ids) if token == self.image_token_id]
 
     @property
@@ -59,6 +65,11 @@ class Request:
         return len(self.image_positions)
 
     @property
+    def completion_tokens(self) -> int:
+        """Tokens of the answer, the end token included."""
+        return len(self.output_ids)
+
+    @property
     def cache_tokens(self) -> int:
         """Most tokens it can ever have in the cache: its last token is never fed back."""
         return self.prompt_tokens + self.max_tokens - 1
@@ -66,6 +77,11 @@ class Request:
     @property
     def prefilled(self) -> bool:
         return self.num_cached >= self.prompt_tokens
+
+    @property
+    def queued_seconds(self) -> float:
+        """From when it came to its admission."""
+        return (self.started or self.finished or time.perf_counter()) - self.submitted
 
     @property
     def prefill_seconds(self) -> float:
@@ -90,3 +106,26 @@ class Request:
         start, stop = self.num_cached, self.num_cached + length
         first, last = bisect_left(self.image_positions, start), bisect_left(self.image_positions, stop)
         return range(first, last), [position - start for position in self.image_positions[first:last]]
+
+
+class TokenLogprob(NamedTuple):
+    """Natural log probability of a token, and (id, log probability) of the likeliest, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a step did for one request: new text (maybe empty) and the tokens that came, the end token among them.
+
+    logprobs: one a token, if the request asked; else None. error: why it ended, if it failed.
+    """
+
+    request: Request
+    delta: str
+    finished: bool
+    error: Exception | None = None
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None

@@ -1,16 +1,19 @@
 """A thread around the engine, so that many callers may submit, listen and abort at the same time.
 
 The thread lives while there is work and ends with it, so an idle model holds no thread and a program ends by itself.
+Callers never touch the engine: what they want lies in an inbox, which the thread empties between two steps.
 """
 
 import threading
 from collections import deque
 from collections.abc import Callable
 
-from mmvl.engine.engine import Engine, Update
-from mmvl.engine.request import Request
+from mmvl.engine.engine import Engine
+from mmvl.engine.request import Request, Update
 from mmvl.engine.sampling_params import SamplingParams
 from mmvl.processor import Prompt
+
+Listener = Callable[[Update], None]
 
 
 class Runner:
@@ -18,59 +21,62 @@ class Runner:
 
     def __init__(self, engine: Engine):
         self._engine = engine
-        self._listeners: dict[Request, Callable[[Update], None]] = {}
+        self._listeners: dict[Request, Listener] = {}
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-        # The engine's thread passes it between steps. Without it that thread would take the lock again before a
-        # waiting caller wakes up, for as long as there is work.
-        self._turnstile = threading.Lock()
-        self._dropped: deque[Request] = deque()
+        self._lock = threading.Lock()  # held for moments only, never during a step
+        self._submitted: deque[tuple[Request, Listener]] = deque()
+        self._dropped: deque[tuple[Request, threading.Event | None]] = deque()
 
-    def submit(self, prompt: Prompt, params: SamplingParams, listener: Callable[[Update], None]) -> Request:
-        """Queue a prompt. Raises what `Engine.submit` raises."""
-        with self._turnstile, self._lock:
-            request = self._engine.submit(prompt, params)
-            self._listeners[request] = listener
+    def submit(self, prompt: Prompt, params: SamplingParams, listener: Listener, priority: int = 0) -> Request:
+        """Queue a prompt, without waiting for a step. Raises what `Engine.prepare` raises."""
+        request = self._engine.prepare(prompt, params, priority)
+        with self._lock:
+            self._submitted.append((request, listener))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="mmvl-engine")
                 self._thread.start()
-            return request
+        return request
 
     def abort(self, request: Request) -> None:
         """End a request; its slot is free on return, after at most the step that is running."""
-        with self._turnstile, self._lock:
-            self._engine.abort(request)
-            self._tell(Update(request, "", finished=True))
+        done = threading.Event()
+        with self._lock:
+            self._dropped.append((request, done))
+            idle = self._thread is None
+            if idle:
+                self._empty_inbox()
+        if not idle and threading.current_thread() is not self._thread:
+            done.wait()
 
     def drop(self, request: Request) -> None:
-        """End a request before the next step, without waiting: safe in a finalizer, which may run on any thread."""
-        self._dropped.append(request)
+        """End a request before the next step, without waiting or locking: safe in a finalizer and in an event loop."""
+        self._dropped.append((request, None))
 
     def _run(self) -> None:
         while True:
-            with self._turnstile:
-                self._lock.acquire()
-            try:
-                while self._dropped:
-                    self._engine.abort(self._dropped[0])
-                    self._tell(Update(self._dropped.popleft(), "", finished=True))
+            with self._lock:
+                self._empty_inbox()
                 if not self._engine.has_work:
                     self._thread = None
                     return
-                try:
-                    updates = self._engine.step()
-                except Exception as error:  # told to every caller: a broken step has no one owner
-                    updates = self._give_up(error)
-                for update in updates:
-                    self._tell(update)
-            finally:
-                self._lock.release()
+            try:
+                updates = self._engine.step()
+            except Exception as error:  # told to every caller: a broken step has no one owner
+                updates = self._engine.give_up(error)
+            for update in updates:
+                self._tell(update)
 
-    def _give_up(self, error: Exception) -> list[Update]:
-        requests = [*self._engine.running, *self._engine.waiting]
-        for request in requests:
+    def _empty_inbox(self) -> None:
+        while self._submitted:
+            request, self._listeners[request] = self._submitted[0][0], self._submitted[0][1]
+            self._engine.add(request)
+            self._submitted.popleft()
+        while self._dropped:
+            request, done = self._dropped.popleft()
             self._engine.abort(request)
-        return [Update(request, "", finished=True, error=error) for request in requests]
+            self._tell(Update(request, "", finished=True))
+            if done is not None:
+                done.set()
 
     def _tell(self, update: Update) -> None:
         listener = self._listeners.get(update.request)

@@ -1,45 +1,81 @@
-"""Choose the next token of every sequence of a step, greedy or drawn, in one pass over the batch.
+"""Choose the next token of every sequence of a step, greedy or drawn, in one pass over the batch, on the device.
 
-S sequences, V vocabulary. Each row depends on its own logits, settings and random numbers only, so that a request
-samples the same alone or in any batch.
+S sequences, V vocabulary, N likeliest. Each row depends on its own logits, settings and random numbers only, so that a
+request samples the same alone or in any batch, and the n-th token of an answer has its own random number, so that it
+samples the same with a draft or without. Nothing here waits for the device.
 """
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from mmvl.engine.sampling_params import SamplingParams
 
+NOT_FINITE = -1  # in place of a token whose logits are not numbers
+
 
 class SamplerState:
-    """What sampling remembers of one request: its random generator and, if penalised, the tokens it has seen.
+    """What sampling remembers of one request: its random numbers and, if penalised, the tokens it has seen.
 
-    The generator lives on the CPU, whatever the model's device: one uniform number a token is all it gives.
+    end_ids: ids that may not come before `min_tokens`. The generator lives on the CPU, whatever the model's device: one
+    uniform number a token is all it gives.
     """
 
-    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int]):
-        self.params = params
-        self.generator = torch.Generator()
+    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], end_ids: Sequence[int] = ()):
+        self.params, self.end_ids = params, sorted(end_ids)
+        self._generator = torch.Generator()
         self.seed = secrets.randbits(63) if params.seed is None else params.seed
-        self.generator.manual_seed(self.seed)
+        self._generator.manual_seed(self.seed)
+        self._uniforms: list[float] = []
         self._prompt_ids = prompt_ids
-        self._seen_V: torch.Tensor | None = None
+        self._in_prompt_V: torch.Tensor | None = None
+        self._counts_V: torch.Tensor | None = None
 
-    def uniform(self) -> float:
-        return torch.rand((), generator=self.generator, dtype=torch.float64).item()
+    def uniform(self, number: int) -> float:
+        """The random number of the answer's token `number` (from 0), in [0, 1)."""
+        missing = number + 1 - len(self._uniforms)
+        if missing > 0:  # one at a time, so that it does not matter how many are asked for together
+            self._uniforms += [
+                torch.rand((), generator=self._generator, dtype=torch.float64).item() for _ in range(missing)
+            ]
+        return self._uniforms[number]
 
-    def seen_V(self, like_V: torch.Tensor) -> torch.Tensor:
-        """Boolean (V,): the ids of the prompt and of the answer so far."""
-        if self._seen_V is None:
-            self._seen_V = torch.zeros(like_V.shape, dtype=torch.bool, device=like_V.device)
-            ids = [i for i in set(self._prompt_ids) if i < like_V.shape[0]]
-            self._seen_V[torch.tensor(ids, dtype=torch.int64, device=like_V.device)] = True
-        return self._seen_V
+    def penalise(self, logits_V: torch.Tensor) -> torch.Tensor:
+        """The logits with this request's penalties."""
+        if self._counts_V is None:
+            self._counts_V = torch.zeros(logits_V.shape, dtype=torch.int32, device=logits_V.device)
+            self._in_prompt_V = torch.zeros(logits_V.shape, dtype=torch.bool, device=logits_V.device)
+            ids = [i for i in set(self._prompt_ids) if i < logits_V.shape[0]]
+            self._in_prompt_V[torch.tensor(ids, dtype=torch.int64).to(logits_V.device)] = True
+        params, said_V = self.params, self._counts_V > 0
+        if params.repetition_penalty != 1.0:
+            logits_V = apply_repetition_penalty(logits_V, said_V | self._in_prompt_V, params.repetition_penalty)
+        return logits_V - params.presence_penalty * said_V - params.frequency_penalty * self._counts_V
 
-    def note(self, token_id: int) -> None:
-        if self._seen_V is not None:
-            self._seen_V[token_id] = True
+    def note(self, token_1: torch.Tensor) -> None:
+        """Count a chosen token (1,), on the device."""
+        self._counts_V.index_add_(0, token_1.clamp(min=0), torch.ones_like(token_1, dtype=torch.int32))
+
+
+class Row(NamedTuple):
+    """Whose logits a row holds: the request's state, how many tokens its answer has before, and which may come now."""
+
+    state: SamplerState
+    number: int
+    mask_V: torch.Tensor | None = None  # bool, on the CPU, at least as long as the valid vocabulary
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """Of the rows that asked, in order: (R,) rows; (R,) of the chosen; (R, N) values and ids of the likeliest."""
+
+    rows: tuple[int, ...]
+    chosen_R: torch.Tensor
+    values_RN: torch.Tensor
+    ids_RN: torch.Tensor
 
 
 class Sampler:
@@ -52,33 +88,51 @@ class Sampler:
         self.valid_vocab_size = valid_vocab_size
         self.banned_ids = sorted(i for i in set(banned_ids) if i < valid_vocab_size)
 
-    def __call__(self, logits_SV: torch.Tensor, states: Sequence[SamplerState]) -> list[int]:
-        """logits_SV (S, V) fp32 (overwritten), one state a row -> S token ids.
+    def __call__(self, logits_SV: torch.Tensor, rows: Sequence[Row]) -> tuple[torch.Tensor, Logprobs | None]:
+        """logits_SV (S, V) fp32 (overwritten), one row each -> S token ids on the device, and log probabilities.
 
-        `RuntimeError` if the logits are not numbers.
+        The id is `NOT_FINITE` where the logits are not finite numbers, or a mask leaves nothing.
         """
-        assert logits_SV.shape[0] == len(states), (logits_SV.shape, len(states))
+        assert logits_SV.shape[0] == len(rows), (logits_SV.shape, len(rows))
         logits_SV = logits_SV[:, : self.valid_vocab_size]
+        asked = [n for n, row in enumerate(rows) if row.state.params.logprobs is not None]
+        plain_RV = logits_SV[asked].log_softmax(-1) if asked else None
         for banned in self.banned_ids:
             logits_SV[:, banned] = float("-inf")
-        penalised = [row for row, state in enumerate(states) if state.params.repetition_penalty != 1.0]
-        for row in penalised:
-            seen_V = states[row].seen_V(logits_SV[row])
-            logits_SV[row] = apply_repetition_penalty(logits_SV[row], seen_V, states[row].params.repetition_penalty)
+        for n, row in enumerate(rows):
+            params = row.state.params
+            if params.penalised:
+                logits_SV[n] = row.state.penalise(logits_SV[n])
+            if row.mask_V is not None:
+                allowed_V = row.mask_V[: self.valid_vocab_size].to(logits_SV.device, non_blocking=True)
+                logits_SV[n].masked_fill_(~allowed_V, float("-inf"))
+            if row.number < params.min_tokens and row.state.end_ids:
+                logits_SV[n, [i for i in row.state.end_ids if i < self.valid_vocab_size]] = float("-inf")
 
-        best_S, chosen_S = logits_SV.max(dim=-1)
-        chosen = chosen_S.tolist()
-        if not all(abs(value) < float("inf") for value in best_S.tolist()):  # NaN compares false as well
-            raise RuntimeError("the model's logits are not finite: its weights or its precision are broken")
-        drawn = [row for row, state in enumerate(states) if state.params.temperature > 0]
+        best_S, tokens_S = logits_SV.max(dim=-1)
+        drawn = [n for n, row in enumerate(rows) if row.state.params.temperature > 0]
         if drawn:
-            uniforms = [states[row].uniform() for row in drawn]
-            rows_SV = logits_SV if len(drawn) == len(states) else logits_SV[drawn]
-            for row, token in zip(drawn, draw(rows_SV, [states[r].params for r in drawn], uniforms), strict=True):
-                chosen[row] = token
-        for row in penalised:
-            states[row].note(chosen[row])
-        return chosen
+            uniforms = [rows[n].state.uniform(rows[n].number) for n in drawn]
+            everyone = len(drawn) == len(rows)
+            rows_SV = logits_SV if everyone else logits_SV[drawn]
+            drawn_S = draw(rows_SV, [rows[n].state.params for n in drawn], uniforms)
+            tokens_S = drawn_S if everyone else tokens_S.index_copy(0, _index(drawn, tokens_S.device), drawn_S)
+        tokens_S = torch.where(best_S.isfinite(), tokens_S, NOT_FINITE)
+        for n, row in enumerate(rows):
+            if row.state.params.penalised:
+                row.state.note(tokens_S[n : n + 1])
+        return tokens_S, None if plain_RV is None else _logprobs(plain_RV, tokens_S, asked, rows)
+
+
+def _logprobs(plain_RV, tokens_S, asked, rows) -> Logprobs:
+    chosen_R1 = tokens_S[asked][:, None].clamp(min=0)
+    most = max(rows[n].state.params.logprobs for n in asked)
+    values_RN, ids_RN = plain_RV.topk(min(most, plain_RV.shape[1]), dim=-1)
+    return Logprobs(tuple(asked), plain_RV.gather(1, chosen_R1)[:, 0], values_RN, ids_RN)
+
+
+def _index(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
 
 
 def apply_repetition_penalty(logits_V: torch.Tensor, seen_V: torch.Tensor, penalty: float) -> torch.Tensor:
@@ -87,10 +141,10 @@ def apply_repetition_penalty(logits_V: torch.Tensor, seen_V: torch.Tensor, penal
     return torch.where(seen_V, penalised_V, logits_V)
 
 
-def draw(logits_SV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> list[int]:
+def draw(logits_SV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> torch.Tensor:
     """Temperature, then top-k, then top-p over what top-k left, then min-p; then invert the cumulative distribution.
 
-    logits_SV (S, V) fp32; `uniforms` S numbers in [0, 1): the whole randomness. -> S ids.
+    logits_SV (S, V) fp32; `uniforms` S numbers in [0, 1): the whole randomness. -> S ids (int64).
     The token that crosses top_p is kept (Holtzman et al. 2019), so at least one always is.
     """
     device, vocab = logits_SV.device, logits_SV.shape[1]
@@ -100,7 +154,7 @@ def draw(logits_SV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Se
             for p, u in zip(params, uniforms, strict=True)
         ],
         dtype=torch.float64,
-    ).to(device)
+    ).to(device, non_blocking=True)
     temperature_S1, top_k_S1, top_p_S1, min_p_S1, uniform_S1 = settings_S5.split(1, dim=1)
     # Stable: equal logits keep their order of ids, on every device.
     sorted_SV, ids_SV = logits_SV.sort(dim=-1, descending=True, stable=True)
@@ -113,5 +167,5 @@ def draw(logits_SV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Se
     # Sorted, so what is kept is the front of each row: ranks 0 .. count - 1.
     cumulative_SV = (probs_SV * kept_SV).cumsum(dim=-1)
     rank_S1 = torch.searchsorted(cumulative_SV, uniform_S1 * cumulative_SV[:, -1:], right=True)
-    rank_S1 = torch.minimum(rank_S1, kept_SV.sum(dim=-1, keepdim=True) - 1)
-    return ids_SV.gather(1, rank_S1)[:, 0].tolist()
+    rank_S1 = torch.minimum(rank_S1, kept_SV.sum(dim=-1, keepdim=True) - 1).clamp(min=0)
+    return ids_SV.gather(1, rank_S1)[:, 0]

@@ -9,16 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmvl.engine import SamplingParams
-from mmvl.engine.sampler import Sampler, SamplerState, apply_repetition_penalty, draw
+from mmvl.engine.sampler import NOT_FINITE, Row, Sampler, SamplerState, apply_repetition_penalty, draw
 
 PROBS = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15])
 LOGITS_1V = PROBS.log()[None]
 
 
+def choose(sampler: Sampler, logits_SV: torch.Tensor, states, number: int = 0) -> list[int]:
+    """Token `number` of every request."""
+    return sampler(logits_SV, [Row(state, number) for state in states])[0].tolist()
+
+
 def frequencies(params: SamplingParams, n: int = 2000) -> dict[int, float]:
     """Shares of the ids drawn for n evenly spaced uniforms: exact to 1/n, no luck involved."""
     uniforms = [(i + 0.5) / n for i in range(n)]
-    drawn = draw(LOGITS_1V.expand(n, -1), [params] * n, uniforms)
+    drawn = draw(LOGITS_1V.expand(n, -1), [params] * n, uniforms).tolist()
     return {token: count / n for token, count in Counter(drawn).items()}
 
 
@@ -64,7 +69,7 @@ def test_min_p_looks_at_the_distribution_after_temperature():
 
 def test_tiny_temperature_is_greedy_and_does_not_overflow():
     logits_1V = torch.tensor([[100.0, 99.9, -3e4]])
-    assert draw(logits_1V, [SamplingParams(temperature=1e-300)], [0.999]) == [0]
+    assert draw(logits_1V, [SamplingParams(temperature=1e-300)], [0.999]).tolist() == [0]
 
 
 def test_repetition_penalty_makes_seen_tokens_less_likely_on_both_sides_of_zero():
@@ -78,26 +83,55 @@ def test_repetition_penalty_counts_the_prompt_and_the_answer():
     state = SamplerState(SamplingParams(repetition_penalty=4.0), prompt_ids=[0, 3, 99])
     logits = [4.0, 3.0, 2.0, -1.0]
     # 4 / 4 < 3, so the second wins; then 3 / 4 < 2, so the third; then 0.5 < 0.75 < 1.
-    assert [sampler(torch.tensor([logits]), [state])[0] for _ in range(3)] == [1, 2, 0]
+    assert [choose(sampler, torch.tensor([logits]), [state], n) for n in range(3)] == [[1], [2], [0]]
+
+
+def test_presence_counts_once_and_frequency_every_time():
+    sampler = Sampler(valid_vocab_size=3)
+    state = SamplerState(SamplingParams(presence_penalty=1.0, frequency_penalty=0.5), prompt_ids=[1, 1])
+    # 3, 1.5, 1, ... against 2.4: the prompt does not count; the second falls to 0.9 once it was said
+    logits = [[3.0, 2.4, -9.0]]
+    assert [choose(sampler, torch.tensor(logits), [state], n) for n in range(3)] == [[0], [1], [0]]
+
+
+def test_masks_and_minimum_lengths_leave_out_what_may_not_come():
+    sampler = Sampler(valid_vocab_size=3)
+    state = SamplerState(SamplingParams(min_tokens=1), [0], end_ids={2, 7})
+    logits = torch.tensor([[1.0, 2.0, 3.0, 9.0]])
+    mask_V = torch.tensor([True, False, True, True])
+    assert choose(sampler, logits.clone(), [state], 0) == [1] and choose(sampler, logits.clone(), [state], 1) == [2]
+    assert sampler(logits.clone(), [Row(state, 0, mask_V)])[0].tolist() == [0]
+    assert sampler(logits.clone(), [Row(state, 0, torch.zeros(4, dtype=torch.bool))])[0].tolist() == [NOT_FINITE]
+
+
+def test_logprobs_are_the_models_own():
+    sampler = Sampler(valid_vocab_size=5, banned_ids=[1])
+    asks = SamplerState(SamplingParams(logprobs=2, temperature=0.1), [0])
+    tokens_S, logprobs = sampler(LOGITS_1V.repeat(2, 1), [Row(SamplerState(SamplingParams(), [0]), 0), Row(asks, 0)])
+    assert tokens_S.tolist() == [3, 3] and logprobs.rows == (1,)
+    assert logprobs.ids_RN.tolist() == [[1, 3]]
+    torch.testing.assert_close(logprobs.values_RN.exp(), torch.tensor([[0.4, 0.3]]))
+    torch.testing.assert_close(logprobs.chosen_R.exp(), torch.tensor([0.3]))
 
 
 def test_greedy_takes_the_likeliest_id_that_the_tokenizer_has():
     logits_SV = torch.tensor([[1.0, 2.0, 3.0, 9.0], [5.0, 2.0, 8.0, 9.0]])
     states = [SamplerState(SamplingParams(), [0]) for _ in range(2)]
-    assert Sampler(valid_vocab_size=3)(logits_SV.clone(), states) == [2, 2]
-    assert Sampler(valid_vocab_size=3, banned_ids=[2])(logits_SV.clone(), states) == [1, 0]
+    assert choose(Sampler(valid_vocab_size=3), logits_SV.clone(), states) == [2, 2]
+    assert choose(Sampler(valid_vocab_size=3, banned_ids=[2]), logits_SV.clone(), states) == [1, 0]
 
 
 def test_masked_ids_are_never_drawn():
     states = [SamplerState(SamplingParams(temperature=100.0, seed=s), [0]) for s in range(200)]
-    drawn = Sampler(valid_vocab_size=4, banned_ids=[1])(torch.zeros(200, 6), states)
+    drawn = choose(Sampler(valid_vocab_size=4, banned_ids=[1]), torch.zeros(200, 6), states)
     assert set(drawn) == {0, 2, 3}
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
-def test_broken_logits_are_an_error_not_a_token(broken):
-    with pytest.raises(RuntimeError, match="not finite"):
-        Sampler(valid_vocab_size=3)(torch.tensor([[0.0, broken, 1.0]]), [SamplerState(SamplingParams(), [0])])
+def test_broken_logits_spoil_their_own_row_only(broken):
+    states = [SamplerState(SamplingParams(temperature=t), [0]) for t in (0.0, 1.0, 0.0)]
+    logits_SV = torch.tensor([[0.0, broken, 1.0], [0.0, broken, 1.0], [0.0, 2.0, 1.0]])
+    assert choose(Sampler(valid_vocab_size=3), logits_SV, states) == [NOT_FINITE, NOT_FINITE, 1]
 
 
 @settings(max_examples=50, deadline=None)
@@ -120,15 +154,15 @@ def test_a_row_is_drawn_the_same_alone_and_in_any_batch(data):
     sampler = Sampler(valid_vocab_size=48)
     together = [SamplerState(p, [1, 2]) for p in params]
     alone = [SamplerState(p, [1, 2]) for p in params]
-    for _ in range(3):
-        batch = sampler(logits_SV.clone(), together)
-        assert batch == [sampler(logits_SV[row : row + 1].clone(), [alone[row]])[0] for row in range(rows)]
+    for n in range(3):
+        batch = choose(sampler, logits_SV.clone(), together, n)
+        assert batch == [choose(sampler, logits_SV[row : row + 1].clone(), [alone[row]], n)[0] for row in range(rows)]
 
 
 def test_a_seed_repeats_and_no_seed_does_not():
     def draws(seed):
         state = SamplerState(SamplingParams(temperature=1.0, seed=seed), [0])
-        return [Sampler(1000)(torch.zeros(1, 1000), [state])[0] for _ in range(8)], state.seed
+        return [choose(Sampler(1000), torch.zeros(1, 1000), [state], n)[0] for n in range(8)], state.seed
 
     assert draws(7) == draws(7)
     first, seed = draws(None)

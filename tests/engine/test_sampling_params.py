@@ -34,6 +34,15 @@ def test_one_stop_string_is_a_list_of_one():
         {"seed": 2**63},
         {"stop": [""]},
         {"stop": [1]},
+        {"presence_penalty": float("inf")},
+        {"frequency_penalty": "much"},
+        {"stop_token_ids": [-1]},
+        {"stop_token_ids": ["</s>"]},
+        {"ignore_eos": 1},
+        {"min_tokens": -1},
+        {"logprobs": 21},
+        {"logprobs": True},
+        {"logit_mask": "json"},
     ],
 )
 def test_wrong_values_are_named_in_one_line(wrong):

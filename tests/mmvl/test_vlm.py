@@ -1,5 +1,6 @@
 """The Python API: five lines for a user, many threads at once for the chat page, one clear line for every mistake."""
 
+import asyncio
 import gc
 import threading
 import time
@@ -9,7 +10,8 @@ import torch
 from PIL import Image
 
 import mmvl
-from mmvl.engine import Engine
+from mmvl.engine import Engine, SamplingParams
+from mmvl.processor import Prompt
 from mmvl.vlm import VLM, Answer, user_turn
 
 SEEDED = {"temperature": 3.0, "max_tokens": 24, "seed": 5}
@@ -98,6 +100,80 @@ def test_the_pages_of_a_pdf_are_images(vlm, picture_path, tmp_path):
     picture.save(tmp_path / "two.pdf", save_all=True, append_images=[picture])
     one, two = (vlm.chat(user_turn(tmp_path / name, "what?"), max_tokens=2) for name in ("one.pdf", "two.pdf"))
     assert two.image_tokens == 2 * one.image_tokens > 0
+
+
+def collect(vlm, prompt, params=None, **kwargs):
+    async def run():
+        return [update async for update in vlm.generate(prompt, params, **kwargs)]
+
+    return asyncio.run(run())
+
+
+def test_generate_gives_the_answer_of_chat_and_what_it_cost(vlm, picture_path):
+    messages = user_turn(picture_path, "describe it")
+    whole = vlm.chat(messages, **SEEDED)
+    updates = collect(vlm, messages, SamplingParams(**SEEDED, logprobs=2), priority=3)
+    assert "".join(update.delta for update in updates) == whole.text
+    assert [update.finished for update in updates] == [False] * (len(updates) - 1) + [True]
+    request = updates[-1].request
+    ids = [token for update in updates for token in update.token_ids]
+    assert len(ids) == request.completion_tokens == whole.completion_tokens and request.priority == 3
+    assert (request.finish_reason, request.prompt_tokens) == (whole.finish_reason, vlm.count(messages))
+    assert min(request.queued_seconds, request.prefill_seconds, request.decode_seconds) > 0
+    logprobs = [logprob for update in updates for logprob in update.logprobs]
+    assert [logprob.token_id for logprob in logprobs] == ids
+    assert all(len(logprob.top) == 2 and logprob.top[0][1] >= logprob.logprob for logprob in logprobs)
+
+
+def test_generate_continues_a_text_or_a_prompt(vlm):
+    params = SamplingParams(max_tokens=5, ignore_eos=True)
+    texts = {
+        "".join(update.delta for update in collect(vlm, prompt, params))
+        for prompt in ("is there a red", Prompt(vlm.processor.encode_text("is there a red")))
+    }
+    assert len(texts) == 1 and vlm.count("is there a red") == len(vlm.processor.encode_text("is there a red"))
+
+
+def test_leaving_or_cancelling_generate_ends_the_request(slow):
+    async def leave():
+        updates = slow.generate(user_turn(None, "talk"), SamplingParams(max_tokens=200))
+        async for update in updates:
+            if update.delta:
+                break
+        await updates.aclose()
+
+    async def cancel():
+        async def read():
+            async for _ in slow.generate("talk", SamplingParams(max_tokens=200)):
+                begun.set()
+
+        begun = asyncio.Event()
+        task = asyncio.create_task(read())
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    for end in (leave, cancel):
+        asyncio.run(end())
+        wait_until(lambda: idle(slow), seconds=0.5)
+
+
+def test_one_broken_request_fails_alone(vlm, monkeypatch):
+    class Nothing:
+        def next_mask(self, token_ids):
+            return torch.zeros(vlm.processor.valid_vocab_size, dtype=torch.bool)
+
+    async def both():
+        async def last(**settings):
+            return [u async for u in vlm.generate("is there", SamplingParams(max_tokens=6, **settings))][-1]
+
+        return await asyncio.gather(last(logit_mask=Nothing()), last())
+
+    broken, fine = asyncio.run(both())
+    assert broken.request.finish_reason == "error" and isinstance(broken.error, Exception)
+    assert fine.request.finish_reason in ("stop", "length") and fine.error is None
+    assert vlm.engine.stats().finished_total["error"] == 1 and idle(vlm)
 
 
 def test_closing_a_stream_frees_its_slot_at_once(slow):
