@@ -194,6 +194,27 @@ def convert(
 
 
 @app.command()
+def grow(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.json", help="The larger model's config.json.", show_default=False)
+    ],
+    dest: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the larger model goes.")],
+    layers: Annotated[
+        str | None, typer.Option(metavar="N,N", help="New places of the decoder's layers.  [default: the first]")
+    ] = None,
+    vision_layers: Annotated[
+        str | None, typer.Option(metavar="N,N", help="New places of the ViT's blocks.  [default: the first]")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the new weights.")] = 0,
+    model: Model = None,
+) -> None:
+    """Write a larger model that starts by computing what this one does: more layers, wider experts, larger images."""
+    from mmvl.app.grow import grow as run
+
+    run(model, config, dest, layers, vision_layers, seed)
+
+
+@app.command()
 def replay(
     directory: Annotated[
         Path, typer.Argument(metavar="BAD-STEP-DIR", help="What a stopped run kept in its `out`.", show_default=False)
@@ -366,6 +387,22 @@ def bench_data(
     from mmvl.app.bench_data import data as run
 
     run(folder, model, workers=workers, seconds=seconds, rounds=rounds, json_path=json_file)
+
+
+@bench.command("training")
+def bench_training(
+    parts: Annotated[
+        list[str] | None, typer.Argument(metavar="[experts|layer|row]...", help="What to measure; all by default.")
+    ] = None,
+    layers: Annotated[int | None, typer.Option(min=1, metavar="N", help="Layers of the part experts.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, metavar="N", help="Tokens of a rank and step.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long one measurement may take.")] = 5.0,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")] = None,
+) -> None:
+    """Training steps of full-width layers over all GPUs, beside transformers; torchrun -m mmvl.app.cli starts it."""
+    from mmvl.app.bench_training import training
+
+    training(parts or [], layers=layers, tokens=tokens, seconds=seconds, json_path=json_file)
 
 
 def _open_model(model: Path | None, device: str | None):
