@@ -1,7 +1,7 @@
 """One row over all ranks by LASP+ and gathered keys, beside the same row on one rank: equal, and how fast.
 
 The stack has one lightning and one softmax layer of full width, and two experts a layer, which every token takes: a
-choice between experts would turn rounding into other outputs. Rows: one document, and documents that are cut by the ranks'
+choice between experts would turn rounding into other outputs. Rows: one document, and documents cut by the ranks'
 borders. Compared are the output, the gradient at the embeddings and the weights' gradients (summed over the ranks), by
 ||a - b|| / ||b||.
 """
