@@ -215,6 +215,27 @@ def grow(
 
 
 @app.command()
+def grow(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.json", help="The larger model's config.json.", show_default=False)
+    ],
+    dest: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the larger model goes.")],
+    layers: Annotated[
+        str | None, typer.Option(metavar="N,N", help="New places of the decoder's layers.  [default: the first]")
+    ] = None,
+    vision_layers: Annotated[
+        str | None, typer.Option(metavar="N,N", help="New places of the ViT's blocks.  [default: the first]")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the new weights.")] = 0,
+    model: Model = None,
+) -> None:
+    """Write a larger model that starts by computing what this one does: more layers, wider experts, larger images."""
+    from mmvl.app.grow import grow as run
+
+    run(model, config, dest, layers, vision_layers, seed)
+
+
+@app.command()
 def replay(
     directory: Annotated[
         Path, typer.Argument(metavar="BAD-STEP-DIR", help="What a stopped run kept in its `out`.", show_default=False)
