@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from mmvl.kernels.norm import add_rms_norm
 from mmvl.kernels.rope import Rotary
 
+from .cache import HybridCache
 from .config import LIGHTNING, TextConfig
 from .expert_parallel import ExpertLayout, global_balance, place_experts
 from .init import init_decoder
@@ -23,6 +24,7 @@ from .lightning import LightningLayer
 from .moe import SharedMlp, SparseMoe, mix_shared
 from .packed import Packed
 from .softmax import SoftmaxLayer
+from .tensor_parallel import Shard
 
 
 @dataclass(frozen=True)
@@ -48,19 +50,21 @@ class Stream(NamedTuple):
 class DecoderLayer(nn.Module):
     """One layer: stream of (T, D) -> stream of (T, D), balance loss, expert counts (E,)."""
 
-    def __init__(self, config: TextConfig, layer: int):
+    def __init__(self, config: TextConfig, layer: int, shard: Shard | None = None):
         super().__init__()
+        self.shard = shard
+        local = config if shard is None else shard.local
         self.postnorm = config.postnorm
         self.is_lightning = config.attn_type_list[layer] == LIGHTNING
         self.attention_alpha, self.attention_beta = config.attention_factors(layer)
         self.mlp_alpha, self.mlp_beta = config.layernorm_mlp_alpha, config.layernorm_mlp_beta
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.self_attn = (LightningLayer if self.is_lightning else SoftmaxLayer)(config, layer)
+        self.self_attn = (LightningLayer if self.is_lightning else SoftmaxLayer)(local, layer, shard)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.block_sparse_moe = SparseMoe(config)
+        self.block_sparse_moe = SparseMoe(config, shard)
         self.has_shared = config.shared_intermediate_size > 0
         if self.has_shared:
-            self.shared_mlp = SharedMlp(config)
+            self.shared_mlp = SharedMlp(local)
             self.coefficient = nn.Linear(config.hidden_size, 1, bias=False)
 
     def forward(self, stream: Stream, packed: Packed, rotary: Rotary, cache=None):
@@ -72,32 +76,45 @@ class DecoderLayer(nn.Module):
         stream = Stream(residual_TD, attended_TD, self.attention_alpha, self.attention_beta)
 
         residual_TD, m_TD = stream.norm(self.post_attention_layernorm, self.postnorm)
+        if self.shard is None:
+            y_TD, balance, counts_E = self._feed_forward(m_TD)
+        else:  # no balance loss at inference
+            y_TD = self.shard.sum_of(lambda rows: self._feed_forward(rows)[0], m_TD)
+            balance, counts_E = m_TD.new_zeros(()), m_TD.new_zeros((0,), dtype=torch.int64)
+        return Stream(residual_TD, y_TD, self.mlp_alpha, self.mlp_beta), balance, counts_E
+
+    def _feed_forward(self, m_TD):
         y_TD, balance, counts_E = self.block_sparse_moe(m_TD)
         if self.has_shared:
             y_TD = mix_shared(y_TD, self.shared_mlp(m_TD), m_TD, self.coefficient)
-        return Stream(residual_TD, y_TD, self.mlp_alpha, self.mlp_beta), balance, counts_E
+        return y_TD, balance, counts_E
 
 
 class DecoderBody(nn.Module):
     """What lies under `model.` in the released names: embedding, layers, final norm."""
 
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: TextConfig, shard: Shard | None = None):
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        if shard is None or shard.rank == 0:
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer, shard) for layer in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
 class Decoder(nn.Module):
-    """The text model. Its weights are uninitialised until `init_weights` or a checkpoint fills them."""
+    """The text model. Its weights are uninitialised until `init_weights` or a checkpoint fills them.
 
-    def __init__(self, config: TextConfig):
+    With a `shard` it is one rank's part, for inference: all ranks call it together with the same embeddings, and get
+    the same hidden states (their counts and balance loss mean nothing). Embedding and head are on rank 0 alone.
+    """
+
+    def __init__(self, config: TextConfig, shard: Shard | None = None):
         super().__init__()
-        self.config = config
+        self.config, self.shard = config, shard
         self.layout: ExpertLayout | None = None
         self.recomputed: frozenset[int] = frozenset()  # layers that keep only their input for the backward pass
-        self.model = DecoderBody(config)
-        if not config.tie_word_embeddings:
+        self.model = DecoderBody(config, shard)
+        if not config.tie_word_embeddings and (shard is None or shard.rank == 0):
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def init_weights(self, seed: int = 0) -> None:
@@ -114,6 +131,10 @@ class Decoder(nn.Module):
             layer.block_sparse_moe.layout = layout
             if layout.size > 1:
                 place_experts(layer.block_sparse_moe.experts, layout)
+
+    def new_cache(self, **settings) -> HybridCache:
+        """A cache for this decoder's heads; `settings` are those of `HybridCache`."""
+        return HybridCache(self.config if self.shard is None else self.shard.local, **settings)
 
     def embed(self, ids_T: torch.Tensor) -> torch.Tensor:
         """Token ids (T,) -> embeddings (T, D)."""

@@ -10,11 +10,12 @@ from torch import nn
 
 from mmvl.kernels.lightning_attention import lightning_attention
 from mmvl.kernels.lightning_decode import lightning_decode
-from mmvl.kernels.norm import gated_rms_norm
+from mmvl.kernels.norm import gated_rms_norm, sum_of_squares
 
 from .config import TextConfig
 from .packed import Packed
 from .sequence_parallel import lightning_over_ranks
+from .tensor_parallel import FEW, Shard
 
 OUTPUT_NORM_EPS = 1e-6  # the released layer does not pass rms_norm_eps to its output norm
 
@@ -35,10 +36,14 @@ def layer_slopes(num_heads: int, layer: int, num_layers: int) -> list[float]:
 
 
 class LightningLayer(nn.Module):
-    """Attention over packed tokens (T, D) -> (T, D); parameter names are the released ones."""
+    """Attention over packed tokens (T, D) -> (T, D); parameter names are the released ones.
 
-    def __init__(self, config: TextConfig, layer: int):
+    With a `shard` it has that rank's heads (`config` is then `shard.local`), and all ranks call it together.
+    """
+
+    def __init__(self, config: TextConfig, layer: int, shard: Shard | None = None):
         super().__init__()
+        self.shard = shard
         self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
         self.pool_index = config.lightning_layers.index(layer)
         channels = self.num_heads * self.head_dim
@@ -47,7 +52,11 @@ class LightningLayer(nn.Module):
         self.norm = nn.RMSNorm(channels, eps=OUTPUT_NORM_EPS)
         self.out_proj = nn.Linear(channels, config.hidden_size, bias=False)
         # no buffer: casting the module to 16 bits must not touch the decays
-        self.slopes = layer_slopes(self.num_heads, layer, config.num_hidden_layers)
+        if shard is None:
+            self.slopes = layer_slopes(self.num_heads, layer, config.num_hidden_layers)
+        else:
+            whole = layer_slopes(shard.config.num_attention_heads, layer, config.num_hidden_layers)
+            self.slopes = shard.heads(whole)
         self._slopes_on_device: dict[torch.device, torch.Tensor] = {}
 
     def slopes_H(self, device: torch.device) -> torch.Tensor:
@@ -58,9 +67,29 @@ class LightningLayer(nn.Module):
 
     def forward(self, x_TD: torch.Tensor, packed: Packed, cache=None) -> torch.Tensor:
         # per head the rows are [q | k | v], and SiLU is on all three
-        o_THK = self._attend(self.qkv_proj(x_TD), packed, cache)
-        gated_TC = gated_rms_norm(o_THK.flatten(1), self.output_gate(x_TD), self.norm.weight, OUTPUT_NORM_EPS)
-        return self.out_proj(gated_TC)
+        o_TC = self._attend(self.qkv_proj(x_TD), packed, cache).flatten(1)
+        gate_TC = self.output_gate(x_TD)
+        if self.shard is not None:
+            return self._project_over_ranks(o_TC, gate_TC)
+        return self.out_proj(gated_rms_norm(o_TC, gate_TC, self.norm.weight, OUTPUT_NORM_EPS))
+
+    def _project_over_ranks(self, o_TC, gate_TC):
+        """The norm is over the channels of all ranks, and scales a token by one number.
+
+        For few tokens that number is applied to the sum of the projections, so that one all-reduce does for both; in
+        fp16, where a plain sum may overflow, and for many tokens the squares go first.
+        """
+        squares_T = sum_of_squares(o_TC)
+        channels = o_TC.shape[1] * self.shard.size
+        norm, eps = self.norm.weight, OUTPUT_NORM_EPS
+        if len(o_TC) > FEW or o_TC.dtype == torch.float16:
+            squares_T = self.shard.sum(squares_T)
+            gated_TC = gated_rms_norm(o_TC, gate_TC, norm, eps, squares_T=squares_T, channels=channels)
+            return self.shard.sum_of(self.out_proj, gated_TC)
+        unit_T = torch.full_like(squares_T, channels * (1 - eps))  # with these squares the norm divides by 1
+        part_TD = self.out_proj(gated_rms_norm(o_TC, gate_TC, norm, eps, squares_T=unit_T, channels=channels))
+        both = self.shard.sum(torch.cat((part_TD.to(squares_T.dtype), squares_T[:, None]), 1))
+        return (both[:, :-1] * torch.rsqrt(both[:, -1:] / channels + eps)).to(o_TC.dtype)
 
     def _attend(self, qkv_TC, packed, cache):
         slopes_H = self.slopes_H(qkv_TC.device)

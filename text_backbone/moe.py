@@ -3,53 +3,109 @@
 Legend: T tokens, D model width, E experts, I expert width.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmvl.kernels.experts import experts, router
+from mmvl.kernels.experts import Routing, experts, router
+from mmvl.kernels.experts_quantized import QuantizedExperts, experts_quantized, quantize_weight
 
 from .config import TextConfig
 from .expert_parallel import ExpertLayout, spread_experts, summed_probabilities
+from .tensor_parallel import Shard
 
 
 class Experts(nn.Module):
     """The stacked weights of all experts: w1 gate and w3 up (E, I, D), w2 down (E, D, I); or a rank's part of them."""
 
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: TextConfig, here: range | None = None):
         super().__init__()
-        E, I, D = config.num_local_experts, config.intermediate_size, config.hidden_size
+        E = config.num_local_experts if here is None else len(here)
+        I, D = config.intermediate_size, config.hidden_size
         self.w1 = nn.Parameter(torch.empty(E, I, D))
         self.w3 = nn.Parameter(torch.empty(E, I, D))
         self.w2 = nn.Parameter(torch.empty(E, D, I))
+
+    def run(self, x_TD, weights_Tk, indices_Tk, counts_E=None, **sort) -> torch.Tensor:
+        """`kernels.experts.experts` with these weights."""
+        return experts(x_TD, self.w1, self.w3, self.w2, weights_Tk, indices_Tk, counts_E, **sort)
+
+
+class QuantizedStack(nn.Module):
+    """The same, quantised to `kind` (see kernels/experts_quantized.py), in the place of `Experts`; for inference.
+
+    Buffers w1, w3, w2 and their fp32 scales scale1, scale3, scale2, uninitialised. They move to devices with the model
+    but keep their dtypes when it is cast.
+    """
+
+    def __init__(self, config: TextConfig, kind: str, here: range | None = None):
+        super().__init__()
+        self.kind, self.width, self.expert_width = kind, config.hidden_size, config.intermediate_size
+        E = config.num_local_experts if here is None else len(here)
+        I, D = self.expert_width, self.width
+        for which, shape in ((1, (I, D)), (3, (I, D)), (2, (D, I))):
+            one, scale = quantize_weight(torch.empty(1, *shape, device="meta"), kind)
+            for name, t in ((f"w{which}", one), (f"scale{which}", scale)):
+                self.register_buffer(name, torch.empty(E, *t.shape[1:], dtype=t.dtype))
+
+    def put(self, which: str, expert: int, w_NK: torch.Tensor) -> None:
+        """Quantise one expert's `which` of w1, w3, w2 into its place."""
+        quantized, scale = quantize_weight(w_NK[None], self.kind)
+        getattr(self, which)[expert].copy_(quantized[0])
+        getattr(self, f"scale{which[1:]}")[expert].copy_(scale[0])
+
+    def run(self, x_TD, weights_Tk, indices_Tk, counts_E=None, **sort) -> torch.Tensor:
+        """`kernels.experts_quantized.experts_quantized` with these weights."""
+        quantized = QuantizedExperts(
+            self.kind, self.w1, self.w3, self.w2, self.scale1, self.scale3, self.scale2, self.width, self.expert_width
+        )
+        return experts_quantized(x_TD, quantized, weights_Tk, indices_Tk, **sort)
+
+    def _apply(self, fn, recurse=True):
+        # as bytes, which no cast touches
+        return super()._apply(lambda t: fn(t.view(torch.uint8)).view(t.dtype), recurse)
 
 
 class SparseMoe(nn.Module):
     """Router and experts: (T, D) -> (T, D), this layer's balance loss (fp32 scalar), pairs each expert got (E,).
 
     With a `layout`, in training over several ranks, the second is instead the router's probabilities summed over the
-    rank's tokens (E,), from which the decoder makes the balance loss of all ranks' tokens.
+    rank's tokens (E,), from which the decoder makes the balance loss of all ranks' tokens. With a `shard`, at inference
+    over several ranks, the first is what the experts of this rank add to the sum.
     """
 
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: TextConfig, shard: Shard | None = None):
         super().__init__()
         self.top_k = config.num_experts_per_tok
+        self.here = None if shard is None else shard.experts
         self.gate = nn.Linear(config.hidden_size, config.num_local_experts, bias=False)
-        self.experts = Experts(config)
+        self.experts: Experts | QuantizedStack = Experts(config, self.here)
         self.layout: ExpertLayout | None = None
 
     def forward(self, x_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         # fp32 logits: in 16 bits close experts would tie or swap, so that a token's expert would depend on its batch
         routing = router(x_TD, self.gate.weight, self.top_k)
-        e = self.experts
         if self.layout is not None:
-            y_TD = spread_experts(x_TD, routing, e, self.layout)
+            y_TD = spread_experts(x_TD, routing, self.experts, self.layout)
             return y_TD, summed_probabilities(x_TD, self.gate.weight), routing.counts_E
-        y_TD = experts(
-            x_TD, e.w1, e.w3, e.w2, routing.weights_Tk, routing.indices_Tk, routing.counts_E,
+        if self.here is not None:
+            return experts_of(self.here, x_TD, routing, self.experts.run), routing.balance, routing.counts_E
+        y_TD = self.experts.run(
+            x_TD, routing.weights_Tk, routing.indices_Tk, routing.counts_E,
             order_P=routing.order_P, offsets_E1=routing.offsets_E1,
         )  # fmt: skip
         return y_TD, routing.balance, routing.counts_E
+
+
+def experts_of(here: range, x_TD: torch.Tensor, routing: Routing, run: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """What the experts `here`, whose weights `run` has, add to the weighted sum over all experts, (T, D)."""
+    expert_Tk = routing.indices_Tk - here.start
+    token_R, choice_R = ((expert_Tk >= 0) & (expert_Tk < len(here))).nonzero(as_tuple=True)
+    weights_R1, expert_R1 = routing.weights_Tk[token_R, choice_R, None], expert_Tk[token_R, choice_R, None]
+    y_RD = run(x_TD.index_select(0, token_R), weights_R1, expert_R1)
+    return torch.zeros_like(x_TD).index_add_(0, token_R, y_RD)
 
 
 class SharedMlp(nn.Module):

@@ -13,15 +13,20 @@ from mmvl.kernels.softmax_attention import LONG_SEQUENCE, softmax_attention
 from .config import TextConfig
 from .packed import Packed
 from .sequence_parallel import keys_over_ranks
+from .tensor_parallel import Shard
 
 WIDE_HEAD = 64  # from here on the paged kernel is faster than torch's flash attention on keys that lie together too
 
 
 class SoftmaxLayer(nn.Module):
-    """Attention over packed tokens (T, D) -> (T, D); parameter names are the released ones."""
+    """Attention over packed tokens (T, D) -> (T, D); parameter names are the released ones.
 
-    def __init__(self, config: TextConfig, layer: int):
+    With a `shard` it has that rank's heads (`config` is then `shard.local`), and all ranks call it together.
+    """
+
+    def __init__(self, config: TextConfig, layer: int, shard: Shard | None = None):
         super().__init__()
+        self.shard = shard
         self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
         self.pool_index = config.softmax_layers.index(layer)
         query, key = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
@@ -36,7 +41,8 @@ class SoftmaxLayer(nn.Module):
             project(x_TD).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         attend = self._attend if cache is None or not cache.has_kernels(q_THK) else self._attend_in_pages
-        return self.o_proj(attend(q_THK, k_TGK, v_TGK, packed, rotary, cache).flatten(1))
+        o_TC = attend(q_THK, k_TGK, v_TGK, packed, rotary, cache).flatten(1)
+        return self.o_proj(o_TC) if self.shard is None else self.shard.sum_of(self.o_proj, o_TC)
 
     def _attend(self, q_THK, k_TGK, v_TGK, packed, rotary, cache):
         q_THK, k_TGK = rope(q_THK, k_TGK, rotary)
