@@ -24,6 +24,8 @@ def choose(backend: str | None, *tensors: torch.Tensor, supported: bool = True) 
     if backend == TRITON and not supported:
         shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors)
         raise ValueError(f"there is no Triton kernel for {shapes}; use backend={REFERENCE!r}")
+    if backend == TRITON and not (_interpreted() or all(t.is_cuda for t in tensors)):
+        raise ValueError("Triton kernels need tensors on a GPU (or TRITON_INTERPRET=1); use backend='reference'")
     if backend is not None:
         return backend
     if not supported or os.environ.get("MMVL_KERNELS") == REFERENCE:
@@ -38,6 +40,10 @@ def _on_gpu(tensor: torch.Tensor) -> bool:
 @functools.cache
 def capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
 def has_triton() -> bool:

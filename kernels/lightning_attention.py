@@ -90,13 +90,13 @@ tuning.declare(
     candidates=[{"programs": programs, "least": least} for programs in (1, 2, 4, 8) for least in (128, 256)],
 )
 # lightning_hopper_triton.py instead of the plain kernels; `halves` of a segment of a head fill a multiprocessor.
-_SPECIALIZED = {"use": 0, "width": 64, "stages": 4, "registers": 144, "halves": 1, "least": 512}
+_SPECIALIZED = {"use": 1, "width": 64, "stages": 3, "registers": 144, "halves": 1, "least": 512}
 tuning.declare(
     "lightning_specialized",
     default=_SPECIALIZED,
     exact=("K",),
     candidates=lambda K, dtype, **_: (
-        [{**_SPECIALIZED, "use": 1, "stages": stages, "halves": halves} for stages in (3, 4) for halves in (1, 2)]
+        [{**_SPECIALIZED, "use": 0}, {**_SPECIALIZED, "registers": 136}, {**_SPECIALIZED, "halves": 2}]
         if K == 128 and dtype == "bfloat16"
         else []
     ),
@@ -312,17 +312,9 @@ def lightning_attention(
 def _by_kernels(qkv_THC, slopes_H, initial_SHKK, plan, silu, want_state):
     from . import lightning_triton
 
-    T, H, C = qkv_THC.shape
-    qkv_THC, special = qkv_THC.contiguous(), False
-    longest = max(plan.lengths)
-    if C == 384 and T:
-        chosen = tuning.config("lightning_specialized", K=C // 3, H=H, T=T, dtype=str(qkv_THC.dtype)[6:])
-        special = bool(chosen["use"]) and _on_hopper(qkv_THC)
-    if special:
-        programs = chosen["halves"] * chosen["width"] / (C // 3)
-        tokens = _even_segments(T * H, longest, programs, chosen["least"], plan.device)
-    else:
-        tokens = segment_tokens(T, H, C // 3, longest, plan.device)
+    qkv_THC = qkv_THC.contiguous()
+    H, K, dtype = qkv_THC.shape[1], qkv_THC.shape[2] // 3, str(qkv_THC.dtype)[6:]
+    tokens, special = _choose_cut(plan.num_tokens, H, K, max(plan.lengths), dtype, plan.device)
     segments = plan.segments(tokens)
     if initial_SHKK is not None:
         initial_SHKK = initial_SHKK.contiguous()
@@ -333,9 +325,15 @@ def _by_kernels(qkv_THC, slopes_H, initial_SHKK, plan, silu, want_state):
     return o_THK, state_SHKK if want_state else None
 
 
-def _on_hopper(x) -> bool:
-    """Whether lightning_hopper_triton.py serves `x`: bf16, whole tensor maps, and a GPU with warpgroup products."""
-    return x.is_cuda and x.dtype == torch.bfloat16 and x.storage_offset() % 8 == 0 and capability(x.device)[0] == 9
+@torch.compiler.assume_constant_result
+def _choose_cut(T: int, H: int, K: int, longest: int, dtype: str, device: torch.device):
+    """Tokens of a segment, and whether lightning_hopper_triton.py runs: bf16 on a GPU with warpgroup products."""
+    if K == 128 and T and dtype == "bfloat16" and device.type == "cuda" and capability(device)[0] == 9:
+        chosen = tuning.config("lightning_specialized", K=K, H=H, T=T, dtype=dtype)
+        if chosen["use"]:
+            programs = chosen["halves"] * chosen["width"] / K
+            return _even_segments(T * H, longest, programs, chosen["least"], device), True
+    return segment_tokens(T, H, K, longest, device), False
 
 
 def segment_tokens(T: int, H: int, K: int, longest: int, device: torch.device) -> int:

@@ -78,7 +78,7 @@ def _expm1(x):
 def _load(a_desc, b_desc, c_desc, e_desc, a_bufs, b_bufs, c_bufs, e_bufs, loaded, free, first, length, a_at, b_at,
           c_at, e_at, C: gl.constexpr, REVERSE: gl.constexpr, SLOPE: gl.constexpr,
           STAGES: gl.constexpr):  # fmt: skip
-    chunks = gl.cdiv(length, C)
+    chunks = gl.maximum(gl.cdiv(length, C), 1)
     for c in range(chunks):
         s = c % STAGES
         row = first + ((chunks - 1 - c) if REVERSE else c) * C
@@ -101,28 +101,30 @@ def _activate(a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, loaded, ready, length, slo
     narrow: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BV, BV // 8], [4, 1], [1, 0])
     i_wide = gl.arange(0, C, layout=gl.SliceLayout(1, wide))
     i = gl.arange(0, C, layout=gl.SliceLayout(1, narrow))
-    chunks = gl.cdiv(length, C)
+    chunks = gl.maximum(gl.cdiv(length, C), 1)
     for c in range(TURN, chunks, 2):
         s = c % STAGES
         n = gl.minimum(length - ((chunks - 1 - c) if REVERSE else c) * C, C)
         mbarrier.wait(loaded.index(s), c // STAGES & 1)
         a_buf, b_buf, c_buf = a_bufs.index(s), b_bufs.index(s), c_bufs.index(s)
-        if SILU_A:
-            a_buf.store(_by_pairs(a_buf.load(wide), _SILU))
-        if SILU_B:
-            b_buf.store(_by_pairs(b_buf.load(wide), _SILU))
-        if SLOPE:
-            e_buf = e_bufs.index(s)
-            e_buf.store(_by_pairs(e_buf.load(narrow), _SILU_SLOPE))
+        a = a_buf.load(wide) if SILU_A else 0
+        b = b_buf.load(wide) if SILU_B else 0
         v = c_buf.load(narrow)
+        if SILU_A:
+            a_buf.store(_by_pairs(a, _SILU))
+        if SILU_B:
+            b_buf.store(_by_pairs(b, _SILU))
         if SILU_C:
             v = _by_pairs(v, _SILU)
             c_buf.store(v)
+        if SLOPE:
+            e_buf = e_bufs.index(s)
+            e_buf.store(_by_pairs(e_buf.load(narrow), _SILU_SLOPE))
         if n < C:  # what follows are the next sequence's rows
             v = gl.where((i < n)[:, None], v, gl.zeros_like(v))
             c_buf.store(v)
-            b = b_buf.load(wide)
-            b_buf.store(gl.where((i_wide < n)[:, None], b, gl.zeros_like(b)))
+            w = b_buf.load(wide)
+            b_buf.store(gl.where((i_wide < n)[:, None], w, gl.zeros_like(w)))
         distance = (i + 1) if REVERSE else gl.maximum(n - 1 - i, 0)
         decay = gl.exp(-slope * distance.to(gl.float32))
         d_bufs.index(s).store((v.to(gl.float32) * decay[:, None]).to(gl.bfloat16))
@@ -138,10 +140,14 @@ def _offsets(part, K: gl.constexpr, BV: gl.constexpr, TRANSPOSED: gl.constexpr, 
 
 
 @gluon.jit
-def _products(state, o_desc, o_ptr, a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, o_buf, state_buf, ready, free, first,
+def _products(state, o_desc, o_ptr, a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, o_bufs, state_bufs, ready, free, first,
               length, o_at, o_stride, slope, BV: gl.constexpr, C: gl.constexpr, REVERSE: gl.constexpr,
               SLOPE: gl.constexpr, STAGES: gl.constexpr, score_layout: gl.constexpr,
               o_layout: gl.constexpr):  # fmt: skip
+    """A chunk's scores are begun before the last one's outputs are done, so that the tensor cores find work.
+
+    There are two buffers for outputs and two for states, so that one barrier a chunk does.
+    """
     i = gl.arange(0, C, layout=gl.SliceLayout(1, score_layout))
     j = gl.arange(0, C, layout=gl.SliceLayout(0, score_layout))
     distance = (j[None, :] - i[:, None]) if REVERSE else (i[:, None] - j[None, :])
@@ -151,42 +157,51 @@ def _products(state, o_desc, o_ptr, a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, o_bu
     no_scores = gl.zeros([C, C], gl.float32, layout=score_layout)
     nothing = gl.zeros([C, BV], gl.float32, layout=o_layout)
     p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=o_layout, k_width=2)
-    state_buf.store(state.to(gl.bfloat16))
+    chunks = gl.maximum(gl.cdiv(length, C), 1)
+    state_bufs.index(0).store(state.to(gl.bfloat16))
     fence_async_shared()
     _barrier()
-    chunks = gl.cdiv(length, C)
+    n = gl.minimum(length - ((chunks - 1) * C if REVERSE else 0), C)
+    state += state * _expm1(-slope * n.to(gl.float32))
+    mbarrier.wait(ready.index(0), 0)
+    scores = warpgroup_mma(a_bufs.index(0), b_bufs.index(0).permute((1, 0)), no_scores, use_acc=False, is_async=True)
     for c in range(chunks):
         s = c % STAGES
-        begin = ((chunks - 1 - c) if REVERSE else c) * C
-        n = gl.minimum(length - begin, C)
-        mbarrier.wait(ready.index(s), c // STAGES & 1)
-        a, b = a_bufs.index(s), b_bufs.index(s)
-        state += state * _expm1(-slope * n.to(gl.float32))
-        scores = warpgroup_mma(a, b.permute((1, 0)), no_scores, use_acc=False, is_async=True)
-        o = warpgroup_mma(a, state_buf, nothing, use_acc=False, is_async=True)
-        grown = warpgroup_mma(b.permute((1, 0)), d_bufs.index(s), state, is_async=True)
-        from_state = gl.exp(-slope * (gl.maximum(n - 1 - rows, 0) if REVERSE else rows + 1).to(gl.float32))
+        n = gl.minimum(length - ((chunks - 1 - c) if REVERSE else c) * C, C)
+        o = warpgroup_mma(a_bufs.index(s), state_bufs.index(c % 2), nothing, use_acc=False, is_async=True)
+        grown = warpgroup_mma(b_bufs.index(s).permute((1, 0)), d_bufs.index(s), state, is_async=True)
         scores = warpgroup_mma_wait(num_outstanding=2, deps=(scores,))
+        from_state = gl.exp(-slope * (gl.maximum(n - 1 - rows, 0) if REVERSE else rows + 1).to(gl.float32))
         p = gl.convert_layout((scores * within).to(gl.bfloat16), p_layout)
-        o = warpgroup_mma_wait(num_outstanding=1, deps=(o,))
+        u = gl.minimum(c + 1, chunks - 1)
+        t = u % STAGES
+        mbarrier.wait(ready.index(t), u // STAGES & 1)
+        scores = warpgroup_mma(a_bufs.index(t), b_bufs.index(t).permute((1, 0)), no_scores, use_acc=False,
+                               is_async=True)  # fmt: skip
+        o = warpgroup_mma_wait(num_outstanding=2, deps=(o,))
         o = warpgroup_mma(p, c_bufs.index(s), o * from_state[:, None], is_async=True)
-        state = warpgroup_mma_wait(num_outstanding=1, deps=(grown,))
-        state_buf.store(state.to(gl.bfloat16))
+        state = warpgroup_mma_wait(num_outstanding=2, deps=(grown,))
+        state_bufs.index((c + 1) % 2).store(state.to(gl.bfloat16))
+        following = (chunks - 2 - c) if REVERSE else c + 1
+        n_next = gl.where(c + 1 < chunks, gl.minimum(length - following * C, C), 0)
+        state += state * _expm1(-slope * n_next.to(gl.float32))
         o = warpgroup_mma_wait(num_outstanding=0, deps=(o,))
         if SLOPE:
             o *= e_bufs.index(s).load(o_layout).to(gl.float32)
+        whole = n == C
+        if whole:
+            o_bufs.index(c % 2).store(o.to(gl.bfloat16))
         fence_async_shared()
-        mbarrier.arrive(free.index(s), count=1)
         tma.store_wait(0)
         _barrier()
-        if n == C:
-            o_buf.store(o.to(gl.bfloat16))
-            fence_async_shared()
-            _barrier()
-            _put(o_desc, [first + begin, o_at], o_buf)
+        mbarrier.arrive(free.index(s), count=1)
+        begin = first + ((chunks - 1 - c) if REVERSE else c) * C
+        if whole:
+            _put(o_desc, [begin, o_at], o_bufs.index(c % 2))
         else:
-            at = (first + begin + rows).to(gl.int64)[:, None] * o_stride + o_at + vs[None, :]
+            at = (begin + rows).to(gl.int64)[:, None] * o_stride + o_at + vs[None, :]
             gl.store(o_ptr + at, o.to(gl.bfloat16), mask=(rows < n)[:, None])
+    warpgroup_mma_wait(num_outstanding=0, deps=(scores,))
     tma.store_wait(0)
     return (state,)
 
@@ -240,9 +255,9 @@ def _lightning_pass(
     e_bufs = d_bufs
     if SLOPE:
         e_bufs = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, BV], c_desc.layout)
-    o_buf = gl.allocate_shared_memory(gl.bfloat16, [C, BV], o_desc.layout)
+    o_bufs = gl.allocate_shared_memory(gl.bfloat16, [2, C, BV], o_desc.layout)
     state_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([K, BV], gl.bfloat16)
-    state_buf = gl.allocate_shared_memory(gl.bfloat16, [K, BV], state_layout)
+    state_bufs = gl.allocate_shared_memory(gl.bfloat16, [2, K, BV], state_layout)
     loaded = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -255,7 +270,7 @@ def _lightning_pass(
     o_at += h * o_head + part * BV
     (state,) = gl.warp_specialize(
         [
-            (_products, (state, o_desc, o_ptr, a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, o_buf, state_buf, ready, free,
+            (_products, (state, o_desc, o_ptr, a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, o_bufs, state_bufs, ready, free,
                          first, length, o_at, H * o_head, slope, BV, C, REVERSE, SLOPE, STAGES, score_layout,
                          o_layout)),
             (_activate, (a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, loaded, ready, length, slope, 0, K, BV, C, REVERSE,
@@ -277,6 +292,8 @@ _CHUNK = 64
 
 def _map(tensor, columns):
     """A tensor map over (T, H, C), read in chunks of so many columns of (T, H * C)."""
+    if tensor.data_ptr() % 16:  # a view that begins in the middle of what a map can address
+        tensor = tensor.clone()
     layout = gl.NVMMASharedLayout.get_default_for([_CHUNK, columns], gl.bfloat16)
     width = tensor.shape[1] * tensor.shape[2]
     return TensorDescriptor(tensor, [tensor.shape[0], width], [width, 1], [_CHUNK, columns], layout)

@@ -1,10 +1,10 @@
-"""Fixtures of the kernel tests: every one runs on the CPU, and on the GPU too where there is one."""
+"""Fixtures of the kernel tests: they run on the GPU where there is one, else on the CPU under Triton's interpreter."""
 
 import pytest
 import torch
 
 
-@pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+@pytest.fixture(params=["cuda" if torch.cuda.is_available() else "cpu"])
 def device(request):
     return request.param
 

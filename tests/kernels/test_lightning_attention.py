@@ -290,7 +290,7 @@ if torch.cuda.is_available():
 
     def gradients_on_cuda(qkv, initial, slopes, lengths, dtype):
         backend = "reference" if dtype == torch.float64 else "triton"
-        x = qkv.to(dtype).requires_grad_()
+        x = qkv.to(dtype, copy=True).requires_grad_()
         start = initial.to(torch.promote_types(dtype, torch.float32), copy=True).requires_grad_()
         o, state = lightning_attention(x, slopes, None, start, lengths=lengths, backend=backend)
         generator = torch.Generator(device="cuda").manual_seed(1)
@@ -314,7 +314,7 @@ if torch.cuda.is_available():
 
     @pytest.mark.skipif(torch.cuda.get_device_capability()[0] != 9, reason="kernels for Hopper")
     @pytest.mark.parametrize("halves", [1, 64], ids=["whole sequences", "many segments"])
-    @pytest.mark.parametrize("stages", [3, 4])
+    @pytest.mark.parametrize("stages", [2, 3])
     def test_specialized_warps(halves, stages):
         generator = torch.Generator().manual_seed(0)
         lengths = [0, 1, 1, 5000, *torch.randint(0, 300, (40,), generator=generator).tolist(), 63, 64, 65, 0, 2000, 1]
@@ -350,10 +350,8 @@ if torch.cuda.is_available():
         qkv.requires_grad_()
 
         def step():
-            qkv.grad = None
             o, _ = lightning_attention(qkv, slopes, None, initial, plan=plan)
-            o.float().square().sum().backward()
-            return o
+            return o, torch.autograd.grad(o.float().square().sum(), qkv)[0]
 
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -361,14 +359,14 @@ if torch.cuda.is_available():
             for _ in range(2):
                 step()
         torch.cuda.current_stream().wait_stream(stream)
-        expected, expected_grad = step().clone(), qkv.grad.clone()
+        expected = step()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            o = step()
-        o.zero_()
-        qkv.grad.zero_()
+            results = step()
+        for result in results:
+            result.detach().zero_()
         graph.replay()
-        assert torch.equal(o, expected) and torch.equal(qkv.grad, expected_grad)
+        assert all(torch.equal(result, other) for result, other in zip(results, expected, strict=True))
 
 
 def test_no_segment_is_too_long_to_add_up():
