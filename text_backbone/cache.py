@@ -6,20 +6,42 @@ Lightning layers keep one state per sequence, fp32, however long it is. A slot n
 Legend: T new tokens, U tokens with keys, S sequences, H heads, G key/value heads, K head dim.
 """
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from mmvl.kernels.backend import TRITON, choose
+from mmvl.kernels.lightning_decode import lightning_decode
 from mmvl.kernels.paged_attention import plan_pages
 from mmvl.kernels.paged_attention import supported as paged_supported
 
 from .config import TextConfig
 from .packed import KeyIndex, Packed
+from .pages import PageBook
+from .state_store import StateStore
 
 
 class CacheFull(RuntimeError):
-    """No free slot or not enough free pages; the cache is as it was before the call."""
+    """No free slot, place or page; the cache is as it was before the call."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Where a checkpoint stands and what it needs beside its state."""
+
+    length: int
+    pages: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Swapped:
+    """A sequence in host memory: its length, its pages' keys and values (layers, tokens, G, K), its states."""
+
+    length: int
+    keys: torch.Tensor
+    values: torch.Tensor
+    states: torch.Tensor
 
 
 class HybridCache:
@@ -28,9 +50,32 @@ class HybridCache:
     Use: `allocate` a slot; then `pack` the sequences to run and give the result to `Decoder.forward`, which writes the
     pools and advances the lengths; `free` the slot at the end. After a forward that failed half-way the slots in it
     hold half-written states: free them. `dtype` is that of keys and values and should be the model's.
+
+    `checkpoint` keeps a sequence as it now is, in one of `max_checkpoints` places: a copy of its states, and a hold on
+    its pages, which are shared, not copied. `resume` starts another sequence from there; only a last page that is not
+    full is copied. `swap_out` moves a sequence to the host's memory, `swap_in` brings it back.
+
+    Whatever changes the cache is a method with numbers as arguments, so that another rank can do the same; `READS`
+    names those that change nothing.
     """
 
-    def __init__(self, config: TextConfig, *, max_sequences: int, max_tokens: int, page_size: int = 64, device, dtype):
+    READS = frozenset(
+        ("free_slots", "free_pages", "used_pages", "free_checkpoints", "num_bytes", "length", "state", "pages_needed",
+         "swapped_bytes", "check", "has_kernels")
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        config: TextConfig,
+        *,
+        max_sequences: int,
+        max_tokens: int,
+        page_size: int = 64,
+        max_checkpoints: int = 0,
+        checkpoint_dtype: torch.dtype | None = None,
+        device,
+        dtype: torch.dtype,
+    ):
         if min(max_sequences, max_tokens, page_size) < 1:
             raise ValueError(
                 f"the cache needs room: max_sequences={max_sequences}, max_tokens={max_tokens}, page_size={page_size}"
@@ -42,12 +87,18 @@ class HybridCache:
         self._keys = torch.zeros(shape, device=device, dtype=dtype)
         self._values = torch.zeros(shape, device=device, dtype=dtype)
         state_dtype = torch.promote_types(dtype, torch.float32)
-        shape = (len(config.lightning_layers), max_sequences, config.num_attention_heads, *[config.head_dim] * 2)
-        self._states = torch.zeros(shape, device=device, dtype=state_dtype)
-        self._free_pages = list(range(num_pages - 1, -1, -1))
+        layers, heads = len(config.lightning_layers), (config.num_attention_heads, config.head_dim, config.head_dim)
+        self._states = torch.zeros((layers, max_sequences, *heads), device=device, dtype=state_dtype)
+        shape = (layers, *heads)
+        self._store = StateStore(max_checkpoints, shape, device, checkpoint_dtype or state_dtype)
+        self._book = PageBook(num_pages)
         self._free_slots = list(range(max_sequences - 1, -1, -1))
+        self._free_places = list(range(max_checkpoints - 1, -1, -1))
         self._pages: dict[int, list[int]] = {}
         self._lengths: dict[int, int] = {}
+        self._kept: dict[int, _Kept] = {}
+        self._swapped: dict[int, _Swapped] = {}
+        self._drafted: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @property
     def free_slots(self) -> int:
@@ -57,26 +108,40 @@ class HybridCache:
     @property
     def free_pages(self) -> int:
         """How many more pages of `page_size` tokens sequences can grow by."""
-        return len(self._free_pages)
+        return self._book.free
+
+    @property
+    def used_pages(self) -> int:
+        """How many pages sequences use; the others are free or kept by checkpoints alone."""
+        return self._book.used
+
+    @property
+    def free_checkpoints(self) -> int:
+        """How many more checkpoints can be kept."""
+        return len(self._free_places)
 
     @property
     def num_bytes(self) -> int:
-        """Device memory held by both pools."""
-        return sum(pool.numel() * pool.element_size() for pool in (self._keys, self._values, self._states))
+        """Device memory held by the pools."""
+        return sum(pool.nbytes for pool in (self._keys, self._values, self._states)) + self._store.num_bytes
 
     def allocate(self) -> int:
         """A slot for a new, empty sequence (state zero). Raises CacheFull if all are taken."""
-        if not self._free_slots:
-            raise CacheFull("the cache has no free slot: free a sequence first")
-        slot = self._free_slots.pop()
+        slot = self._new_slot([], 0)
         self._states[:, slot].zero_()
-        self._pages[slot], self._lengths[slot] = [], 0
         return slot
+
+    def reserve(self, slot: int, num_tokens: int) -> None:
+        """Pages for `num_tokens` more tokens of this sequence. Raises CacheFull."""
+        needed = self.pages_needed(slot, num_tokens)
+        if needed > self._book.free:
+            raise CacheFull(f"the cache has {self._book.free} free pages, {num_tokens} more tokens need {needed}")
+        self._pages[slot].extend(self._book.take(needed))
 
     def free(self, slot: int) -> None:
         """Give back a sequence's slot and pages."""
         self._check_slot(slot)
-        self._free_pages.extend(reversed(self._pages.pop(slot)))
+        self._book.leave(self._pages.pop(slot))
         del self._lengths[slot]
         self._free_slots.append(slot)
 
@@ -93,11 +158,77 @@ class HybridCache:
     def pages_needed(self, slot: int, num_tokens: int) -> int:
         """Further pages that `num_tokens` more tokens of this sequence would take."""
         self._check_slot(slot)
-        total = -(-(self._lengths[slot] + num_tokens) // self.page_size)
-        return max(total - len(self._pages[slot]), 0)
+        return max(self._pages_of(self._lengths[slot] + num_tokens) - len(self._pages[slot]), 0)
 
-    def pack(self, wanted) -> Packed:
+    def checkpoint(self, slot: int) -> int:
+        """Keep the sequence as it now is, and return the checkpoint's number. Raises CacheFull without a free place."""
+        self._check_slot(slot)
+        if not self._free_places:
+            raise CacheFull("the cache has no free place for a checkpoint: forget one first")
+        place, length = self._free_places.pop(), self._lengths[slot]
+        pages = tuple(self._pages[slot][: self._pages_of(length)])
+        self._book.keep(pages)
+        self._kept[place] = _Kept(length, pages)
+        self._store.put(place, self._states[:, slot])
+        return place
+
+    def resume(self, checkpoint: int) -> int:
+        """A slot for a new sequence that continues where the checkpoint was made. Raises CacheFull."""
+        kept = self._kept[checkpoint]
+        whole, rest = divmod(kept.length, self.page_size)
+        if rest and not self._book.free:
+            raise CacheFull("the cache has no free page to copy the checkpoint's last one to")
+        slot = self._new_slot(kept.pages[:whole], kept.length)
+        self._book.use(kept.pages[:whole])
+        self._store.get(checkpoint, self._states[:, slot])
+        if rest:
+            [page] = self._book.take(1)
+            self._pages[slot].append(page)
+            for pool in (self._keys, self._values):
+                old, new = kept.pages[whole] * self.page_size, page * self.page_size
+                pool[:, new : new + rest] = pool[:, old : old + rest]
+        return slot
+
+    def forget(self, checkpoint: int) -> None:
+        """Give back a checkpoint's place and its hold on pages."""
+        self._book.let_go(self._kept.pop(checkpoint).pages)
+        self._free_places.append(checkpoint)
+
+    def swap_out(self, slot: int, key: int) -> None:
+        """Move a sequence to the host's memory under `key`, and free its slot and pages."""
+        assert key not in self._swapped, key
+        rows_U = self._rows(slot)
+        keys, values = (pool.index_select(1, rows_U).cpu() for pool in (self._keys, self._values))
+        self._swapped[key] = _Swapped(self._lengths[slot], keys, values, self._states[:, slot].to("cpu", copy=True))
+        self.free(slot)
+
+    def swap_in(self, key: int) -> int:
+        """Bring a sequence back; its slot. Raises CacheFull."""
+        swapped = self._swapped[key]
+        if self._pages_of(swapped.length) > self._book.free:
+            raise CacheFull(f"the cache has {self._book.free} free pages, {swapped.length} tokens are to come back")
+        slot = self._new_slot([], swapped.length)
+        self._pages[slot] = self._book.take(self._pages_of(swapped.length))
+        rows_U = self._rows(slot)
+        for pool, part in ((self._keys, swapped.keys), (self._values, swapped.values)):
+            pool.index_copy_(1, rows_U, part.to(self.device))
+        self._states[:, slot].copy_(swapped.states)
+        self.forget_swapped(key)
+        return slot
+
+    def forget_swapped(self, key: int) -> None:
+        """Drop a sequence from the host's memory."""
+        del self._swapped[key]
+
+    def swapped_bytes(self, num_tokens: int) -> int:
+        """Host memory that a sequence of so many tokens takes when it is swapped out."""
+        of_token = 2 * self._keys[:, :1].nbytes
+        return self._states[:, :1].nbytes + num_tokens * of_token
+
+    def pack(self, wanted, draft: bool = False) -> Packed:
         """A packed batch of `[(slot, number of new tokens), ...]`, with pages reserved for the new tokens.
+
+        With `draft` the tokens are to be verified: the sequences stay where they are until `accept`.
 
         Raises CacheFull, before anything changes, if there are not enough free pages; ValueError for a slot that is not
         allocated or comes twice, or for fewer than 1 token.
@@ -108,14 +239,13 @@ class HybridCache:
         needed = [self.pages_needed(slot, n) for slot, n in wanted]
         starts = tuple(self._lengths[slot] for slot in slots)
         slots_S = torch.tensor(slots, dtype=torch.int64).to(self.device)
-        packed = Packed.from_lengths(lengths, self.device, starts, slots=tuple(slots), slots_S=slots_S)
-        if sum(needed) > len(self._free_pages):
+        packed = Packed.from_lengths(lengths, self.device, starts, slots=tuple(slots), slots_S=slots_S, draft=draft)
+        if sum(needed) > self._book.free:
             raise CacheFull(
-                f"the cache has {len(self._free_pages)} free pages of {self.page_size} tokens, the batch needs "
-                f"{sum(needed)}"
+                f"the cache has {self._book.free} free pages of {self.page_size} tokens, the batch needs {sum(needed)}"
             )
         for slot, count in zip(slots, needed, strict=True):
-            self._pages[slot].extend(self._free_pages.pop() for _ in range(count))
+            self._pages[slot].extend(self._book.take(count))
         return replace(packed, keys=self._index_keys(packed))
 
     def check(self, packed: Packed) -> None:
@@ -127,8 +257,28 @@ class HybridCache:
             raise ValueError(f"a stale packed batch: it continues lengths {packed.starts}, the cache holds {now}")
 
     def advance(self, packed: Packed) -> None:
-        """Count the batch's tokens as seen; the decoder calls this after its last layer."""
-        for slot, n in zip(packed.slots, packed.lengths, strict=True):
+        """Count the batch's tokens as seen, unless they are a draft; the decoder calls this after its last layer."""
+        if not packed.draft:
+            for slot, n in zip(packed.slots, packed.lengths, strict=True):
+                self._lengths[slot] += n
+
+    def keep_draft(self, layer: int, qkv_TC: torch.Tensor, slopes_H: torch.Tensor) -> None:
+        """Remember what a lightning layer (counted among these) projected for the tokens of a draft, for `accept`."""
+        self._drafted[layer] = (qkv_TC, slopes_H)
+
+    def accept(self, packed: Packed, counts: Sequence[int]) -> None:
+        """Of a draft that the decoder has seen: how many of each sequence's tokens count. The others never were.
+
+        The states take these tokens now. Cheaper in memory than a state after each token, of which one would be chosen.
+        """
+        counts_S = torch.tensor(counts, dtype=torch.int32).to(self.device)
+        for layer, (qkv_TC, slopes_H) in self._drafted.items():
+            lightning_decode(
+                qkv_TC, self._states[layer], packed.slots_S, slopes_H, cu_seqlens_S1=packed.cu_seqlens_S1,
+                counts_S=counts_S,
+            )  # fmt: skip
+        self._drafted.clear()
+        for slot, n in zip(packed.slots, counts, strict=True):
             self._lengths[slot] += n
 
     def states(self, layer: int) -> torch.Tensor:
@@ -168,6 +318,22 @@ class HybridCache:
         )  # fmt: skip
         lengths = tuple(start + n for start, n in zip(packed.starts, packed.lengths, strict=True))
         return KeyIndex(pages, lengths, any(packed.starts))
+
+    def _pages_of(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.page_size)
+
+    def _new_slot(self, pages: Sequence[int], length: int) -> int:
+        if not self._free_slots:
+            raise CacheFull("the cache has no free slot: free a sequence first")
+        slot = self._free_slots.pop()
+        self._pages[slot], self._lengths[slot] = list(pages), length
+        return slot
+
+    def _rows(self, slot: int) -> torch.Tensor:
+        """Rows of the pools where the sequence's tokens lie, int64."""
+        position_U = torch.arange(self.length(slot))
+        page_U = torch.tensor(self._pages[slot], dtype=torch.int64)[position_U // self.page_size]
+        return (page_U * self.page_size + position_U % self.page_size).to(self.device)
 
     def _check_slot(self, slot: int) -> None:
         if slot not in self._pages:

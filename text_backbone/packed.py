@@ -51,6 +51,7 @@ class Packed:
     slots: tuple[int, ...] | None = None  # cache slot of each sequence
     slots_S: torch.Tensor | None = None  # the same, int64 on the device
     keys: KeyIndex | None = None  # for softmax attention over a cache
+    draft: bool = False  # tokens to verify: states wait for `HybridCache.accept`
     part: "PartTables | None" = None  # of a row over several ranks in which documents are cut
 
     @property
