@@ -153,8 +153,9 @@ def ask_chart(page: Page, chart: Chart, rng: random.Random) -> None:
     if chart.shown and len(pairs) <= 24:
         rows = [" | ".join(["", *(n for n, _ in chart.series)]).strip()] if many else []
         rows += [" | ".join([c, *(text(v[i]) for _, v in chart.series)]) for i, c in enumerate(shown)]
-        for _ in range(2):
-            fact("\n".join(rows), "Write the data as a table.", "List all values.", "What are the data of the chart?")
+        ways = ("Write the data as a table.", "List all values.", "What are the data of the chart?")
+        page.whole = ways, "\n".join(rows)
+        page.facts += [page.whole] * 2
     page.absent += _strange(chart, shown, rng)
 
 

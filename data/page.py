@@ -85,7 +85,8 @@ class Page:
 
     rows: pieces in reading order, row by row. values: field (a key of FIELDS) -> text as printed. facts: (ways of
     asking, answer). may: fields that such a document could have, asked for in vain where they are not. absent: further
-    questions that have no answer here. kind: "receipt", "letter" ... for captions.
+    questions that have no answer here. kind: "receipt", "letter" ... for captions. whole: (ways of asking, answer) for
+    all that it says, where that is not its rows one below the other.
     """
 
     image: Image.Image
@@ -98,6 +99,7 @@ class Page:
     absent: list[str] = field(default_factory=list)
     caption: str = ""
     read_rows: bool = True
+    whole: tuple[tuple[str, ...], str] | None = None
 
     def __post_init__(self) -> None:
         self.draw = ImageDraw.Draw(self.image)
@@ -289,12 +291,19 @@ def region_questions(page: Page, rng: random.Random, number: int) -> list[tuple[
 
 
 def converse(
-    page: Page, rng: random.Random, fewest: int, most: int, unanswerable: float = 0.1, longest: int = 1600
+    page: Page,
+    rng: random.Random,
+    fewest: int,
+    most: int,
+    unanswerable: float = 0.1,
+    longest: int = 1600,
+    whole: float = 0.0,
 ) -> list[tuple[str, str]]:
     """`fewest` to `most` different (question, answer) about a page; fewer where there is less to ask.
 
     unanswerable: share of the questions whose answer is not in the picture. longest: most characters of a page that may
-    be asked for as a whole.
+    be asked for as a whole. whole: share of the conversations that end with all that the page says, where they have not
+    had it: at the end, so that no answer before can be copied from there.
     """
     known = [(rng.choice(FIELDS[name]), value) for name, value in page.values.items()]
     # "What is the company?" is asked twice as often as all else: it is what people ask.
@@ -329,6 +338,9 @@ def converse(
     if not asked and (known or lines):
         question, answer = rng.choice(known) if known else ("What is the first line?", lines[0])
         asked[question] = answer
+    ways, text = page.whole or (_WHOLE, text)
+    if whole and rng.random() < whole and 0 < len(text) <= longest and text not in asked.values():
+        asked.setdefault(rng.choice(ways), text)
     return list(asked.items())
 
 

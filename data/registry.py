@@ -14,6 +14,7 @@ from mmvl.data.render_documents import render_documents
 from mmvl.data.render_emoji import render_emoji
 from mmvl.data.render_pages import render_pages
 from mmvl.data.render_receipts import render_receipt_lines, render_receipts
+from mmvl.data.render_scans import render_chart_scans, render_scan_lines, render_scans
 from mmvl.data.render_screens import render_screens
 from mmvl.data.render_tables import render_tables
 from mmvl.data.render_text_lines import render_text_lines
@@ -37,6 +38,9 @@ RENDERERS = {
     "receipt-lines": Tool(render_receipt_lines, "Lines cut out of till slips (fonts=DIR corpus=DIR)."),
     "tables": Tool(render_tables, "Tables, real and invented (fonts=DIR corpus=DIR tables=FILE)."),
     "charts": Tool(render_charts, "Charts of invented and real numbers (fonts=DIR corpus=DIR tables=FILE)."),
+    "scans": Tool(render_scans, "Real receipts, seen otherwise each time (receipts=FILE)."),
+    "scan-lines": Tool(render_scan_lines, "Lines cut out of real receipts (receipts=FILE)."),
+    "chart-scans": Tool(render_chart_scans, "Real charts, seen otherwise each time (charts=FILE)."),
     "screens": Tool(render_screens, "Windows of programs (fonts=DIR corpus=DIR)."),
     "emoji": Tool(render_emoji, "Colour emoji and their names (fonts=DIR with NotoColorEmoji.ttf)."),
 }

@@ -32,6 +32,7 @@ def render_charts(
     fewest_questions: int = 3,
     most_questions: int = 8,
     unanswerable: float = 0.1,
+    whole: float = 0.0,
     wear: float = 0.3,
     held_out: bool = False,
     prefix: str = "charts",
@@ -60,7 +61,7 @@ def render_charts(
         name = "statistics" if not held_out and rng.random() < statistics else rng.choice(list(styles))
         page = draw_chart(rng, chart, styles[name], name, faces, max_side)
         ask_chart(page, chart, rng)
-        pairs = converse(page, rng, fewest_questions, most_questions, unanswerable)
+        pairs = converse(page, rng, fewest_questions, most_questions, unanswerable, whole=whole)
         image = age(page.image, rng, wear) if rng.random() < wear else page.image
         extension, data = encode_page(image, rng, 0.6)
         return record_of(page, f"charts/{chart.kind}", pairs, f"0.{extension}"), {f"0.{extension}": data}

@@ -25,6 +25,7 @@ def render_pages(
     fewest_questions: int = 3,
     most_questions: int = 8,
     unanswerable: float = 0.1,
+    whole: float = 0.0,
     wear: float = 1.0,
     held_out: bool = False,
     prefix: str = "pages",
@@ -41,7 +42,7 @@ def render_pages(
     def make(index: int) -> tuple[dict, dict[str, bytes]]:
         rng = random.Random(derive("pages", seed, index, held_out))
         page = draw_office_page(rng, phrases, faces, layouts, max_side)
-        pairs = converse(page, rng, fewest_questions, most_questions, unanswerable)
+        pairs = converse(page, rng, fewest_questions, most_questions, unanswerable, whole=whole)
         extension, data = encode_page(age(page.image, rng, wear), rng, 0.85)
         return record_of(page, f"pages/{page.kind}", pairs, f"0.{extension}"), {f"0.{extension}": data}
 

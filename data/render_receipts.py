@@ -14,7 +14,7 @@ from mmvl.data.page import Faces, Page, converse, record_of
 from mmvl.data.paper import age, dot_matrix, encode_page, warp
 from mmvl.data.parallel import write_shards
 from mmvl.data.receipts import HELD_OUT_LAYOUTS, LAYOUTS, draw_receipt
-from mmvl.data.render_text_lines import QUESTIONS
+from mmvl.data.render_text_lines import CAPITALS, QUESTIONS
 
 
 def _material(fonts: str, corpus: str, held_out: bool) -> tuple[Faces, Phrases, tuple[str, ...]]:
@@ -44,6 +44,7 @@ def render_receipts(
     fewest_questions: int = 3,
     most_questions: int = 8,
     unanswerable: float = 0.1,
+    whole: float = 0.0,
     wear: float = 1.0,
     held_out: bool = False,
     prefix: str = "receipts",
@@ -52,7 +53,8 @@ def render_receipts(
     """Write `count` till slips, a conversation of fewest_questions to most_questions about each; returns the shards.
 
     fonts, corpus: as for `render_text_lines`. max_side: longest side in pixels, before wear adds at most a few percent.
-    unanswerable: share of the questions that the slip does not answer. wear: 0 clean, 1 ordinary, 2 heavy.
+    unanswerable: share of the questions that the slip does not answer. whole: share of the conversations that end with
+    a transcription of all of it (where it is not too long). wear: 0 clean, 1 ordinary, 2 heavy.
     held_out: only held-out fonts, words and layouts (for evaluation); otherwise only the others.
     """
     faces, phrases, layouts = _material(fonts, corpus, held_out)
@@ -60,7 +62,7 @@ def render_receipts(
     def make(index: int) -> tuple[dict, dict[str, bytes]]:
         rng = random.Random(derive("receipts", seed, index, held_out))
         page = draw_receipt(rng, phrases, faces, layouts, max_side)
-        pairs = converse(page, rng, fewest_questions, most_questions, unanswerable)
+        pairs = converse(page, rng, fewest_questions, most_questions, unanswerable, whole=whole)
         image = page.image
         if wear > 0:
             if rng.random() < 0.12 * wear:
@@ -86,6 +88,7 @@ def render_receipt_lines(
     max_width: int = 640,
     min_height: int = 14,
     max_height: int = 48,
+    capitals: float = 0.0,
     wear: float = 1.0,
     held_out: bool = False,
     prefix: str = "receipt-lines",
@@ -94,7 +97,8 @@ def render_receipt_lines(
     """Write `count` lines and parts of lines cut out of worn till slips, text in the case as printed.
 
     per_receipt: crops of one slip (drawn once for all of them). min_height, max_height: pixels of the crop's height,
-    drawn evenly in the logarithm; max_width: a wider crop is made smaller. Other settings: as for `render_receipts`.
+    drawn evenly in the logarithm; max_width: a wider crop is made smaller. capitals: share that is asked
+    for, and given, in capital letters. Other settings: as for `render_receipts`.
     """
     if per_receipt < 1:
         raise ValueError(f"receipt-lines: per_receipt is {per_receipt}; it is at least 1")
@@ -143,10 +147,13 @@ def render_receipt_lines(
         width = min(max_width, max(4, round(image.width * height / image.height)))
         image = image.resize((width, height), Image.Resampling.BICUBIC)
         extension, data = encode_page(image, rng, 0.6)
+        question = rng.choice(QUESTIONS)
+        if capitals and rng.random() < capitals:
+            question, text = rng.choice(CAPITALS), text.upper()
         record = {
             "source": "receipt-lines",
             "kind": "vqa",
-            "messages": [user(rng.choice(QUESTIONS), f"0.{extension}"), assistant(text)],
+            "messages": [user(question, f"0.{extension}"), assistant(text)],
             "meta": {"layout": page.layout, "height": height},
         }
         return record, {f"0.{extension}": data}

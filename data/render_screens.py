@@ -25,6 +25,7 @@ def render_screens(
     fewest_questions: int = 3,
     most_questions: int = 8,
     unanswerable: float = 0.1,
+    whole: float = 0.0,
     wear: float = 0.15,
     held_out: bool = False,
     prefix: str = "screens",
@@ -41,7 +42,7 @@ def render_screens(
     def make(index: int) -> tuple[dict, dict[str, bytes]]:
         rng = random.Random(derive("screens", seed, index, held_out))
         page = draw_screen(rng, phrases, faces, layouts, max_side)
-        pairs = converse(page, rng, fewest_questions, most_questions, unanswerable)
+        pairs = converse(page, rng, fewest_questions, most_questions, unanswerable, whole=whole)
         image = age(page.image, rng, 0.6) if rng.random() < wear else page.image
         extension, data = encode_page(image, rng, 0.4)
         return record_of(page, "screens", pairs, f"0.{extension}"), {f"0.{extension}": data}

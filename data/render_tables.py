@@ -31,6 +31,7 @@ def render_tables(
     fewest_questions: int = 3,
     most_questions: int = 8,
     unanswerable: float = 0.1,
+    whole: float = 0.0,
     wear: float = 0.4,
     held_out: bool = False,
     prefix: str = "tables",
@@ -63,7 +64,7 @@ def render_tables(
         other = rng.choice(known) if known and table.key else invent_table(rng, phrases)
         names = [" ".join(row[0].split()) for row in other.rows[:3] if row and row[0].isascii()]
         ask_table(page, table, rng, names)
-        pairs = converse(page, rng, fewest_questions, most_questions, unanswerable)
+        pairs = converse(page, rng, fewest_questions, most_questions, unanswerable, whole=whole)
         image = age(page.image, rng, wear) if rng.random() < wear else page.image
         extension, data = encode_page(image, rng, 0.6)
         record = record_of(page, "tables", pairs, f"0.{extension}", table=table.key)

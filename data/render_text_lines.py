@@ -19,6 +19,11 @@ QUESTIONS = (
     "What does this say?", "Write down the text in the image.", "Read the line of print.", "OCR",
 )  # fmt: skip
 
+CAPITALS = (
+    "Read the text in capital letters.", "Write down the text in capitals.", "What does it say, in capital letters?",
+    "Transcribe it in upper case.", "Transcribe the text in capitals.",
+)  # fmt: skip
+
 _MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
            "November", "December")  # fmt: skip
 
@@ -95,9 +100,7 @@ def render_text_lines(
     return write_shards(out_dir, prefix, count, make, workers, progress=progress)
 
 
-def make_text(
-    rng: random.Random, phrases: Phrases, min_chars: int, max_chars: int, running_text: float = 0.58
-) -> str:
+def make_text(rng: random.Random, phrases: Phrases, min_chars: int, max_chars: int, running_text: float = 0.58) -> str:
     """A line of min_chars to max_chars printable ASCII characters, single-spaced, of one of several kinds."""
     for _ in range(200):
         target = rng.randint(min_chars, max_chars)

@@ -275,8 +275,9 @@ def ask_table(page: Page, table: RealTable, rng: random.Random, others: Sequence
         rows
     ) <= 12 else None
     whole = "\n".join(" | ".join(row) for row in [header, *rows])
+    page.whole = ("Transcribe the table.", "Read the whole table.", "Write the table as text."), whole
     if len(whole) <= 900:
-        fact(whole, "Transcribe the table.", "Read the whole table.", "Write the table as text.")
+        fact(whole, *page.whole[0])
     page.caption = f"A table of {len(rows)} rows: " + ", ".join(h for h in header if h) + "."
     page.absent = [
         f"What is the {name.lower()} of {rows[at][0]}?"
