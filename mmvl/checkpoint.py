@@ -1,125 +1,59 @@
-"""Checkpoints in the released layout: config.json, safetensors with an index, the released tensor names.
+"""Model directories: config.json, safetensors with an index, the released tensor names; loading and saving.
 
-Two dialects of names are read: the released one (`language_model.model.layers.0.block_sparse_moe.experts.3.w1.weight`)
-and the one of transformers (stacked experts, `model.language_model....`). The released one is written.
+Loading streams: a tensor is read, converted or quantised, and put in its place before the next one is read; of several
+ranks that share a model each reads only its heads and experts.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmvl.config import VLConfig
 from mmvl.json_files import read_json, write_json
+from mmvl.kernels.experts_quantized import KINDS
 from mmvl.model import VLModel
 from mmvl.safetensors_stream import write_safetensors
 from mmvl.text_backbone import names as text_names
 from mmvl.text_backbone.config import TextConfig
 from mmvl.text_backbone.decoder import Decoder
-from mmvl.vision import names as vision_names
+from mmvl.text_backbone.moe import QuantizedStack
+from mmvl.text_backbone.tensor_parallel import Shard
+from mmvl.weight_files import INDEX, WEIGHTS, StoredTensors, WeightFiles, check_shapes, weight_files
+from mmvl.weight_names import (
+    SCALE,
+    TEXT_PREFIX,
+    from_native,
+    from_released,
+    names_digest,
+    places_of,
+    released_names,
+    to_released,
+)  # fmt: skip
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-TEXT_PREFIX = "language_model."
+__all__ = [
+    "check_tensors", "dtype_name", "from_native", "from_released", "load_config", "load_model", "names_digest",
+    "read_tensors", "released_names", "save_model", "to_released", "weight_files", "write_weights",
+]  # fmt: skip
 
-
-def released_names(config: VLConfig | TextConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor that a released checkpoint of this config holds: name -> shape."""
-    if isinstance(config, TextConfig):
-        return text_names.released_names(config)
-    text = {TEXT_PREFIX + name: shape for name, shape in text_names.released_names(config.text).items()}
-    return text | vision_names.released_names(config.vision, config.text.hidden_size)
-
-
-def names_digest(names: Iterable[str]) -> str:
-    """SHA-256 over the sorted names, one a line: a fingerprint of a checkpoint's layout."""
-    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
-
-
-def to_released(state: Mapping[str, Tensor], config: VLConfig | TextConfig) -> dict[str, Tensor]:
-    """A module's state dict -> tensors under their released names."""
-    if isinstance(config, TextConfig):
-        return text_names.to_released(dict(state))
-    text, rest = _halves(state)
-    return {TEXT_PREFIX + k: v for k, v in text_names.to_released(text).items()} | vision_names.to_released(rest)
-
-
-def from_released(tensors: Mapping[str, Tensor], config: VLConfig | TextConfig) -> dict[str, Tensor]:
-    """The inverse of `to_released`."""
-    if isinstance(config, TextConfig):
-        return text_names.from_released(dict(tensors))
-    text, rest = _halves(tensors)
-    return {TEXT_PREFIX + k: v for k, v in text_names.from_released(text).items()} | vision_names.from_released(rest)
-
-
-def _halves(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The decoder's tensors under the names that it gives them, and all others."""
-    text = {k.removeprefix(TEXT_PREFIX): v for k, v in tensors.items() if k.startswith(TEXT_PREFIX)}
-    return text, {k: v for k, v in tensors.items() if not k.startswith(TEXT_PREFIX)}
-
-
-_NATIVE_PREFIXES = (
-    (re.compile(r"^lm_head\."), "language_model.lm_head."),
-    (re.compile(r"^model\.language_model\."), "language_model.model."),
-    (re.compile(r"^model\.vision_tower\.(?!vision_model\.)"), "vision_tower.vision_model."),
-    (re.compile(r"^model\.(vision_tower\.|multi_modal_projector\.|image_newline$)"), r"\1"),
-)
-
-
-def from_native(tensors: Mapping[str, Tensor], config: VLConfig | TextConfig) -> dict[str, Tensor]:
-    """Names of transformers' MiniMax and MiniMax-VL-01 classes -> released names; released names pass through."""
-    if isinstance(config, TextConfig):
-        return text_names.to_released(text_names.from_native(dict(tensors)))
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        for pattern, new in _NATIVE_PREFIXES:
-            name = pattern.sub(new, name)
-        renamed[name] = tensor
-    text, rest = _halves(renamed)
-    return {TEXT_PREFIX + k: v for k, v in from_native(text, config.text).items()} | rest
-
-
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a model directory, by its index if it has one.
-
-    Raises:
-        FileNotFoundError: no weights, or a file that the index names is missing.
-    """
-    if (directory / INDEX).is_file():
-        weight_map = read_json(directory / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ValueError(f"{directory / INDEX} has no weight_map; fetch or save the model again")
-        files = [directory / name for name in sorted(set(weight_map.values()))]
-        if any(f.parent != directory for f in files):
-            raise ValueError(f"{directory / INDEX} names files outside of {directory}; refused")
-    else:
-        files = [directory / WEIGHTS]
-    missing = [f.name for f in files if not f.is_file()]
-    if missing:
-        raise FileNotFoundError(f"no weights in {directory}: {_some(missing)} missing; fetch or save the model again")
-    return files
+NOT_QUANTIZED = "none"
+_EXPERTS = re.compile(r"(.*\.block_sparse_moe\.experts)\.(w[123])")
 
 
 def read_tensors(directory: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """All tensors of a model directory.
+    """All tensors of a model directory, as they are stored and under the names that they have there.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing, corrupt, or cut short.
     """
-    tensors: dict[str, Tensor] = {}
-    for path in weight_files(directory):
-        try:
-            with safe_open(path, framework="pt", device=str(device)) as f:
-                tensors |= {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
-        except SafetensorError as e:
-            raise ValueError(f"{path} is not a readable safetensors file ({e}); fetch or save the model again") from e
-    return tensors
+    with StoredTensors(Path(directory)) as stored:
+        return {name: stored[name][:].view(stored[name].dims).to(device) for name in stored}
 
 
 def check_tensors(tensors: Mapping[str, Tensor], config: VLConfig | TextConfig, where: str) -> None:
@@ -128,25 +62,7 @@ def check_tensors(tensors: Mapping[str, Tensor], config: VLConfig | TextConfig, 
     Raises:
         ValueError
     """
-    want = released_names(config)
-    problems = []
-    if missing := sorted(want.keys() - tensors.keys()):
-        problems.append(f"{len(missing)} missing: {_some(missing)}")
-    if surplus := sorted(tensors.keys() - want.keys()):
-        problems.append(f"{len(surplus)} surplus: {_some(surplus)}")
-    wrong = [
-        f"{name} is {list(tensors[name].shape)}, config.json says {list(shape)}"
-        for name, shape in sorted(want.items())
-        if name in tensors and tuple(tensors[name].shape) != tuple(shape)
-    ]
-    if wrong:
-        problems.append(f"{len(wrong)} misshapen: {_some(wrong)}")
-    if problems:
-        raise ValueError(f"the tensors in {where} do not fit its config.json: " + "; ".join(problems))
-
-
-def _some(items: list[str], most: int = 6) -> str:
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+    check_shapes({name: tuple(t.shape) for name, t in tensors.items()}, released_names(config), where)
 
 
 def load_config(directory: str | Path) -> VLConfig | TextConfig:
@@ -161,33 +77,107 @@ def load_config(directory: str | Path) -> VLConfig | TextConfig:
     return VLConfig.from_dict(d, read_json(preprocessor) if preprocessor.is_file() else None)
 
 
-def load_model(directory: str | Path, device="cpu", dtype: torch.dtype | None = None) -> VLModel | Decoder:
+def load_model(
+    directory: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    quantize: str | None = None,
+    rank: int = 0,
+    ranks: int = 1,
+    group: dist.ProcessGroup | None = None,
+) -> VLModel | Decoder:
     """Load a model directory: a `VLModel`, or a `Decoder` where there is no vision half.
 
-    `dtype` None keeps the dtype of the files.
+    Args:
+        dtype: None keeps the dtype of the files.
+        quantize: int8, int4 or fp8: the experts are quantised as they are read. "none": what is stored quantised is
+            dequantised. None: it stays so on a GPU, and is dequantised elsewhere, where that is faster.
+        rank, ranks, group: of processes that share the model. Those after the first get a `Decoder`, their part of it.
 
     Raises:
         FileNotFoundError, ValueError: one line that says what is wrong and where.
     """
-    directory = Path(directory)
+    directory, device = Path(directory), torch.device(device)
     config = load_config(directory)
     vision = isinstance(config, VLConfig)
-    tensors = from_native(read_tensors(directory, device), config)
-    if (config.text if vision else config).tie_word_embeddings:
-        # some tools write a tied head out as well; one that differs stays, and is refused as surplus
-        prefix = TEXT_PREFIX if vision else ""
-        head, embedding = tensors.get(f"{prefix}lm_head.weight"), tensors.get(f"{prefix}model.embed_tokens.weight")
-        if head is not None and embedding is not None and torch.equal(head, embedding):
-            del tensors[f"{prefix}lm_head.weight"]
-    check_tensors(tensors, config, str(directory))
-    if dtype is not None:
-        tensors = {name: t.to(dtype) for name, t in tensors.items()}
-    with torch.device("meta"):
-        model: nn.Module = VLModel(config) if vision else Decoder(config)
-    model.load_state_dict(from_released(tensors, config), assign=True)
+    text = config.text if vision else config
+    shard = None if ranks == 1 else Shard(text, rank, ranks, group)
+    with WeightFiles(directory, config) as files:
+        kind = _kind(files, quantize, device, directory)
+        with torch.device("meta"):
+            whole = VLModel(config) if vision else Decoder(config)
+            model: nn.Module = whole
+            if shard is not None:
+                model = VLModel(config, shard) if vision and rank == 0 else Decoder(text, shard)
+            decoder = model.language_model if isinstance(model, VLModel) else model
+            for layer in decoder.model.layers if kind is not None else ():
+                layer.block_sparse_moe.experts = QuantizedStack(text, kind, layer.block_sparse_moe.here)
+        _fill(model, whole, files, shard, kind, device, dtype)
     left = [n for n, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
     assert not left, f"never loaded: {left}"
     return model.to(device).requires_grad_(False).eval()
+
+
+def _kind(files: WeightFiles, quantize: str | None, device: torch.device, directory: Path) -> str | None:
+    """How the experts will be quantised in memory."""
+    if quantize not in (None, NOT_QUANTIZED, *KINDS):
+        raise ValueError(f"experts can be quantised to {', '.join(KINDS)}, or {NOT_QUANTIZED}; not {quantize!r}")
+    stored = next((files.kind(name) for name in files.names if name.endswith("experts.0.w1.weight")), None)
+    if quantize is None:
+        return stored if device.type == "cuda" else None
+    if quantize != NOT_QUANTIZED and stored not in (None, quantize):
+        raise ValueError(f"the experts in {directory} are {stored} already and cannot be quantised to {quantize}")
+    return None if quantize == NOT_QUANTIZED else quantize
+
+
+def _fill(model, whole, files, shard, kind, device, dtype) -> None:
+    """Give every parameter of `model` its values, tensor by tensor."""
+    stacks = {name: m.to_empty(device=device) for name, m in model.named_modules() if isinstance(m, QuantizedStack)}
+    shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    state = {f"{name}.{n}": t for name, stack in stacks.items() for n, t in stack.state_dict().items()}
+    # with ranks, those after the first hold only the decoder, under its own names
+    prefix = TEXT_PREFIX if isinstance(model, VLModel) or not isinstance(whole, VLModel) else ""
+    plain_dtype = dtype or next(files.dtype(name) for name in files.names if name.endswith("model.norm.weight"))
+    of_whole = {name: tuple(t.shape) for name, t in whole.state_dict().items()}
+    for name, (ours, start, shape) in places_of(of_whole, whole.config).items():
+        mine = ours if prefix else ours.removeprefix(TEXT_PREFIX)
+        in_text = not isinstance(whole, VLModel) or ours.startswith(TEXT_PREFIX)
+        if not in_text and mine not in shapes:
+            continue
+        box = None
+        if shard is not None and in_text:
+            box = shard.box(ours.removeprefix(TEXT_PREFIX), of_whole[ours])
+            if box is None:
+                continue
+        expert = _EXPERTS.fullmatch(mine)
+        if expert is not None:
+            e = start // prod(shape)
+            if box is not None:
+                if not box[0].start <= e < box[0].stop:
+                    continue
+                e -= box[0].start
+            if expert[1] in stacks:
+                _put(stacks[expert[1]], expert[2], e, files, name, kind, device)
+                continue
+        if mine not in state:
+            stored = plain_dtype if files.kind(name) else dtype or files.dtype(name)
+            state[mine] = torch.empty(shapes[mine], dtype=stored, device=device)
+        if expert is not None:
+            state[mine][e].copy_(files.plain(name))
+        elif box is None:
+            state[mine].view(-1)[start : start + prod(shape)].copy_(files.plain(name).view(-1))
+        else:
+            state[mine].copy_(files.plain(name, box))
+    model.load_state_dict(state, assign=True)
+
+
+def _put(stack, which, expert, files, name, kind, device) -> None:
+    if files.kind(name) == kind:
+        getattr(stack, which)[expert].copy_(files.stored(name))
+        getattr(stack, f"scale{which[1:]}")[expert].copy_(files.stored(name + SCALE))
+    else:
+        stack.put(which, expert, files.plain(name).to(device))
 
 
 def save_model(
@@ -204,9 +194,12 @@ def save_model(
     text-only model in the dialect of transformers' MiniMaxForCausalLM instead.
 
     Raises:
-        ValueError: `native` for a model that transformers' class cannot compute (it rotates whole heads).
+        ValueError: `native` for a model that transformers' class cannot compute (it rotates whole heads), or a model
+            that is quantised in memory, or only a rank's part of one.
     """
     directory = Path(directory)
+    if any(isinstance(m, QuantizedStack) for m in model.modules()):
+        raise ValueError("a model that was quantised while it was loaded cannot be saved; use `mmvl quantize`")
     if native:
         if not isinstance(model, Decoder):
             raise ValueError("only the text half can be saved for transformers' MiniMaxForCausalLM")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from bisect import bisect_right
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -11,13 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmvl.checkpoint import check_tensors, dtype_name, load_config, to_released, write_weights
+from mmvl.checkpoint import dtype_name, load_config, write_weights
 from mmvl.config import VLConfig
 from mmvl.json_files import read_json, write_json
 from mmvl.model import VLModel
+from mmvl.text_backbone.config import TextConfig
 from mmvl.text_backbone.decoder import Decoder
 from mmvl.training.checkpoints import MANIFEST, MODEL, Checkpoint, complete
 from mmvl.training.fragments import Box
+from mmvl.weight_names import Place, places_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,27 +37,11 @@ def find_checkpoint(path: Path) -> Path:
     raise FileNotFoundError(f"no whole checkpoint at {path} (give a stage's `out`, its checkpoints/, or one step-...)")
 
 
-def places(config) -> dict[str, tuple[str, int, tuple[int, ...]]]:
-    """Where a released tensor lies: name -> (our parameter, first element of its flat values, shape).
-
-    Found by sending views of one imaginary flat tensor through `to_released`, which only slices and reshapes.
-    """
+def places(config: VLConfig | TextConfig) -> dict[str, Place]:
+    """Where a released tensor lies in a whole model: name -> our parameter, first of its flat values, shape."""
     with torch.device("meta"):
         state = (VLModel(config) if isinstance(config, VLConfig) else Decoder(config)).state_dict()
-        flat = torch.empty(sum(t.numel() for t in state.values()))
-    names, starts, at = list(state), [], 0
-    for name in names:
-        starts.append(at)
-        at += state[name].numel()
-        state[name] = flat[starts[-1] : at].view(state[name].shape)
-    released = to_released(state, config)
-    check_tensors(released, config, "the exporter")
-    found = {}
-    for name, t in released.items():
-        assert t.is_contiguous(), name
-        i = bisect_right(starts, t.storage_offset()) - 1
-        found[name] = (names[i], t.storage_offset() - starts[i], tuple(t.shape))
-    return found
+    return places_of({name: tuple(t.shape) for name, t in state.items()}, config)
 
 
 def load_checkpoint(checkpoint: Path, device: torch.device | str = "cpu") -> VLModel:

@@ -16,6 +16,7 @@ from mmvl.config import VLConfig
 from mmvl.text_backbone.cache import HybridCache
 from mmvl.text_backbone.decoder import Decoder, DecoderOutput
 from mmvl.text_backbone.packed import Packed
+from mmvl.text_backbone.tensor_parallel import Shard
 from mmvl.vision.adapter import Adapter, pack_images
 from mmvl.vision.config import TilingConfig
 from mmvl.vision.encoder import VisionTower
@@ -49,10 +50,10 @@ class VLModel(nn.Module):
     """MiniMax-VL-01-class vision-language model (arXiv 2501.08313 section 6; released `modeling_minimax_vl_01`).
 
     Attribute names are the first parts of the released tensor names: `vision_tower`, `multi_modal_projector`,
-    `image_newline`, `language_model`.
+    `image_newline`, `language_model`. With a `shard` the decoder is that rank's part, at inference over several ranks.
     """
 
-    def __init__(self, config: VLConfig):
+    def __init__(self, config: VLConfig, shard: Shard | None = None):
         super().__init__()
         self.config = config
         self.tiling = TilingConfig(
@@ -65,7 +66,7 @@ class VLModel(nn.Module):
         self.vision_tower = VisionTower(config.vision, config.image_mean, config.image_std)
         self.multi_modal_projector = Adapter(config.vision.hidden_size, config.text.hidden_size)
         self.image_newline = nn.Parameter(torch.zeros(config.text.hidden_size))
-        self.language_model = Decoder(config.text)
+        self.language_model = Decoder(config.text, shard)
 
     @property
     def device(self) -> torch.device:

@@ -21,10 +21,15 @@ _NAMES = {
     torch.float32: "F32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
+    torch.float8_e4m3fn: "F8_E4M3",
     torch.int64: "I64",
     torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
     torch.uint8: "U8",
+    torch.bool: "BOOL",
 }
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
 def write_safetensors(
@@ -95,19 +100,36 @@ class FlatReader:
 
 
 class FlatTensor:
-    """One tensor of a `FlatReader`, flat: `shape` is its number of elements, slicing reads them."""
+    """One tensor of a `FlatReader`, flat: `shape` is its number of elements, slicing reads them; `dims` are its own.
+
+    Raises:
+        ValueError: a dtype that is not read here.
+    """
 
     def __init__(self, file, data: int, about: dict):
+        if about["dtype"] not in _DTYPES:
+            raise ValueError(f"the dtype {about['dtype']} is not supported")
         self._file, self._start = file, data + about["data_offsets"][0]
-        self._dtype = next(dtype for dtype, name in _NAMES.items() if name == about["dtype"])
-        self.shape = (prod(about["shape"]),)
+        self.dtype, self.dims = _DTYPES[about["dtype"]], tuple(about["shape"])
+        self.shape = (prod(self.dims),)
 
     def __getitem__(self, part: slice) -> Tensor:
         first, last, _ = part.indices(self.shape[0])
-        out = torch.empty(max(0, last - first), dtype=self._dtype)
+        out = torch.empty(max(0, last - first), dtype=self.dtype)
         if len(out):
-            self._file.seek(self._start + first * self._dtype.itemsize)
-            got = self._file.readinto(memoryview(out.view(torch.uint8).numpy()))
-            if got != out.nbytes:
-                raise ValueError(f"{self._file.name} ends early")
+            self._read(memoryview(out.view(torch.uint8).numpy()), first)
         return out
+
+    def columns(self, start: int, rows: int, width: int, part: slice) -> Tensor:
+        """Of a matrix of `rows` rows of `width` elements that begins at element `start`, the columns of `part`."""
+        out = torch.empty(rows, part.stop - part.start, dtype=self.dtype)
+        row = out.shape[1] * self.dtype.itemsize
+        flat = memoryview(out.view(-1).view(torch.uint8).numpy())
+        for r in range(rows):
+            self._read(flat[r * row : (r + 1) * row], start + r * width + part.start)
+        return out
+
+    def _read(self, into: memoryview, first: int) -> None:
+        self._file.seek(self._start + first * self.dtype.itemsize)
+        if self._file.readinto(into) != len(into):
+            raise ValueError(f"{self._file.name} ends early")
