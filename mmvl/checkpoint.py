@@ -107,13 +107,14 @@ def load_model(
         kind = _kind(files, quantize, device, directory)
         with torch.device("meta"):
             whole = VLModel(config) if vision else Decoder(config)
+            of_whole = {name: tuple(t.shape) for name, t in whole.state_dict().items()}
             model: nn.Module = whole
             if shard is not None:
                 model = VLModel(config, shard) if vision and rank == 0 else Decoder(text, shard)
             decoder = model.language_model if isinstance(model, VLModel) else model
             for layer in decoder.model.layers if kind is not None else ():
                 layer.block_sparse_moe.experts = QuantizedStack(text, kind, layer.block_sparse_moe.here)
-        _fill(model, whole, files, shard, kind, device, dtype)
+        _fill(model, of_whole, files, shard, kind, device, dtype)
     left = [n for n, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
     assert not left, f"never loaded: {left}"
     return model.to(device).requires_grad_(False).eval()
@@ -131,25 +132,19 @@ def _kind(files: WeightFiles, quantize: str | None, device: torch.device, direct
     return None if quantize == NOT_QUANTIZED else quantize
 
 
-def _fill(model, whole, files, shard, kind, device, dtype) -> None:
+def _fill(model, of_whole, files, shard, kind, device, dtype) -> None:
     """Give every parameter of `model` its values, tensor by tensor."""
     stacks = {name: m.to_empty(device=device) for name, m in model.named_modules() if isinstance(m, QuantizedStack)}
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     state = {f"{name}.{n}": t for name, stack in stacks.items() for n, t in stack.state_dict().items()}
-    # with ranks, those after the first hold only the decoder, under its own names
-    prefix = TEXT_PREFIX if isinstance(model, VLModel) or not isinstance(whole, VLModel) else ""
     plain_dtype = dtype or next(files.dtype(name) for name in files.names if name.endswith("model.norm.weight"))
-    of_whole = {name: tuple(t.shape) for name, t in whole.state_dict().items()}
-    for name, (ours, start, shape) in places_of(of_whole, whole.config).items():
-        mine = ours if prefix else ours.removeprefix(TEXT_PREFIX)
-        in_text = not isinstance(whole, VLModel) or ours.startswith(TEXT_PREFIX)
-        if not in_text and mine not in shapes:
+    for name, (ours, start, shape) in places_of(of_whole, files.config).items():
+        # of several ranks, those after the first hold the decoder alone, under its own names
+        in_text = isinstance(files.config, TextConfig) or ours.startswith(TEXT_PREFIX)
+        mine = ours if isinstance(model, VLModel) else ours.removeprefix(TEXT_PREFIX)
+        box = shard.box(ours.removeprefix(TEXT_PREFIX), of_whole[ours]) if shard is not None and in_text else None
+        if mine not in shapes:
             continue
-        box = None
-        if shard is not None and in_text:
-            box = shard.box(ours.removeprefix(TEXT_PREFIX), of_whole[ours])
-            if box is None:
-                continue
         expert = _EXPERTS.fullmatch(mine)
         if expert is not None:
             e = start // prod(shape)

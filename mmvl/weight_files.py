@@ -99,6 +99,7 @@ class WeightFiles(StoredTensors):
 
     def __init__(self, directory: Path, config: VLConfig | TextConfig):
         super().__init__(directory)
+        self.config = config
         try:
             self._flat = FlatViews({name: self[name].dims for name in self})
             self._views = from_native(self._flat.views, config)

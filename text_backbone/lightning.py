@@ -97,6 +97,12 @@ class LightningLayer(nn.Module):
             return lightning_over_ranks(qkv_TC, slopes_H, packed.part)
         if cache is None:
             return lightning_attention(qkv_TC, slopes_H, plan=packed.plan, want_state=False)[0]
+        if packed.draft:  # the states wait until it is known how much of the draft counts
+            cache.keep_draft(self.pool_index, qkv_TC, slopes_H)
+            states_NHKK = cache.states(self.pool_index)
+            return lightning_decode(
+                qkv_TC, states_NHKK, packed.slots_S, slopes_H, cu_seqlens_S1=packed.cu_seqlens_S1, update=False
+            )
         if packed.plan.one_token and not (torch.is_grad_enabled() and qkv_TC.requires_grad):
             return lightning_decode(qkv_TC, cache.states(self.pool_index), packed.slots_S, slopes_H)
         state_SHKK = cache.read_states(self.pool_index, packed)
