@@ -28,6 +28,7 @@ REPEATS = 1  # after one to warm up: a pass of a long row takes seconds
 
 def measure_row(ranks: Ranks, size: Size, progress: Callable[[str], None], took: Row) -> None:
     """Rows in the size's dtype, then a shorter one in fp32, which shows that what differs is rounding."""
+    torch.set_float32_matmul_precision("highest")
     whole, short = size.row, size.row // 32 if size.row > 4096 else size.row
     cut = (whole * 5 // 16, whole * 3 // 8, whole - whole * 5 // 16 - whole * 3 // 8)
     for lengths, dtype in (((whole,), size.dtype), (cut, size.dtype), ((short,), torch.float32)):

@@ -28,6 +28,7 @@ from mmvl.text_backbone import expert_parallel
 from mmvl.text_backbone.config import TextConfig
 from mmvl.training.batch import Batch
 from mmvl.training.engine import GuardedAdamW, make_engine
+from mmvl.training.fill import materialize
 from mmvl.training.flops import decoder_flops, head_flops
 from mmvl.training.objective import Objective
 from mmvl.training.parallel import Parallel
@@ -136,13 +137,14 @@ class _Ours:
     """The stack under DeepSpeed, as `mmvl train` runs it."""
 
     def __init__(self, ranks: Ranks, size: Size, layers: int):
+        torch.set_float32_matmul_precision("high")  # as a stage does
         recipe = _recipe(ranks, size)
         self.ranks, self.config = ranks, size.stack(layers)
         parallel = Parallel(ranks, recipe.parallel)
         with torch.device("meta"):
-            model = VLModel(_around(self.config)).to(size.dtype)
+            model = VLModel(_around(self.config))
         parallel.shard(model)
-        model.to_empty(device=ranks.device)
+        materialize(model, ranks.device, size.dtype)
         draw_weights(model)
         model.vision_tower.requires_grad_(False)
         model.multi_modal_projector.requires_grad_(False)

@@ -9,10 +9,12 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
-from mmvl.checkpoint import load_config, load_model, read_json, read_tensors
+from mmvl.checkpoint import load_config, read_json, read_tensors
 from mmvl.config import VLConfig
 from mmvl.model import VLModel
 from mmvl.processor import Processor
+from mmvl.training.fill import fill, materialize
+from mmvl.training.parallel import Parallel
 from mmvl.training.recipe import TrainRecipe
 from mmvl.vision import names as vision_names
 from mmvl.vision.config import VisionConfig
@@ -82,35 +84,46 @@ def extended(config: VLConfig, recipe: TrainRecipe) -> VLConfig:
     return replace(config, text=text)
 
 
-def build_model(recipe: TrainRecipe) -> tuple[VLModel, Processor]:
-    """The model (fp32, on the CPU) and its processor: random weights from a config, or those of another stage.
+def build_model(
+    recipe: TrainRecipe, parallel: Parallel | None = None, device: torch.device | str = "cpu"
+) -> tuple[VLModel, Processor]:
+    """The model and its processor: random weights from a config, or those of another stage.
 
-    The parameters of modules that the recipe does not name in `trainable` have `requires_grad` off.
+    Weights are in the recipe's precision, as the engine holds them. With `parallel`, of the experts only what this
+    process keeps is ever made or read. The parameters of modules that the recipe does not name in `trainable` have
+    `requires_grad` off.
 
     Raises:
         FileNotFoundError, ValueError: what the recipe starts from is missing or does not fit; one line that says why.
     """
     config = stage_config(recipe)
+    with torch.device("meta"):
+        model = VLModel(config)
     if recipe.init_from is not None:
-        model = load_model(recipe.init_from, dtype=torch.float32)
-        model.config = config
-        model.language_model.config = config.text  # the decoder reads the RoPE base from it at every step
         processor = Processor.from_pretrained(recipe.init_from)
     else:
-        model = VLModel(config)
-        model.init_weights(recipe.seed)
         processor = Processor(load_tokenizer(recipe.tokenizer), model.tiling)
+    if processor.valid_vocab_size > config.text.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {processor.valid_vocab_size} tokens, the model only {config.text.vocab_size}"
+        )
+    if processor.image_id != config.image_token_index:
+        raise ValueError(
+            f"the tokenizer's <image> is {processor.image_id}, config.json says {config.image_token_index}"
+        )
+    if parallel is not None:
+        parallel.shard(model)
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    materialize(model.language_model, device, dtype)
+    materialize(model, "cpu", torch.float32)  # the vision half is small; so its random weights are the same everywhere
+    if recipe.init_from is not None:
+        fill(model, recipe.init_from)
+    else:
+        model.init_weights(recipe.seed)
     if recipe.vision_from is not None:
         load_vision(model, recipe.vision_from)
-    text = model.config.text
-    if processor.valid_vocab_size > text.vocab_size:
-        raise ValueError(f"the tokenizer has {processor.valid_vocab_size} tokens, the model only {text.vocab_size}")
-    if processor.image_id != model.config.image_token_index:
-        raise ValueError(
-            f"the tokenizer's <image> is {processor.image_id}, config.json says {model.config.image_token_index}"
-        )
     freeze(model, recipe.trainable)
-    return model.train(), processor
+    return model.to(device, dtype).train(), processor
 
 
 def freeze(model: VLModel, trainable: list[str]) -> None:
