@@ -1,0 +1,96 @@
+"""Serves an application until it is told to stop: after SIGTERM running requests are finished, new ones sent away."""
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+
+import uvicorn
+from fastapi import FastAPI
+
+from mmvl.app.server.service import Service
+from mmvl.app.server.settings import LOOPBACK, ServerSettings
+
+_GOODBYE_SECONDS = 3.0  # for the last words of answers that were ended
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def run_app(app: FastAPI, settings: ServerSettings, *, ready=None) -> None:
+    """Serves `app`, which `create_app` made, on the settings' host and port until SIGTERM or Ctrl-C.
+
+    ready: called with the server's URL once it listens. After the first SIGTERM /health answers 503, new requests are
+    told 503 with Retry-After, and running ones get `drain_seconds`; a second signal, or Ctrl-C, ends at once.
+
+    Raises OSError if the port cannot be had, KeyboardInterrupt after Ctrl-C.
+    """
+    logging.basicConfig(stream=sys.stderr, level=settings.log_level.upper(), format=_LOG_FORMAT)
+    listener = _listen(settings.host, settings.port)
+    with listener:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=5,
+            timeout_keep_alive=30,
+            lifespan="on",
+        )
+        if settings.host not in LOOPBACK and not settings.api_keys:
+            logging.getLogger("mmvl.server").warning(
+                "everyone who can reach %s may use this server: set keys with --api-key-file or MMVL_API_KEY",
+                settings.host,
+            )
+        server = _Server(config, app.state.service, settings.drain_seconds)
+        if ready is not None:
+            shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+            server.tell_ready = lambda: ready(f"http://{shown}:{listener.getsockname()[1]}")
+        server.run(sockets=[listener])
+    if server.interrupted:
+        raise KeyboardInterrupt
+
+
+class _Server(uvicorn.Server):
+    """uvicorn stops listening on SIGTERM at once; this one first answers 503 for as long as requests run."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, drain_seconds: float):
+        super().__init__(config)
+        self._service, self._drain_seconds = service, drain_seconds
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ending: asyncio.Task | None = None
+        self.interrupted = False
+        self.tell_ready = lambda: None
+
+    async def startup(self, sockets=None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        self.tell_ready()
+
+    def handle_exit(self, sig: int, frame) -> None:
+        """Called by Python's signal handling, between two instructions of whatever runs."""
+        self.interrupted |= sig == signal.SIGINT
+        at_once = sig == signal.SIGINT or self._service.gate.draining
+        self._service.gate.draining = True
+        if self._loop is None:
+            self.should_exit = True
+        else:
+            self._loop.call_soon_threadsafe(self._end, 0.0 if at_once else self._drain_seconds)
+
+    def _end(self, seconds: float) -> None:
+        if self._ending is not None:
+            self._ending.cancel()
+        self._ending = asyncio.create_task(self._drain(seconds))
+
+    async def _drain(self, seconds: float) -> None:
+        if not await self._service.gate.drained(seconds):
+            self._service.abort_all()
+            await self._service.gate.drained(_GOODBYE_SECONDS)
+        self.should_exit = True
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        advice = "the port is taken or the address is not this machine's; choose others with --port and --host"
+        raise OSError(f"no server at {host}:{port}: {advice}") from error
