@@ -16,6 +16,7 @@ import torch
 
 from mmvl.checkpoint import load_model
 from mmvl.engine.engine import Engine
+from mmvl.engine.ranks import join
 from mmvl.engine.request import FinishReason, Request, Update
 from mmvl.engine.runner import Runner
 from mmvl.engine.sampling_params import SamplingParams
@@ -108,7 +109,10 @@ class VLM:
     model: directory in Hugging Face layout; None is the `mmvl-tiny` that comes with mmvl.
     device: "cpu", "cuda", "cuda:1", ...; None takes a GPU if there is one.
     dtype: a torch dtype or its name; None is bfloat16 on a GPU and float32 on the CPU.
+    quantize: int8, int4 or fp8: quantise the experts as they are loaded; "none" dequantises a model that is stored so.
     max_sequences: answers generated at the same time; further ones wait.
+
+    Under torchrun the ranks share one model: the first goes on, the others help it from here on until it ends.
 
     In `ask`, `chat`, `stream` and `batch`, `sampling` takes the fields of `SamplingParams`. A conversation is a list of
     `{"role": "user" | "assistant" | "system", "content": str or list of parts}`, a part being
@@ -119,11 +123,13 @@ class VLM:
         FileNotFoundError, ValueError: the model, an image or a setting cannot be used; one line says why.
     """
 
-    def __init__(self, model=None, *, device=None, dtype=None, max_sequences: int = 32):
+    def __init__(self, model=None, *, device=None, dtype=None, quantize: str | None = None, max_sequences: int = 32):
         self.directory = Path(model) if model is not None else MMVL_TINY
         self.device = _device(device)
         self.dtype = _dtype(dtype, self.device)
-        loaded = load_model(self.directory, device=self.device, dtype=self.dtype)
+        team = join()  # of several ranks, all but the first stay in `load` until the first one ends
+        load = load_model if team is None else team.load
+        loaded = load(self.directory, device=self.device, dtype=self.dtype, quantize=quantize)
         if not isinstance(loaded, VLModel):
             raise ValueError(f"{self.directory} holds a text model without the vision half; mmvl needs both to answer")
         self.processor = Processor.from_pretrained(self.directory)

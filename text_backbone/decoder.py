@@ -132,9 +132,14 @@ class Decoder(nn.Module):
             if layout.size > 1:
                 place_experts(layer.block_sparse_moe.experts, layout)
 
+    @property
+    def cache_config(self) -> TextConfig:
+        """The config with the heads that are here, which a cache keeps keys, values and states of."""
+        return self.config if self.shard is None else self.shard.local
+
     def new_cache(self, **settings) -> HybridCache:
         """A cache for this decoder's heads; `settings` are those of `HybridCache`."""
-        return HybridCache(self.config if self.shard is None else self.shard.local, **settings)
+        return HybridCache(self.cache_config, **settings)
 
     def embed(self, ids_T: torch.Tensor) -> torch.Tensor:
         """Token ids (T,) -> embeddings (T, D)."""
