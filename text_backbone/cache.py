@@ -17,7 +17,7 @@ from mmvl.kernels.paged_attention import plan_pages
 from mmvl.kernels.paged_attention import supported as paged_supported
 
 from .config import TextConfig
-from .packed import KeyIndex, Packed
+from .packed import KeyIndex, Packed, to_device
 from .pages import PageBook
 from .state_store import StateStore
 
@@ -238,7 +238,7 @@ class HybridCache:
             raise ValueError(f"a slot comes twice in one batch: {slots}")
         needed = [self.pages_needed(slot, n) for slot, n in wanted]
         starts = tuple(self._lengths[slot] for slot in slots)
-        slots_S = torch.tensor(slots, dtype=torch.int64).to(self.device)
+        slots_S = to_device(torch.tensor(slots, dtype=torch.int64), self.device)
         packed = Packed.from_lengths(lengths, self.device, starts, slots=tuple(slots), slots_S=slots_S, draft=draft)
         if sum(needed) > self._book.free:
             raise CacheFull(
@@ -271,7 +271,7 @@ class HybridCache:
 
         The states take these tokens now. Cheaper in memory than a state after each token, of which one would be chosen.
         """
-        counts_S = torch.tensor(counts, dtype=torch.int32).to(self.device)
+        counts_S = to_device(torch.tensor(counts, dtype=torch.int32), self.device)
         for layer, (qkv_TC, slopes_H) in self._drafted.items():
             lightning_decode(
                 qkv_TC, self._states[layer], packed.slots_S, slopes_H, cu_seqlens_S1=packed.cu_seqlens_S1,

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from .sequence_parallel import PartTables
 
 
+def to_device(tensor: torch.Tensor, device) -> torch.Tensor:
+    """A small host tensor on the device, without waiting for what the device is doing."""
+    device = torch.device(device)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 @dataclass(frozen=True)
 class KeyIndex:
     """Where the keys of a packed batch lie in a paged pool."""
@@ -83,8 +89,8 @@ class Packed:
         return cls(
             lengths=lengths,
             starts=starts,
-            cu_seqlens_S1=cu_seqlens.to(device),
-            positions_T=positions_T.to(device),
+            cu_seqlens_S1=to_device(cu_seqlens, device),
+            positions_T=to_device(positions_T, device),
             plan=plan_blocks(lengths, device),
             **cache_fields,
         )

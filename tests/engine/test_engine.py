@@ -67,9 +67,12 @@ def outputs(model, processor, prompts, params, **settings):
 
 
 def assert_empty(engine):
-    """Every slot and page is free again."""
-    assert engine.cache.free_slots == engine.max_sequences
-    assert engine.cache.free_pages == engine._unpromised_pages == engine.num_pages
+    """Every slot is free again, and every page that no cached prefix holds."""
+    assert engine.cache.free_slots == engine.max_sequences and engine.cache.used_pages == 0
+    engine.prefixes.clear()
+    assert engine.cache.free_pages == engine.num_pages
+    assert engine.cache.free_checkpoints == engine.sizes.max_checkpoints
+    assert not engine.has_work and not engine.cache._swapped
 
 
 @pytest.fixture(scope="module")

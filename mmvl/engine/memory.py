@@ -1,0 +1,126 @@
+"""How large the pools are: from what a token, a state and an image take, and from the memory that is there.
+
+On a GPU the pools get what the model leaves, but for a reserve that activations need. On a CPU they stay small: the
+machine has other things to do, and torch does not say beforehand what a step will take.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from mmvl.text_backbone.config import TextConfig
+
+PAGE_SIZE = 64
+MOST_SEQUENCES = {"cuda": 256, "cpu": 32}
+MOST_CPU_TOKENS = 65_536  # unless one context alone is longer
+LONGEST_CPU_CONTEXT = 262_144
+SHARE = 0.92  # of the free memory; the rest is for what torch and the drivers take beside it
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the engine allocates: places for sequences, pages of `PAGE_SIZE` tokens, places for checkpoints; bytes of
+    image features that are kept, and of host memory for sequences that have to wait."""
+
+    max_sequences: int
+    num_pages: int
+    max_checkpoints: int
+    feature_bytes: int
+    swap_bytes: int
+
+
+def bytes_of_token(config: TextConfig, dtype: torch.dtype) -> int:
+    """Keys and values of one token in all softmax layers."""
+    return 2 * len(config.softmax_layers) * config.num_key_value_heads * config.head_dim * dtype.itemsize
+
+
+def bytes_of_state(config: TextConfig) -> int:
+    """The fp32 states of one sequence in all lightning layers."""
+    return 4 * len(config.lightning_layers) * config.num_attention_heads * config.head_dim**2
+
+
+def checkpoint_spacing(config: TextConfig, dtype: torch.dtype) -> tuple[int, int]:
+    """(least, most) tokens between checkpoints: most is where a state weighs as much as the keys and values between
+    two, at least 1,024; least a sixteenth of that, from 16 to 512."""
+    weighs = bytes_of_state(config) // max(bytes_of_token(config, dtype), 1)
+    most = max(1024, min(weighs, 8192))
+    return max(16, min(weighs // 16, 512)), most
+
+
+def choose_sizes(
+    config: TextConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    max_sequences: int | None = None,
+    max_cached_tokens: int | None = None,
+    prefix_cache: str = "exact",
+    activations: int = 0,
+) -> Sizes:
+    """Pools for this model on this device; what is given is taken as it is.
+
+    prefix_cache: "exact", "int8" or "off". activations: bytes that the largest step takes.
+
+    Raises ValueError where the memory left is too small for one sequence.
+    """
+    gpu = device.type == "cuda"
+    state, token = bytes_of_state(config), bytes_of_token(config, dtype)
+    kept_state = state // 4 if prefix_cache == "int8" else state
+    if not gpu:
+        return _on_cpu(config, max_sequences, max_cached_tokens, prefix_cache, kept_state)
+    free, total = torch.cuda.mem_get_info(device)
+    room = int(SHARE * free) - activations
+    features = min(2 * GIB, room // 20)
+    room -= features
+    if max_sequences is None:
+        max_sequences = max(1, min(MOST_SEQUENCES["cuda"], room // 4 // max(state, 1)))
+    room -= max_sequences * state
+    checkpoints = 0 if prefix_cache == "off" else max(0, min(4096, room // 3 // max(kept_state, 1)))
+    if max_cached_tokens is None:
+        left = max(room - checkpoints * kept_state, 0)
+        # no more than all places with whole contexts, and as much again of cached prefixes, can ever hold
+        most = 2 * max_sequences * config.max_position_embeddings
+        max_cached_tokens = min(left // max(token, 1), most)
+    room -= checkpoints * kept_state + max_cached_tokens * token
+    if room < 0 or max_cached_tokens < PAGE_SIZE:
+        raise ValueError(
+            f"the model leaves {free / GIB:.1f} GiB of {total / GIB:.1f} on {torch.cuda.get_device_name(device)}, "
+            f"too little for {max_sequences} sequences ({state / GIB:.2f} GiB of state each) with keys and values; "
+            "take fewer sequences, fewer cached tokens, quantised weights or more GPUs"
+        )
+    swap = min(16 * GIB, available_bytes() // 4)
+    return Sizes(max_sequences, _pages(max_cached_tokens), checkpoints, features, swap)
+
+
+def _on_cpu(config, max_sequences, max_cached_tokens, prefix_cache, kept_state) -> Sizes:
+    max_sequences = max_sequences or MOST_SEQUENCES["cpu"]
+    context = config.max_position_embeddings
+    if max_cached_tokens is None:
+        most = max(MOST_CPU_TOKENS, min(context, LONGEST_CPU_CONTEXT))
+        max_cached_tokens = min(max_sequences * context, most)
+    spare = available_bytes() // 16
+    checkpoints = 0 if prefix_cache == "off" else max(0, min(256, spare // max(kept_state, 1)))
+    # in the same memory swapping wins nothing
+    return Sizes(max_sequences, _pages(max_cached_tokens), checkpoints, min(spare, GIB // 4), 0)
+
+
+def _pages(tokens: int) -> int:
+    """One more than the tokens need: to continue a checkpoint its last page is copied."""
+    return -(-tokens // PAGE_SIZE) + 1
+
+
+def available_bytes() -> int:
+    """Host memory that can be had."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # not every system tells
+        return 4 * GIB
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python ran out of memory; on a CPU torch says so in words only."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

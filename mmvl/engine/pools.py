@@ -1,0 +1,111 @@
+"""What the requests hold of the hybrid cache: the scheduler's view of memory (`scheduler.Memory`).
+
+Cached prefixes live in the same pages and give way to whoever needs room.
+"""
+
+import time
+
+from mmvl.engine.prefix import Prefix, PrefixCache
+from mmvl.engine.request import Request
+from mmvl.engine.stats import Counters
+from mmvl.text_backbone.cache import HybridCache
+
+
+class Pools:
+    """Slots and pages of a cache, handed to requests. `swap_bytes`: host memory for those that have to wait."""
+
+    def __init__(self, cache: HybridCache, prefixes: PrefixCache, num_pages: int, swap_bytes: int, counters: Counters):
+        self.cache, self.prefixes, self.num_pages = cache, prefixes, num_pages
+        self._swap_bytes, self._counters = swap_bytes, counters
+        self._running = 0
+
+    def admit(self, request: Request) -> bool:
+        """Slot and pages for all tokens that it has, some of them perhaps found in the prefix cache. Or False."""
+        if not self.cache.free_slots:
+            return False
+        if request.swapped:
+            if not self._make_room(self._pages(request.num_tokens) + self._running):
+                return False
+            request.slot, request.swapped = self.cache.swap_in(request.number), False
+            self._swap_bytes += self.cache.swapped_bytes(request.num_cached)
+        else:
+            self._know(request, request.num_tokens)
+            limit = request.num_tokens - 1  # the last one has to be computed: its successor is sampled from it
+            hit = self.prefixes.match(request.keys, limit)
+            shared = 0 if hit is None else hit.length // self.cache.page_size
+            if not self._make_room(self._pages(request.num_tokens) - shared + self._running, hit):
+                return False
+            request.slot = self.cache.allocate() if hit is None else self.cache.resume(hit.checkpoint)
+            request.num_cached = request.last_checkpoint = self.cache.length(request.slot)
+            self._plan(request)
+        self.cache.reserve(request.slot, request.num_missing)
+        self._running += 1
+        return True
+
+    def _plan(self, request: Request) -> None:
+        """Where its prompt is to be cut; and what the hit was worth, if it has not been here before."""
+        image_end = request.image_positions[-1] + 1 if request.image_positions else 0
+        request.cuts = self.prefixes.cuts(request.keys, request.num_cached, request.prompt_tokens, image_end)
+        if request.started is None:
+            request.started = time.perf_counter()
+            request.cached_tokens = request.num_cached
+            self._counters.prompt_tokens_total += request.prompt_tokens
+            self._counters.prefix_query_tokens += request.prompt_tokens
+            self._counters.prefix_hit_tokens += request.num_cached
+
+    def grow(self, request: Request, count: int) -> bool:
+        """Pages for `count` more tokens; cached prefixes give way. Or False."""
+        needed = self.cache.pages_needed(request.slot, count)
+        if needed and not self._make_room(needed):
+            return False
+        if needed:
+            self.cache.reserve(request.slot, count)
+        return True
+
+    def checkpoint(self, request: Request) -> None:
+        """Keep its cache as it now is for those that begin alike, if it is far enough from the last one kept."""
+        length = self.cache.length(request.slot)
+        if length - request.last_checkpoint >= self.prefixes.gap:
+            self._know(request, length)
+            self.prefixes.keep(request.keys, request.slot, length)
+            request.last_checkpoint = length
+
+    def preempt(self, request: Request) -> None:
+        """Take its slot and pages: to the host's memory if there is room, else it will be computed again."""
+        size = self.cache.swapped_bytes(request.num_cached)
+        if size <= self._swap_bytes and request.num_cached and not request.suspect:
+            self._swap_bytes -= size
+            self.cache.swap_out(request.slot, request.number)
+            request.swapped, request.slot = True, None
+            self._running -= 1
+        else:
+            self.release(request)
+            request.num_cached = 0
+
+    def release(self, request: Request) -> None:
+        """Take back all that it holds, wherever that is."""
+        if request.slot is not None:
+            self.cache.free(request.slot)
+            request.slot = None
+            self._running -= 1
+        elif request.swapped:
+            self.cache.forget_swapped(request.number)
+            request.swapped = False
+            self._swap_bytes += self.cache.swapped_bytes(request.num_cached)
+
+    def _know(self, request: Request, length: int) -> None:
+        """See to it that the keys reach so far into the answer."""
+        if length > len(request.keys):
+            request.keys.extend(request.ids(len(request.keys), length))
+
+    def _pages(self, tokens: int) -> int:
+        return -(-tokens // self.cache.page_size)
+
+    def _make_room(self, pages: int, keeping: Prefix | None = None) -> bool:
+        """See to it that so many pages are free; False, with nothing dropped, where that cannot be."""
+        if pages > self.num_pages - self.cache.used_pages:
+            return False
+        while self.cache.free_pages < pages:
+            if not self.prefixes.evict(keeping):
+                return False
+        return True

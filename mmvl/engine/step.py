@@ -1,0 +1,171 @@
+"""One step on the device: what the scheduler chose goes through the model, and the next tokens are sampled.
+
+`Stepper.launch` queues the work of a step on the device and returns without waiting for it; `Flight.results` waits.
+What is sampled stays on the device as the next step's input, so that the host may run one step behind.
+
+T tokens of the step, S rows that are sampled, D model width, V vocabulary, N cache slots.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmvl.engine.images import ImageEncoder
+from mmvl.engine.pools import Pools
+from mmvl.engine.request import TokenLogprob
+from mmvl.engine.sampler import Logprobs, Row, Sampler
+from mmvl.engine.scheduler import Work
+from mmvl.model import VLModel
+from mmvl.text_backbone.packed import to_device
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a step sampled for one request: its new tokens, and with each its log probability if it asked."""
+
+    work: Work
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None
+
+
+class Flight:
+    """A step that was launched."""
+
+    def __init__(self, works: Sequence[Work], tokens_S: Tensor | None, logprobs: Logprobs | None):
+        self.works = works
+        self._sampled = [work for work in works if work.samples]
+        self._tokens_S, self._logprobs, self._ready = tokens_S, logprobs, None
+        self._results: list[Result] | None = None
+        if tokens_S is not None and tokens_S.is_cuda:
+            self._tokens_S = torch.empty(tokens_S.shape, dtype=tokens_S.dtype, pin_memory=True)
+            self._tokens_S.copy_(tokens_S, non_blocking=True)
+            self._ready = torch.cuda.Event()
+            self._ready.record()
+
+    @property
+    def seen(self) -> bool:
+        """Whether its results were waited for already."""
+        return self._results is not None
+
+    def results(self) -> list[Result]:
+        """Wait for the device; the tokens of everyone who sampled. Of a draft, those that held and the one behind."""
+        if self._results is None:
+            self._results = [] if self._tokens_S is None else self._read()
+        return self._results
+
+    def _read(self) -> list[Result]:
+        if self._ready is not None:
+            self._ready.synchronize()
+        tokens, by_row = self._tokens_S.tolist(), self._logprobs_by_row()
+        results, row = [], 0
+        for work in self._sampled:
+            found = tokens[row : row + 1 + len(work.draft)]
+            held = next((n for n, guess in enumerate(work.draft) if guess != found[n]), len(work.draft))
+            logprobs = None
+            if row in by_row:
+                logprobs = tuple(
+                    TokenLogprob(found[n], *by_row[row + n][:1], by_row[row + n][1][: work.request.params.logprobs])
+                    for n in range(held + 1)
+                )
+            results.append(Result(work, tuple(found[: held + 1]), logprobs))
+            row += 1 + len(work.draft)
+        return results
+
+    def _logprobs_by_row(self) -> dict[int, tuple]:
+        if self._logprobs is None:
+            return {}
+        columns = (x.tolist() for x in (self._logprobs.chosen_R, self._logprobs.ids_RN, self._logprobs.values_RN))
+        return {
+            row: (chosen, tuple(zip(ids, values, strict=True)))
+            for row, chosen, ids, values in zip(self._logprobs.rows, *columns, strict=True)
+        }
+
+
+class Stepper:
+    """Runs steps of a model over the pools. `behind`: the host may launch a step before it has seen the last one's."""
+
+    def __init__(self, model: VLModel, pools: Pools, sampler: Sampler, images: ImageEncoder, *, behind: bool):
+        self.model, self.pools, self.sampler, self.images = model, pools, sampler, images
+        num_slots = pools.cache.free_slots
+        self._last_N = torch.zeros(num_slots, dtype=torch.int64, device=model.device) if behind else None
+
+    def launch(self, works: Sequence[Work]) -> Flight:
+        """Feed the works' tokens and sample. The requests' counts of cached and unseen tokens are advanced."""
+        cache, drafting = self.pools.cache, any(work.draft for work in works)
+        packed = cache.pack([(work.request.slot, work.count) for work in works], draft=drafting)
+        x_TD = self._embed(works)
+        hidden_TD = self.model.language_model(x_TD, packed, cache).hidden_TD
+        rows_T, rows, at = [], [], 0
+        for work in works:
+            at += work.count
+            if work.samples:
+                rows_T += range(at - 1 - len(work.draft), at)
+                rows += self._rows(work)
+        tokens_S = logprobs = None
+        if rows:
+            if len(rows) < at:
+                hidden_TD = hidden_TD.index_select(0, self._to_device(rows_T))
+            tokens_S, logprobs = self.sampler(self.model.language_model.logits(hidden_TD), rows)
+            self._remember(works, tokens_S, drafting)
+        flight = Flight(works, tokens_S, logprobs)
+        if drafting:
+            self._settle(flight, packed)
+        for work in works:
+            if not drafting:
+                work.request.num_cached += work.count
+            if work.samples:
+                work.request.in_flight += 1
+            if work.checkpoint:
+                self.pools.checkpoint(work.request)
+        return flight
+
+    def _embed(self, works: Sequence[Work]) -> Tensor:
+        """Token and image embeddings (T, D); a token that only the device knows is taken from there."""
+        ids, unseen_at, unseen_of, pieces, places = [], [], [], [], []
+        for work in works:
+            request = work.request
+            if request.in_flight:
+                unseen_at.append(len(ids))
+                unseen_of.append(request.slot)
+                ids.append(0)
+                continue
+            if request.image_positions:
+                rows, inside = self.images.rows(work)
+                pieces += rows
+                places += [len(ids) + place for place in inside]
+            ids += request.ids(work.start, work.start + work.count - len(work.draft))
+            ids += work.draft
+        ids_T = self._to_device(ids)
+        if unseen_at:
+            ids_T[self._to_device(unseen_at)] = self._last_N[self._to_device(unseen_of)]
+        x_TD = self.model.embed(ids_T, torch.cat(pieces) if pieces else None, self._to_device(places))
+        self.images.trim()
+        return x_TD
+
+    def _rows(self, work: Work) -> list[Row]:
+        """Whose logits are sampled, one row for every guess and one behind them."""
+        request = work.request
+        first = len(request.output_ids) + request.in_flight
+        mask = request.params.logit_mask
+        mask_V = None if mask is None else mask.next_mask(request.output_ids)
+        return [Row(request.sampler_state, first + n, mask_V) for n in range(1 + len(work.draft))]
+
+    def _remember(self, works: Sequence[Work], tokens_S: Tensor, drafting: bool) -> None:
+        if self._last_N is not None and not drafting:
+            slots_S = self._to_device([work.request.slot for work in works if work.samples])
+            self._last_N.index_copy_(0, slots_S, tokens_S)
+
+    def _settle(self, flight: Flight, packed) -> None:
+        """Wait, and keep of the drafts what held."""
+        results = flight.results()
+        self.pools.cache.accept(packed, [len(result.token_ids) for result in results])
+        for result in results:
+            work = result.work
+            work.request.num_cached += len(result.token_ids)
+            if work.draft:
+                work.request.lookup.learn(len(work.draft), len(result.token_ids) - 1)
+
+    def _to_device(self, numbers: Sequence[int]) -> Tensor:
+        return to_device(torch.tensor(numbers, dtype=torch.int64), self.model.device)
