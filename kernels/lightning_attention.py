@@ -90,13 +90,13 @@ tuning.declare(
     candidates=[{"programs": programs, "least": least} for programs in (1, 2, 4, 8) for least in (128, 256)],
 )
 # lightning_hopper_triton.py instead of the plain kernels; `halves` of a segment of a head fill a multiprocessor.
-_SPECIALIZED = {"use": 1, "width": 64, "stages": 3, "registers": 144, "halves": 1, "least": 512}
+_SPECIALIZED = {"use": 1, "width": 64, "stages": 4, "registers": 128, "halves": 1, "least": 512}
 tuning.declare(
     "lightning_specialized",
     default=_SPECIALIZED,
     exact=("K",),
     candidates=lambda K, dtype, **_: (
-        [{**_SPECIALIZED, "use": 0}, {**_SPECIALIZED, "registers": 136}, {**_SPECIALIZED, "halves": 2}]
+        [{**_SPECIALIZED, "use": 0}, {**_SPECIALIZED, "stages": 3}, {**_SPECIALIZED, "halves": 2}]
         if K == 128 and dtype == "bfloat16"
         else []
     ),
@@ -325,7 +325,6 @@ def _by_kernels(qkv_THC, slopes_H, initial_SHKK, plan, silu, want_state):
     return o_THK, state_SHKK if want_state else None
 
 
-@torch.compiler.assume_constant_result
 def _choose_cut(T: int, H: int, K: int, longest: int, dtype: str, device: torch.device):
     """Tokens of a segment, and whether lightning_hopper_triton.py runs: bf16 on a GPU with warpgroup products."""
     if K == 128 and T and dtype == "bfloat16" and device.type == "cuda" and capability(device)[0] == 9:
@@ -334,6 +333,10 @@ def _choose_cut(T: int, H: int, K: int, longest: int, dtype: str, device: torch.
             programs = chosen["halves"] * chosen["width"] / K
             return _even_segments(T * H, longest, programs, chosen["least"], device), True
     return segment_tokens(T, H, K, longest, device), False
+
+
+# What torch.compiler.assume_constant_result would set; that imports torch._dynamo, and with it triton.
+_choose_cut._dynamo_marked_constant = True
 
 
 def segment_tokens(T: int, H: int, K: int, longest: int, device: torch.device) -> int:

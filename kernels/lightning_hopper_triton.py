@@ -37,6 +37,7 @@ _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 _fetch = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 _put = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
 _SEQUENCE, _FIRST, _LENGTH, _BEFORE, _AFTER, _SLOT, _TAIL, _COLUMNS = map(gl.constexpr, (0, 1, 2, 3, 4, 5, 6, 8))
+_SLOPES = gl.constexpr(3)  # buffers for e
 _SILU = gl.constexpr("""{
     .reg .b32 h, half, zero; .reg .f32 a, b, s, t;
     mov.b32 half, 0x3f003f00; mov.b32 zero, 0x80008000;
@@ -75,28 +76,37 @@ def _expm1(x):
 
 
 @gluon.jit
-def _load(a_desc, b_desc, c_desc, e_desc, a_bufs, b_bufs, c_bufs, e_bufs, loaded, free, first, length, a_at, b_at,
-          c_at, e_at, C: gl.constexpr, REVERSE: gl.constexpr, SLOPE: gl.constexpr,
+def _load(a_desc, b_desc, c_desc, e_desc, a_bufs, b_bufs, c_bufs, e_bufs, loaded, e_loaded, free, first, length, a_at,
+          b_at, c_at, e_at, C: gl.constexpr, REVERSE: gl.constexpr, SLOPE: gl.constexpr,
           STAGES: gl.constexpr):  # fmt: skip
+    lag: gl.constexpr = STAGES - _SLOPES if STAGES > _SLOPES else 0  # e is needed last and has fewer buffers
     chunks = gl.maximum(gl.cdiv(length, C), 1)
-    for c in range(chunks):
-        s = c % STAGES
-        row = first + ((chunks - 1 - c) if REVERSE else c) * C
-        mbarrier.wait(free.index(s), (c // STAGES & 1) ^ 1)
-        bar = loaded.index(s)
-        narrow: gl.constexpr = c_desc.block_type.nbytes * (2 if SLOPE else 1)
-        mbarrier.expect(bar, a_desc.block_type.nbytes + b_desc.block_type.nbytes + narrow)
-        _fetch(a_desc, [row, a_at], bar, a_bufs.index(s))
-        _fetch(b_desc, [row, b_at], bar, b_bufs.index(s))
-        _fetch(c_desc, [row, c_at], bar, c_bufs.index(s))
+    for c in range(chunks + (lag if SLOPE else 0)):
+        if c < chunks:
+            s = c % STAGES
+            row = first + ((chunks - 1 - c) if REVERSE else c) * C
+            mbarrier.wait(free.index(s), (c // STAGES & 1) ^ 1)
+            bar = loaded.index(s)
+            mbarrier.expect(bar, a_desc.block_type.nbytes + b_desc.block_type.nbytes + c_desc.block_type.nbytes)
+            _fetch(a_desc, [row, a_at], bar, a_bufs.index(s))
+            _fetch(b_desc, [row, b_at], bar, b_bufs.index(s))
+            _fetch(c_desc, [row, c_at], bar, c_bufs.index(s))
         if SLOPE:
-            _fetch(e_desc, [row, e_at], bar, e_bufs.index(s))
+            m = c - lag
+            if m >= 0:
+                if m >= _SLOPES:
+                    mbarrier.wait(free.index((m - _SLOPES) % STAGES), (m - _SLOPES) // STAGES & 1)
+                bar = e_loaded.index(m % _SLOPES)
+                mbarrier.expect(bar, e_desc.block_type.nbytes)
+                row = first + ((chunks - 1 - m) if REVERSE else m) * C
+                _fetch(e_desc, [row, e_at], bar, e_bufs.index(m % _SLOPES))
 
 
 @gluon.jit
-def _activate(a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, loaded, ready, length, slope, TURN: gl.constexpr,
-              K: gl.constexpr, BV: gl.constexpr, C: gl.constexpr, REVERSE: gl.constexpr, SILU_A: gl.constexpr,
-              SILU_B: gl.constexpr, SILU_C: gl.constexpr, SLOPE: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
+def _activate(a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, loaded, e_loaded, ready, free, length, slope,
+              TURN: gl.constexpr, K: gl.constexpr, BV: gl.constexpr, C: gl.constexpr, REVERSE: gl.constexpr,
+              SILU_A: gl.constexpr, SILU_B: gl.constexpr, SILU_C: gl.constexpr, SLOPE: gl.constexpr,
+              STAGES: gl.constexpr):  # fmt: skip
     wide: gl.constexpr = gl.BlockedLayout([1, 8], [256 // K, K // 8], [4, 1], [1, 0])
     narrow: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BV, BV // 8], [4, 1], [1, 0])
     i_wide = gl.arange(0, C, layout=gl.SliceLayout(1, wide))
@@ -107,6 +117,7 @@ def _activate(a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, loaded, ready, length, slo
         n = gl.minimum(length - ((chunks - 1 - c) if REVERSE else c) * C, C)
         mbarrier.wait(loaded.index(s), c // STAGES & 1)
         a_buf, b_buf, c_buf = a_bufs.index(s), b_bufs.index(s), c_bufs.index(s)
+        # All loads before all stores: a barrier between them, and only one.
         a = a_buf.load(wide) if SILU_A else 0
         b = b_buf.load(wide) if SILU_B else 0
         v = c_buf.load(narrow)
@@ -117,9 +128,6 @@ def _activate(a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, loaded, ready, length, slo
         if SILU_C:
             v = _by_pairs(v, _SILU)
             c_buf.store(v)
-        if SLOPE:
-            e_buf = e_bufs.index(s)
-            e_buf.store(_by_pairs(e_buf.load(narrow), _SILU_SLOPE))
         if n < C:  # what follows are the next sequence's rows
             v = gl.where((i < n)[:, None], v, gl.zeros_like(v))
             c_buf.store(v)
@@ -127,7 +135,14 @@ def _activate(a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, loaded, ready, length, slo
             b_buf.store(gl.where((i_wide < n)[:, None], w, gl.zeros_like(w)))
         distance = (i + 1) if REVERSE else gl.maximum(n - 1 - i, 0)
         decay = gl.exp(-slope * distance.to(gl.float32))
-        d_bufs.index(s).store((v.to(gl.float32) * decay[:, None]).to(gl.bfloat16))
+        d = (v.to(gl.float32) * decay[:, None]).to(gl.bfloat16)
+        if SLOPE:
+            mbarrier.wait(e_loaded.index(c % _SLOPES), c // _SLOPES & 1)
+            e_buf = e_bufs.index(c % _SLOPES)
+            e_buf.store(_by_pairs(e_buf.load(narrow), _SILU_SLOPE))
+        if c >= 2:
+            mbarrier.wait(free.index((c - 2) % STAGES), (c - 2) // STAGES & 1)
+        d_bufs.index(TURN).store(d)
         fence_async_shared()
         mbarrier.arrive(ready.index(s), count=1)
 
@@ -140,14 +155,11 @@ def _offsets(part, K: gl.constexpr, BV: gl.constexpr, TRANSPOSED: gl.constexpr, 
 
 
 @gluon.jit
-def _products(state, o_desc, o_ptr, a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, o_bufs, state_bufs, ready, free, first,
+def _products(state, o_desc, o_ptr, a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, o_buf, state_buf, ready, free, first,
               length, o_at, o_stride, slope, BV: gl.constexpr, C: gl.constexpr, REVERSE: gl.constexpr,
               SLOPE: gl.constexpr, STAGES: gl.constexpr, score_layout: gl.constexpr,
               o_layout: gl.constexpr):  # fmt: skip
-    """A chunk's scores are begun before the last one's outputs are done, so that the tensor cores find work.
-
-    There are two buffers for outputs and two for states, so that one barrier a chunk does.
-    """
+    """A chunk's scores are begun before the last one's outputs are done, so that the tensor cores find work."""
     i = gl.arange(0, C, layout=gl.SliceLayout(1, score_layout))
     j = gl.arange(0, C, layout=gl.SliceLayout(0, score_layout))
     distance = (j[None, :] - i[:, None]) if REVERSE else (i[:, None] - j[None, :])
@@ -158,7 +170,7 @@ def _products(state, o_desc, o_ptr, a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, o_bu
     nothing = gl.zeros([C, BV], gl.float32, layout=o_layout)
     p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=o_layout, k_width=2)
     chunks = gl.maximum(gl.cdiv(length, C), 1)
-    state_bufs.index(0).store(state.to(gl.bfloat16))
+    state_buf.store(state.to(gl.bfloat16))
     fence_async_shared()
     _barrier()
     n = gl.minimum(length - ((chunks - 1) * C if REVERSE else 0), C)
@@ -168,8 +180,8 @@ def _products(state, o_desc, o_ptr, a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, o_bu
     for c in range(chunks):
         s = c % STAGES
         n = gl.minimum(length - ((chunks - 1 - c) if REVERSE else c) * C, C)
-        o = warpgroup_mma(a_bufs.index(s), state_bufs.index(c % 2), nothing, use_acc=False, is_async=True)
-        grown = warpgroup_mma(b_bufs.index(s).permute((1, 0)), d_bufs.index(s), state, is_async=True)
+        o = warpgroup_mma(a_bufs.index(s), state_buf, nothing, use_acc=False, is_async=True)
+        grown = warpgroup_mma(b_bufs.index(s).permute((1, 0)), d_bufs.index(c % 2), state, is_async=True)
         scores = warpgroup_mma_wait(num_outstanding=2, deps=(scores,))
         from_state = gl.exp(-slope * (gl.maximum(n - 1 - rows, 0) if REVERSE else rows + 1).to(gl.float32))
         p = gl.convert_layout((scores * within).to(gl.bfloat16), p_layout)
@@ -181,23 +193,24 @@ def _products(state, o_desc, o_ptr, a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, o_bu
         o = warpgroup_mma_wait(num_outstanding=2, deps=(o,))
         o = warpgroup_mma(p, c_bufs.index(s), o * from_state[:, None], is_async=True)
         state = warpgroup_mma_wait(num_outstanding=2, deps=(grown,))
-        state_bufs.index((c + 1) % 2).store(state.to(gl.bfloat16))
+        tma.store_wait(0)
+        _barrier()  # all warps have read the old state, and the last outputs are on their way
+        state_buf.store(state.to(gl.bfloat16))
         following = (chunks - 2 - c) if REVERSE else c + 1
         n_next = gl.where(c + 1 < chunks, gl.minimum(length - following * C, C), 0)
         state += state * _expm1(-slope * n_next.to(gl.float32))
         o = warpgroup_mma_wait(num_outstanding=0, deps=(o,))
         if SLOPE:
-            o *= e_bufs.index(s).load(o_layout).to(gl.float32)
+            o *= e_bufs.index(c % _SLOPES).load(o_layout).to(gl.float32)
         whole = n == C
         if whole:
-            o_bufs.index(c % 2).store(o.to(gl.bfloat16))
+            o_buf.store(o.to(gl.bfloat16))
         fence_async_shared()
-        tma.store_wait(0)
         _barrier()
         mbarrier.arrive(free.index(s), count=1)
         begin = first + ((chunks - 1 - c) if REVERSE else c) * C
         if whole:
-            _put(o_desc, [begin, o_at], o_bufs.index(c % 2))
+            _put(o_desc, [begin, o_at], o_buf)
         else:
             at = (begin + rows).to(gl.int64)[:, None] * o_stride + o_at + vs[None, :]
             gl.store(o_ptr + at, o.to(gl.bfloat16), mask=(rows < n)[:, None])
@@ -251,34 +264,37 @@ def _lightning_pass(
     a_bufs = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, K], a_desc.layout)
     b_bufs = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, K], b_desc.layout)
     c_bufs = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, BV], c_desc.layout)
-    d_bufs = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, BV], c_desc.layout)
+    d_bufs = gl.allocate_shared_memory(gl.bfloat16, [2, C, BV], c_desc.layout)
     e_bufs = d_bufs
     if SLOPE:
-        e_bufs = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, BV], c_desc.layout)
-    o_bufs = gl.allocate_shared_memory(gl.bfloat16, [2, C, BV], o_desc.layout)
+        e_bufs = gl.allocate_shared_memory(gl.bfloat16, [_SLOPES, C, BV], c_desc.layout)
+    o_buf = gl.allocate_shared_memory(gl.bfloat16, [C, BV], o_desc.layout)
     state_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([K, BV], gl.bfloat16)
-    state_bufs = gl.allocate_shared_memory(gl.bfloat16, [2, K, BV], state_layout)
+    state_buf = gl.allocate_shared_memory(gl.bfloat16, [K, BV], state_layout)
     loaded = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    e_loaded = gl.allocate_shared_memory(gl.int64, [_SLOPES, 1], mbarrier.MBarrierLayout())
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for s in gl.static_range(STAGES):
         mbarrier.init(loaded.index(s), count=1)
         mbarrier.init(ready.index(s), count=1)
         mbarrier.init(free.index(s), count=1)
+    for s in gl.static_range(_SLOPES):
+        mbarrier.init(e_loaded.index(s), count=1)
 
     c_at += h * c_head + part * BV
     o_at += h * o_head + part * BV
     (state,) = gl.warp_specialize(
         [
-            (_products, (state, o_desc, o_ptr, a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, o_bufs, state_bufs, ready, free,
+            (_products, (state, o_desc, o_ptr, a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, o_buf, state_buf, ready, free,
                          first, length, o_at, H * o_head, slope, BV, C, REVERSE, SLOPE, STAGES, score_layout,
                          o_layout)),
-            (_activate, (a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, loaded, ready, length, slope, 0, K, BV, C, REVERSE,
-                         SILU_A, SILU_B, SILU_C, SLOPE, STAGES)),
-            (_activate, (a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, loaded, ready, length, slope, 1, K, BV, C, REVERSE,
-                         SILU_A, SILU_B, SILU_C, SLOPE, STAGES)),
-            (_load, (a_desc, b_desc, c_desc, e_desc, a_bufs, b_bufs, c_bufs, e_bufs, loaded, free, first, length,
-                     h * a_head + a_at, h * b_head + b_at, c_at, o_at, C, REVERSE, SLOPE, STAGES)),
+            (_activate, (a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, loaded, e_loaded, ready, free, length, slope, 0, K,
+                         BV, C, REVERSE, SILU_A, SILU_B, SILU_C, SLOPE, STAGES)),
+            (_activate, (a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, loaded, e_loaded, ready, free, length, slope, 1, K,
+                         BV, C, REVERSE, SILU_A, SILU_B, SILU_C, SLOPE, STAGES)),
+            (_load, (a_desc, b_desc, c_desc, e_desc, a_bufs, b_bufs, c_bufs, e_bufs, loaded, e_loaded, free, first,
+                     length, h * a_head + a_at, h * b_head + b_at, c_at, o_at, C, REVERSE, SLOPE, STAGES)),
         ],
         [4, 4, 1], [REGISTERS, REGISTERS, 24],
     )  # fmt: skip
@@ -310,7 +326,7 @@ def _run(a, b, c, out, slopes, initial, added, table, final, segment, silu, reve
         _map(a, K), _map(b, K), c_map, _map(slope_of, BV) if slope else c_map, _map(out, BV), out, slopes, initial,
         added, table, final, H, segment, a.shape[2], b.shape[2], c.shape[2], out.shape[2], a_at, b_at, c_at, o_at,
         K=K, BV=BV, C=_CHUNK, REVERSE=reverse, TRANSPOSED=transposed, SILU_A=activated[0], SILU_B=activated[1],
-        SILU_C=activated[2], SLOPE=slope, STAGES=min(config["stages"], 3) if slope else config["stages"],
+        SILU_C=activated[2], SLOPE=slope, STAGES=config["stages"],
         REGISTERS=config["registers"], num_warps=4, maxnreg=128,
     )  # fmt: skip
 

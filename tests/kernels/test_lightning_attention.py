@@ -314,13 +314,13 @@ if torch.cuda.is_available():
 
     @pytest.mark.skipif(torch.cuda.get_device_capability()[0] != 9, reason="kernels for Hopper")
     @pytest.mark.parametrize("halves", [1, 64], ids=["whole sequences", "many segments"])
-    @pytest.mark.parametrize("stages", [2, 3])
+    @pytest.mark.parametrize("stages", [3, 4])
     def test_specialized_warps(halves, stages):
         generator = torch.Generator().manual_seed(0)
         lengths = [0, 1, 1, 5000, *torch.randint(0, 300, (40,), generator=generator).tolist(), 63, 64, 65, 0, 2000, 1]
         qkv, initial = draw_inputs(lengths, H=8, K=128, dtype=torch.bfloat16, device="cuda")
         slopes = torch.logspace(math.log10(0.9), -7, 8, dtype=torch.float64, device="cuda")
-        choice = {"use": 1, "width": 64, "stages": stages, "registers": 144, "halves": halves, "least": 512}
+        choice = {"use": 1, "width": 64, "stages": stages, "registers": 128, "halves": halves, "least": 512}
         with tuning.forced("lightning_specialized", choice):
             out = gradients_on_cuda(qkv, initial, slopes, lengths, torch.bfloat16)
         ref = gradients_on_cuda(qkv, initial, slopes, lengths, torch.float64)
@@ -359,7 +359,7 @@ if torch.cuda.is_available():
             for _ in range(2):
                 step()
         torch.cuda.current_stream().wait_stream(stream)
-        expected = step()
+        expected = [result.detach() for result in step()]  # what holds on to the graph, holds on to its stream
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             results = step()
