@@ -28,7 +28,7 @@ class Gate:
     def check(self) -> None:
         """Raises ApiError if no request can be taken now."""
         if self.draining:
-            raise ApiError(503, "The server is shutting down.", code="shutting_down", retry_after=5)
+            raise ApiError(503, "The server is shutting down.", code="shutting_down", retry_after=2)
         if self.inside >= self._limit:
             raise ApiError(
                 429,

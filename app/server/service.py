@@ -224,7 +224,7 @@ class Service:
 
     def abort_all(self) -> None:
         """Ends every answer that runs; their clients are told that the server shuts down."""
-        error = ApiError(503, "The server is shutting down.", code="shutting_down", retry_after=5)
+        error = ApiError(503, "The server is shutting down.", code="shutting_down", retry_after=2)
         for updates in self._answering:
             updates.put_nowait((0, error))
 

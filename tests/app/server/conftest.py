@@ -1,0 +1,153 @@
+"""What the tests of the server share: a tiny model behind a real web server in a thread, and ways to ask it."""
+
+import asyncio
+import base64
+import io
+import socket
+import threading
+import time
+from contextlib import contextmanager
+
+import httpx
+import openai
+import pytest
+import uvicorn
+from PIL import Image
+
+from mmvl import VLM
+from mmvl.app.server import ServerSettings, create_app
+
+MODEL = "tiny"
+
+
+class Served:
+    """A running server: its `url`, `app`, `service`, `vlm`, and clients for it."""
+
+    def __init__(self, url: str, app, vlm):
+        self.url, self.app, self.vlm, self.service = url, app, vlm, app.state.service
+
+    def client(self, **options) -> openai.OpenAI:
+        options = {"api_key": "none needed", "max_retries": 0} | options
+        return openai.OpenAI(base_url=f"{self.url}/v1", **options)
+
+    def post(self, path: str = "/v1/chat/completions", **options) -> httpx.Response:
+        return httpx.post(f"{self.url}{path}", **({"timeout": 30} | options))
+
+    def metric(self, name: str, **labels) -> float:
+        """The sum of a metric's samples that have these labels."""
+        page = httpx.get(f"{self.url}/metrics").text
+        lines = [line for line in page.splitlines() if line.partition("{")[0] == f"mmvl:{name}"]
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        return sum(float(line.rpartition(" ")[2]) for line in lines if all(text in line for text in wanted))
+
+    def idle(self) -> bool:
+        stats = self.vlm.engine.stats()
+        return not (stats.running or stats.waiting or stats.state_slots_used or self.service.gate.inside)
+
+
+@contextmanager
+def running(vlm, fetcher=None, **settings):
+    """A server on a free port of this machine."""
+    settings = {"served_names": (MODEL,), "port": 0} | settings
+    app = create_app(vlm, ServerSettings(**settings), fetcher=fetcher)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1, lifespan="on"))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", app, vlm)
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def wait_until(true, seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def serve():
+    """serve(vlm, **settings) -> a context with a `Served` (test modules cannot import a conftest)."""
+    return running
+
+
+@pytest.fixture(scope="session")
+def until():
+    """until(condition, seconds=10.0) waits for it."""
+    return wait_until
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_model_dir) -> VLM:
+    return VLM(tiny_model_dir, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def server(tiny):
+    """A server with the default limits."""
+    with running(tiny) as served:
+        yield served
+
+
+@pytest.fixture
+def slow(tiny_model_dir, monkeypatch) -> VLM:
+    """A model that takes 20 ms a step: 200 tokens are 4 s."""
+    vlm = VLM(tiny_model_dir, device="cpu")
+    step = vlm.engine.step
+
+    def slow_step():
+        time.sleep(0.02)
+        return step()
+
+    monkeypatch.setattr(vlm.engine, "step", slow_step)
+    return vlm
+
+
+@pytest.fixture(scope="session")
+def asked():
+    """asked(text, *parts, **more) -> the body of a request for a chat answer."""
+
+    def body(text: str = "What is this?", *parts: dict, **more) -> dict:
+        content = [*parts, {"type": "text", "text": text}] if parts else text
+        return {"model": MODEL, "messages": [{"role": "user", "content": content}], "max_tokens": 8} | more
+
+    return body
+
+
+@pytest.fixture(scope="session")
+def as_image():
+    """as_image(file's bytes or PIL image) -> a part of a message."""
+
+    def part(image, detail=None, mime="image/png") -> dict:
+        if isinstance(image, Image.Image):
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG")
+            image = buffer.getvalue()
+        url = {"url": f"data:{mime};base64,{base64.b64encode(image).decode()}"}
+        return {"type": "image_url", "image_url": url | ({"detail": detail} if detail else {})}
+
+    return part
+
+
+@pytest.fixture(scope="session")
+def as_file():
+    """as_file(PDF's bytes, **more) -> a part of a message."""
+
+    def part(data: bytes, **more) -> dict:
+        url = f"data:application/pdf;base64,{base64.b64encode(data).decode()}"
+        return {"type": "file", "file": {"filename": "some.pdf", "file_data": url} | more}
+
+    return part
+
+
+@pytest.fixture(scope="session")
+def two_pages() -> bytes:
+    """A PDF of a white and a black page."""
+    pages = [Image.new("RGB", (50, 50), colour) for colour in ("white", "black")]
+    buffer = io.BytesIO()
+    pages[0].save(buffer, "PDF", save_all=True, append_images=pages[1:])
+    return buffer.getvalue()
