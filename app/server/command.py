@@ -10,7 +10,7 @@ _API, _LIMITS, _TIMES = "Who may ask", "Limits", "Time"
 
 def _option(*names: str, default: object, metavar: str, text: str):
     """An option that is only handed on if it was given; `default` is what the settings say otherwise."""
-    return typer.Option(*names, metavar=metavar, help=text, show_default=str(default))
+    return typer.Option(*names, metavar=metavar, help=f"{text}  [default: {default}]")
 
 
 def serve(
