@@ -1,25 +1,53 @@
 #!/usr/bin/env bash
 # The training data of mmvl-tiny, into runs/data. Sources and licences: the model card, mmvl/models/mmvl-tiny/README.md.
-#   FONTS   directory searched for fonts (held-out families are left out by name; `mmvl data import fonts` makes a compact
-#           copy of them, to render on another machine)
-#   CORPUS  directory of .jsonl.gz text files (made by data/text.py from Debian packages)
-#   STAMPS  where Debian's tuxpaint-stamps-default is unpacked ("/" if it is installed; empty: no stamps)
-#   SCALE   divides the counts, for a try; WORKERS  processes, 0 is one a core
+#   FONTS     directory searched for fonts (held-out families are left out by name; `mmvl data import fonts` makes a
+#             compact copy of them, to render on another machine)
+#   CORPUS    directory of .jsonl.gz text files (made by data/text.py from Debian packages)
+#   STAMPS    where Debian's tuxpaint-stamps-default is unpacked ("/" if it is installed; empty: no stamps)
+#   RECEIPTS, CHARTS, TABLES  real scans (SROIE), charts (ChartQA), tables (WikiTableQuestions), in the forms that
+#             data/public_formats.py reads; empty: none, and the recipes' sources scans, scan-lines, chart-scans go
+#   OUT       where the shards go; ONLY  names of sources, all if empty; SCALE  divides the counts, for a try
+#   SEEDS     is added to every seed, for more data of the same kinds; WORKERS  processes of a source, 0 is one a core
+# Sources are made JOBS at a time: each begins with some seconds of one process, reading fonts.
 set -euo pipefail
-: "${FONTS:=/usr/share/fonts}" "${CORPUS:=runs/corpus}" "${STAMPS=/}" "${SCALE:=1}" "${WORKERS:=0}"
-render() { mmvl data render "$1" -o "runs/data/$2" --count $(($3 / SCALE)) --seed "$4" --workers "$WORKERS" "${@:5}"; }
-import() { mmvl data import "$1" -o "runs/data/$2" --count $(($3 / SCALE)) --seed "$4" --workers "$WORKERS" "${@:5}"; }
+: "${FONTS:=/usr/share/fonts}" "${CORPUS:=runs/corpus}" "${STAMPS=/}" "${RECEIPTS=}" "${CHARTS=}" "${TABLES=}"
+: "${OUT:=runs/data}" "${ONLY=}" "${SCALE:=1}" "${SEEDS:=0}" "${WORKERS:=0}" "${JOBS:=6}"
+running=0 failed=0
+shards() { # render|import, kind, name, count, seed, settings
+  [[ -z $ONLY || " $ONLY " == *" $3 "* ]] || return 0
+  if ((running >= JOBS)); then wait -n || failed=1; running=$((running - 1)); fi
+  mmvl data "$1" "$2" -o "$OUT/$3" --count $(($4 / SCALE)) --seed $(($5 + SEEDS)) --workers "$WORKERS" "${@:6}" &
+  running=$((running + 1))
+}
+render() { shards render "$1" "$2" "$3" "$4" --set fonts="$FONTS" --set corpus="$CORPUS" "${@:5}"; }
 
-import text text 0 11 --set corpus="$CORPUS"
-# Single words and numbers, large and clean: the first thing to learn to read.
-render text-lines words 150000 17 --set fonts="$FONTS" --set corpus="$CORPUS" \
-  --set max_chars=8 --set min_size=16 --set clean=true
-import easy-vqa easy-vqa 32000 12 ${EASY_VQA_WHEEL:+--set wheel="$EASY_VQA_WHEEL"}
-[ -z "$STAMPS" ] || import stamps stamps 0 13 --set packages="$STAMPS"
-render emoji emoji 24000 14 --set fonts="$FONTS"
+# The largest first, so that none is left running alone.
+asked=(--set whole=0.5 --set unanswerable=0.12)
+real=(${TABLES:+--set tables="$TABLES"})
+render receipts receipts 50000 31 "${asked[@]}"
+render pages pages 40000 32 "${asked[@]}"
+render tables tables 40000 33 "${asked[@]}" "${real[@]}"
+render receipt-lines receipt-lines 400000 34 --set capitals=0.1
+render charts charts 80000 35 "${asked[@]}" "${real[@]}"
 # Three lines in ten are words in random order: with sentences alone the model guesses words instead of reading them.
-render text-lines lines 800000 16 --set fonts="$FONTS" --set corpus="$CORPUS" --set running_text=0.4
-render documents documents 80000 15 --set fonts="$FONTS" --set corpus="$CORPUS"
+render text-lines lines 800000 16 --set running_text=0.4
+render documents documents 80000 15
+# Single words and numbers, large and clean: the first thing to learn to read.
+render text-lines words 150000 17 --set max_chars=8 --set min_size=16 --set clean=true
+render screens screens 15000 36 "${asked[@]}"
+if [ -n "$RECEIPTS" ]; then
+  shards render scans scans 15000 37 --set receipts="$RECEIPTS"
+  shards render scan-lines scan-lines 110000 38 --set receipts="$RECEIPTS"
+fi
+[ -z "$CHARTS" ] || shards render chart-scans chart-scans 9000 39 --set charts="$CHARTS"
+shards import easy-vqa easy-vqa 32000 12 ${EASY_VQA_WHEEL:+--set wheel="$EASY_VQA_WHEEL"}
+[ -z "$STAMPS" ] || shards import stamps stamps 0 13 --set packages="$STAMPS"
+shards render emoji emoji 24000 14 --set fonts="$FONTS"
+shards import text text 0 11 --set corpus="$CORPUS"
+while ((running)); do wait -n || failed=1; running=$((running - 1)); done
+((failed == 0))
 # Pairs for the preference stage: this picture's (or text's) answer over another's.
-import pairs preferences 8000 21 --set shards=runs/data/documents
-import pairs text-preferences 4000 22 --set shards=runs/data/text
+shards import pairs preferences 8000 21 --set shards="$OUT/documents"
+shards import pairs text-preferences 4000 22 --set shards="$OUT/text"
+while ((running)); do wait -n || failed=1; running=$((running - 1)); done
+((failed == 0))
