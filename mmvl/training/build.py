@@ -9,7 +9,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
-from mmvl.checkpoint import load_config, read_json, read_tensors
+from mmvl.checkpoint import load_config, read_json
 from mmvl.config import VLConfig
 from mmvl.model import VLModel
 from mmvl.processor import Processor
@@ -18,6 +18,7 @@ from mmvl.training.parallel import Parallel
 from mmvl.training.recipe import TrainRecipe
 from mmvl.vision import names as vision_names
 from mmvl.vision.config import VisionConfig
+from mmvl.weight_files import StoredTensors
 
 VISION = "vision_tower."
 
@@ -150,7 +151,8 @@ def vision_state(directory: Path, config: VisionConfig) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError, ValueError
     """
-    released = {n: t for n, t in read_tensors(directory).items() if n.startswith(VISION)}
+    with StoredTensors(directory) as stored:
+        released = {n: stored[n][:].view(stored[n].dims) for n in stored if n.startswith(VISION)}
     state = {n.removeprefix(VISION): t.float() for n, t in vision_names.from_released(released).items()}
     wanted = {
         n.removeprefix(VISION): tuple(t.shape)

@@ -47,6 +47,14 @@ class BadLoss(ValueError):
     """A run was stopped by its guard."""
 
 
+def stopped(name: str, problem: str, step: int, directory: Path) -> str:
+    """The line that a `BadLoss` says."""
+    return (
+        f"{name} stopped: {problem} at step {step}; `mmvl replay {directory}` looks at that step's batches again; "
+        "lower optimizer.lr, mend the data or raise spike, and the same command goes on from the last checkpoint"
+    )
+
+
 def save_batches(directory: Path, rank: int, step: int, problem: str, batches: list[Batch]) -> None:
     """Keep a rank's batches of a step for `replay`, as they came from the loader."""
     directory.mkdir(parents=True, exist_ok=True)

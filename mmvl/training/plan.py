@@ -60,7 +60,7 @@ class Plan:
 
     def lines(self) -> list[str]:
         """The plan, ready to print."""
-        p, billions = self.parameters, _billions
+        p = self.parameters
         rows = [
             f"{self.name}: {self.gpus:,} GPU{'s' * (self.gpus > 1)}, {self.data_parallel:,} data-parallel",
             f"parameters    {billions(p.total)} total, {billions(p.active)} active a token, "
@@ -69,15 +69,15 @@ class Plan:
             f"operations    {self.flops_per_step:.3g} FLOPs a step, {self.flops_per_step * self.steps:.3g} in all",
         ]
         if self.days is not None:
-            rows.append(f"time          {_duration(self.days)} at {self.utilisation:.0%} of the GPUs' peak")
+            rows.append(f"time          {duration(self.days)} at {self.utilisation:.0%} of the GPUs' peak")
         else:
             rows.append("time          unknown: the recipe states no hardware")
-        parts = ", ".join(f"{part} {_size(n)}" for part, n in self.memory.items())
-        rows.append(f"memory a GPU  {_size(self.memory_total)} ({parts})")
+        parts = ", ".join(f"{part} {size(n)}" for part, n in self.memory.items())
+        rows.append(f"memory a GPU  {size(self.memory_total)} ({parts})")
         if self.memory_limit is not None:
             left = self.memory_limit - self.memory_total
-            fits = f"{_size(left)} to spare" if left >= 0 else f"{_size(-left)} TOO MUCH"
-            rows.append(f"              {fits} of {_size(self.memory_limit)}")
+            fits = f"{size(left)} to spare" if left >= 0 else f"{size(-left)} TOO MUCH"
+            rows.append(f"              {fits} of {size(self.memory_limit)}")
         return rows
 
 
@@ -91,7 +91,7 @@ def describe(recipe_path: Path, overrides: Sequence[str] = ()) -> list[str]:
     if isinstance(recipe, TokenizerRecipe):
         return [f"{recipe.name}: {recipe.vocab_size:,} tokens from {recipe.max_bytes:,} bytes of text, on the CPU"]
     if isinstance(recipe, ContrastiveRecipe):
-        from mmvl.training.contrastive import plan_lines
+        from mmvl.training.contrastive_plan import plan_lines
 
         return plan_lines(recipe)
     return plan(recipe, recipe_path).lines()
@@ -255,13 +255,13 @@ def _logits(config: VLConfig, tokens: int, width: int) -> int:
     return 3 * min(tokens, LOGITS_AT_ONCE) * text.vocab_size * 4 + head
 
 
-def _billions(n: int) -> str:
+def billions(n: int) -> str:
     return f"{n / 1e9:.2f}B" if n >= 1e8 else f"{n / 1e6:.2f}M"
 
 
-def _size(n: float) -> str:
+def size(n: float) -> str:
     return f"{n / GIB:.1f} GiB" if n >= GIB / 10 else f"{n / 2**20:.1f} MiB"
 
 
-def _duration(days: float) -> str:
+def duration(days: float) -> str:
     return f"{days:,.1f} days" if days >= 1 else f"{days * 24:.1f} hours" if days > 1 / 24 else f"{days * 1440:.1f} min"

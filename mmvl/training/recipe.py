@@ -279,6 +279,9 @@ class ContrastiveRecipe(Strict):
     budget: PairBudget
     log_every_steps: int = Field(gt=0)
     save_every_minutes: float = Field(gt=0)
+    save_every_steps: int | None = Field(default=None, gt=0)
+    keep_checkpoints: int = Field(default=1, ge=1)
+    spike: float | None = Field(default=3.0, gt=1)
 
     @model_validator(mode="after")
     def _one_rate(self):

@@ -34,8 +34,12 @@ def replay(directory: Path, model_dir: Path | None = None, device: str | None = 
     Raises:
         FileNotFoundError, ValueError: no saved batches, no weights; one line that says what is missing.
     """
+    recipe = _recipe(directory)
+    if recipe["stage"] == "contrastive":
+        from mmvl.training.replay_pairs import replay_pairs
+
+        return replay_pairs(directory, model_dir, device)
     step, problem, batches = load_batches(directory)
-    recipe = read_json(directory.parent / "recipe.json")
     if model_dir is None:
         source = find_checkpoint(directory.parent)
         weights_step = int(source.name.removeprefix("step-"))
@@ -55,10 +59,17 @@ def replay(directory: Path, model_dir: Path | None = None, device: str | None = 
     }
 
 
+def _recipe(directory: Path) -> dict:
+    path = directory.parent / "recipe.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no saved batches in {directory}, or not in a stage's `out`: {path} is missing")
+    return read_json(path)
+
+
 def _look(model: nn.Module, processor: Processor, batch: Batch) -> dict:
     bad: list[str] = []
     hooks = [
-        m.register_forward_hook(lambda m, args, out, name=name: bad.append(name) if _broken(out) else None)
+        m.register_forward_hook(lambda m, args, out, name=name: bad.append(name) if broken(out) else None)
         for name, m in model.named_modules()
         if not any(True for _ in m.children())
     ]
@@ -96,5 +107,5 @@ def _look(model: nn.Module, processor: Processor, batch: Batch) -> dict:
     }
 
 
-def _broken(out) -> bool:
+def broken(out) -> bool:
     return isinstance(out, Tensor) and out.is_floating_point() and not bool(torch.isfinite(out).all())

@@ -19,7 +19,7 @@ from mmvl.training.batch import Batch
 from mmvl.training.build import build_model, load_tokenizer
 from mmvl.training.checkpoints import Checkpoint, Writer, complete
 from mmvl.training.engine import make_engine
-from mmvl.training.guard import BadLoss, LossGuard, save_batches
+from mmvl.training.guard import BadLoss, LossGuard, save_batches, stopped
 from mmvl.training.ledger import Ledger
 from mmvl.training.loader import Loader, source_names
 from mmvl.training.objective import Objective
@@ -295,11 +295,7 @@ class Stage:
         if self.parallel.sequence_rank == 0:
             save_batches(directory, self.parallel.data_rank, step, problem, batches)
         self.ranks.wait()
-        raise BadLoss(
-            f"{self.recipe.name} stopped: {problem} at step {step}; `mmvl replay {directory}` looks at that step's "
-            "batches again; lower optimizer.lr, mend the data or raise spike, and the same command goes on from the "
-            "last checkpoint"
-        )
+        raise BadLoss(stopped(self.recipe.name, problem, step, directory))
 
     def _judge_last(self) -> None:
         self._judge(self.ranks.sum([self._last_loss()])[0])

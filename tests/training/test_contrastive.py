@@ -13,8 +13,12 @@ from rich.console import Console
 
 from mmvl.checkpoint import load_model, read_tensors
 from mmvl.training.build import build_model, vision_state
-from mmvl.training.contrastive import ContrastiveStage, Pairs, plan_lines
+from mmvl.training.contrastive import ContrastiveStage
+from mmvl.training.contrastive_plan import plan_lines
+from mmvl.training.guard import BadLoss
+from mmvl.training.pairs import Pairs
 from mmvl.training.recipe import load_recipe
+from mmvl.training.replay import replay
 from mmvl.training.report import read_metrics
 
 
@@ -71,6 +75,7 @@ def test_it_learns_resumes_exactly_and_hands_its_tower_over(contrastive_file, re
         split = run(contrastive_file, same, f"budget.pairs={pairs}", f"out={tmp_path / 'split'}")
     a, b = (read_tensors(d / "model") for d in (whole, split))
     assert all(torch.equal(a[name], b[name]) for name in a)
+    assert [d.name for d in (split / "checkpoints").iterdir()] == ["step-000000040"]
     assert all(name.startswith("vision_tower.vision_model.") for name in a), "released names"
     model, _ = build_model(load_recipe(recipe_file, [f"vision_from={whole / 'model'}"]))
     for name, tensor in vision_state(whole / "model", model.config.vision).items():
@@ -78,13 +83,52 @@ def test_it_learns_resumes_exactly_and_hands_its_tower_over(contrastive_file, re
 
 
 def test_two_ranks_learn_what_one_does(contrastive_file, tmp_path):
-    """Contrastive gradients go through both ranks' features, captions count token by token: equal weights after."""
-    changes = ["budget.pairs=40", "optimizer.lr=1e-3"]
-    one, two = run(contrastive_file, *changes, f"out={tmp_path / 'one'}"), tmp_path / "two"
-    over_two_ranks(contrastive_file, *changes, f"out={two}")
+    """Contrastive gradients go through both ranks' features, captions count token by token: equal weights after.
+
+    The two stop half-way; one goes on from their checkpoint.
+    """
+    changes = ["optimizer.lr=1e-3", "optimizer.decay_fraction=0"]
+    one, two = run(contrastive_file, *changes, "budget.pairs=48", f"out={tmp_path / 'one'}"), tmp_path / "two"
+    over_two_ranks(contrastive_file, *changes, "budget.pairs=24", f"out={two}")
+    assert len(list((two / "checkpoints" / "step-000000003").glob("rank-0000?-of-00002.safetensors"))) == 2
+    run(contrastive_file, *changes, "budget.pairs=48", f"out={two}")
     a, b = (read_tensors(d / "model") for d in (one, two))
     worst = max((a[name] - b[name]).abs().max().item() for name in a)
     assert worst < 1e-6, worst
+
+
+class Spoilt(ContrastiveStage):
+    """Its sixth step has a loss that is none, and a gradient that is not finite."""
+
+    def _update(self, batch, caption_share):
+        return super()._update(batch, float("nan") if self.step == 5 else caption_share)
+
+
+def test_a_bad_step_stops_it_and_its_pairs_are_kept(contrastive_file, tmp_path):
+    settings = ["save_every_steps=5", "budget.pairs=80", "log_every_steps=1", "optimizer.decay_fraction=0"]
+    recipe = load_recipe(contrastive_file, settings)
+    with pytest.raises(BadLoss, match="the loss is nan at step 6; `mmvl replay ") as e:
+        Spoilt(recipe, Console(quiet=True)).run()
+    assert "\n" not in str(e.value)
+    assert [d.name for d in (recipe.out / "checkpoints").iterdir()] == ["step-000000005"]
+    assert [r["step"] for r in read_metrics(recipe.out / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    directory = recipe.out / "bad-step-000000006"
+    seen = replay(directory)
+    (batch,) = seen["batches"]
+    assert seen["weights_step"] == 5 and batch["first_not_finite"] is None and len(batch["documents"]) == 8
+    assert set(batch["grad_norm"]) >= {"vision_tower", "text", "decoder"} and "circle" in batch["worst"]["text"]
+
+    again = ContrastiveStage(recipe, Console(quiet=True)).run()  # the same command goes on from the last checkpoint
+    whole = run(contrastive_file, *settings, f"out={tmp_path / 'whole'}")
+    sixth = next(r for r in read_metrics(whole / "metrics.jsonl") if r["step"] == 6)
+    assert batch["loss"] == pytest.approx(sixth["loss"], rel=1e-5), "the pairs are found innocent"
+    a, b = (read_tensors(d / "model") for d in (again, whole))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    with pytest.raises(ValueError, match="leave --model out"):
+        replay(directory, whole / "model")
+    (directory / "pairs-00000.pt").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="is no saved batch"):
+        replay(directory)
 
 
 def test_sources_have_their_shares_and_bad_samples_give_way(contrastive_file, shards):
