@@ -11,6 +11,9 @@ from typing import Annotated
 import typer
 
 from mmvl.app import errors
+from mmvl.app.batch import commands as batch
+from mmvl.app.options import Device, MaxTokens, MinP, Model, Penalty, Question, Seed, Stop, Temperature, TopK, TopP
+from mmvl.app.server.command import serve
 
 app = typer.Typer(
     help="Ask about pictures and documents, caption folders, and train vision-language models.",
@@ -26,26 +29,6 @@ data = typer.Typer(
 app.add_typer(data, name="data")
 bench = typer.Typer(help="Measure how fast the parts are on this machine.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
-
-Model = Annotated[
-    Path | None, typer.Option("--model", metavar="DIR", help="Model in Hugging Face layout.  [default: mmvl-tiny]")
-]
-Device = Annotated[
-    str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 ...  [default: a GPU if there is one]")
-]
-Question = Annotated[str, typer.Option("-q", "--question", metavar="TEXT", help="What to ask about the files.")]
-MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, metavar="N", help="Longest answer, in tokens.")]
-Temperature = Annotated[float, typer.Option(min=0.0, metavar="T", help="0 is greedy: the likeliest token each time.")]
-TopP = Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, metavar="P", help="Nucleus: keep this probability.")]
-TopK = Annotated[int, typer.Option("--top-k", min=0, metavar="K", help="Keep the K likeliest tokens; 0 keeps all.")]
-MinP = Annotated[
-    float, typer.Option("--min-p", min=0.0, max=1.0, metavar="P", help="Drop tokens under P times the likeliest's.")
-]
-Penalty = Annotated[
-    float, typer.Option("--repetition-penalty", min=0.01, metavar="X", help="Above 1 discourages repeats.")
-]
-Seed = Annotated[int | None, typer.Option(metavar="N", help="Makes sampling repeatable.")]
-Stop = Annotated[list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text; repeatable.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -104,37 +87,8 @@ def ask(
     )
 
 
-@app.command()
-def caption(
-    source: Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Folders and files.", show_default=False)],
-    dest: Annotated[Path, typer.Option("-o", "--output", metavar="DEST.jsonl", help="One JSON row a picture.")],
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What to ask of each picture.")] = "Describe the image.",
-    on_existing: Annotated[
-        str,
-        typer.Option(metavar="skip|overwrite", help="If DEST exists: keep its good rows and go on, or start afresh."),
-    ] = "skip",
-    model: Model = None,
-    device: Device = None,
-    max_tokens: MaxTokens = 128,
-    temperature: Temperature = 0.0,
-    seed: Seed = None,
-) -> None:
-    """Caption folders of pictures and PDFs into a JSONL file. Exit code 3: some rows failed, each says why."""
-    from mmvl.app.caption import caption as run
-
-    failed = run(
-        source,
-        dest,
-        lambda: _open_model(model, device),
-        model_name=str(model) if model else "mmvl-tiny",
-        prompt=prompt,
-        on_existing=on_existing,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        seed=seed,
-    )
-    if failed:
-        raise typer.Exit(errors.SOME_ROWS_FAILED)
+app.command()(batch.caption)
+app.command()(batch.vqa)
 
 
 @app.command()
@@ -152,6 +106,9 @@ def chat(
     from mmvl.app.chat import serve
 
     serve(vlm, host=host, port=port, open_browser=browser)
+
+
+app.command()(serve)
 
 
 @app.command()
@@ -191,27 +148,6 @@ def convert(
     from mmvl.app.convert import convert as run
 
     run(source, dest, dtype)
-
-
-@app.command()
-def grow(
-    config: Annotated[
-        Path, typer.Argument(metavar="CONFIG.json", help="The larger model's config.json.", show_default=False)
-    ],
-    dest: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the larger model goes.")],
-    layers: Annotated[
-        str | None, typer.Option(metavar="N,N", help="New places of the decoder's layers.  [default: the first]")
-    ] = None,
-    vision_layers: Annotated[
-        str | None, typer.Option(metavar="N,N", help="New places of the ViT's blocks.  [default: the first]")
-    ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the new weights.")] = 0,
-    model: Model = None,
-) -> None:
-    """Write a larger model that starts by computing what this one does: more layers, wider experts, larger images."""
-    from mmvl.app.grow import grow as run
-
-    run(model, config, dest, layers, vision_layers, seed)
 
 
 @app.command()

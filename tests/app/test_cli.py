@@ -48,7 +48,7 @@ except SystemExit:
 
 
 def test_every_command_of_the_design_is_there(run_cli):
-    for command in ("ask", "caption", "chat", "train", "convert", "replay", "eval", "doctor", "demo"):
+    for command in ("ask", "caption", "vqa", "chat", "train", "convert", "replay", "eval", "doctor", "demo"):
         assert run_cli(command, "--help").out.startswith(f"Usage: mmvl {command}")
     for command in ("render", "import", "manifest", "inspect"):
         assert run_cli("data", command, "--help").out.startswith(f"Usage: mmvl data {command}")

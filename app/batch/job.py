@@ -1,0 +1,93 @@
+"""What `mmvl caption` and `mmvl vqa` do: everything checked first, then the model opened, then the rows."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
+from pathlib import Path
+
+from mmvl.app.batch.answers import Answering
+from mmvl.app.batch.journal import ON_EXISTING, Journal
+from mmvl.app.batch.run import Answerer, report, run
+from mmvl.app.batch.settings import Settings, fingerprint
+from mmvl.app.batch.sinks import BESIDE, JsonLinesSink, open_sink
+from mmvl.app.batch.sources import Reading, Source, open_source
+from mmvl.app.batch.templates import Template
+
+ENGINES = ("local", "ray")
+_TRIED = 100  # items that the template is tried on before the model is opened
+
+
+def job(
+    task: str,
+    sources: Sequence[Path],
+    dest: Path,
+    *,
+    prompt: str,
+    system: str = "",
+    on_existing: str = "skip",
+    reading: Reading | None = None,
+    model: Path | None = None,
+    devices: Sequence[str] = (),
+    engine: str = "local",
+    workers: int = 0,
+    sampling: dict,
+) -> bool:
+    """Answers every item of the sources into `dest`; True if a row failed or an item was left out.
+
+    task: "caption" or "vqa". prompt: a template over the fields of each item. devices: a process for each; none: every
+    GPU that is there, else the CPU. engine: "local", or "ray" with `workers` actors (0: one a GPU of the cluster).
+    Raises ValueError or OSError before the model is opened when something that was given cannot be used.
+    """
+    template, system = Template(prompt), system.strip()
+    if on_existing not in ON_EXISTING:
+        raise ValueError(f"--on-existing is one of {', '.join(ON_EXISTING)}, not {on_existing}")
+    if engine not in ENGINES:
+        raise ValueError(f"--engine is one of {', '.join(ENGINES)}, not {engine}")
+    source = open_source(sources, reading)
+    sink = open_sink(dest, task, list(sources), overwrite=on_existing == "overwrite")
+    if source.requests and not isinstance(sink, JsonLinesSink):
+        raise ValueError("the answers to an OpenAI batch file go into a .jsonl, in OpenAI's own shape")
+    _try(template, source)
+
+    from mmvl.vlm import MMVL_TINY
+
+    directory = model or MMVL_TINY
+    how = Answering(model, None, directory.name, system, sampling)
+    settings = Settings(task, directory.name, fingerprint(directory), template.text, system, sampling)
+    with closing(Journal(sink, settings, on_existing)) as journal:
+        if engine == "ray":
+            if str(dest) == BESIDE:
+                raise ValueError("--engine ray does not write beside the pictures: name a .jsonl, .parquet or folder")
+            from mmvl.app.batch.cluster import run_on_ray
+
+            tally = run_on_ray(source, journal, template, how, task=task, workers=workers)
+        else:
+            tally = run(source, journal, template, local_answerer(how, devices), task=task)
+    return report(tally, journal)
+
+
+def local_answerer(how: Answering, devices: Sequence[str]) -> Callable[[], AbstractContextManager[Answerer]]:
+    """What opens the model: in this process for one device, else in one process a device."""
+    from dataclasses import replace
+
+    if len(devices) < 2:
+        one = replace(how, device=devices[0] if devices else None)
+        return lambda: nullcontext(one.open())
+
+    from mmvl.app.batch.workers import Processes
+
+    return lambda: closing(Processes([partial(_open, replace(how, device=device)) for device in devices]))
+
+
+def _open(how: Answering):
+    return how.open()
+
+
+def _try(template: Template, source: Source) -> None:
+    """Raise the ValueError that the template would make of the first item that can be asked."""
+    for number, item in enumerate(source):
+        if item.error is None and item.chat is None:
+            template.fill(item.fields)
+            return
+        if number >= _TRIED:
+            return

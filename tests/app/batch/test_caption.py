@@ -1,0 +1,186 @@
+"""`mmvl caption` and `mmvl vqa` as commands: real models, exit codes, and what is told before the model is opened."""
+
+import gc
+import json
+import weakref
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from mmvl.app.batch.answers import Answering, ModelAnswerer
+from mmvl.vlm import Answer
+
+DESTINATIONS = ("rows.jsonl", "rows.parquet", "shards")
+
+
+class CountingVLM:
+    """Answers in batches of two, with the size of the picture; keeps count of what it was asked and what is alive."""
+
+    engine = SimpleNamespace(max_sequences=1)
+
+    def __init__(self, fail_at: int | None = None):
+        self.fail_at, self.asked, self.most_alive = fail_at, 0, 0
+
+    def batch(self, conversations, **sampling):
+        pictures = []
+        waiting = []
+        for index, messages in enumerate(conversations):
+            image = messages[-1]["content"][0]["image"]
+            pictures.append(weakref.ref(image))
+            waiting.append((index, f"{image.width}x{image.height} ü"))
+            del image, messages
+            gc.collect(0)
+            self.most_alive = max(self.most_alive, sum(picture() is not None for picture in pictures))
+            if len(waiting) == 2:
+                yield from map(self._answer, waiting)
+                waiting = []
+        yield from map(self._answer, waiting)
+
+    def _answer(self, item):
+        self.asked += 1
+        if self.asked == self.fail_at:
+            raise KeyboardInterrupt
+        return item[0], Answer(item[1], "stop", 10, 4, 3, 0.1, 0.1)
+
+
+def over(vlm) -> ModelAnswerer:
+    return ModelAnswerer(vlm, Answering(None, None, "m", "", {}))
+
+
+@pytest.mark.parametrize("name", DESTINATIONS)
+def test_a_folder_on_a_real_model(run_cli, batch, picture_folder, tiny_model_dir, tmp_path, name):
+    dest = tmp_path / name
+    result = run_cli("caption", picture_folder, "-o", dest, "--model", tiny_model_dir, "--max-tokens", "4")
+    assert (result.code, result.out) == (3, ""), result.err
+    assert "4 rows written" in result.err and "1 failed" in result.err and "tokens/s" in result.err
+    rows = batch.rows(dest)
+    good = {"red.png", "inside/blue.jpg", "two.pdf#page=1", "two.pdf#page=2"}
+    assert set(rows) == good | {"damaged.png"}
+    assert "damaged" in rows.pop("damaged.png")["error"]
+    assert rows["two.pdf#page=2"]["file"] == "two.pdf" and rows["two.pdf#page=2"]["page"] == 2
+    for row in rows.values():
+        assert row["completion_tokens"] == 4 and row["finish_reason"] == "length" and "error" not in row
+        assert row["prompt_tokens"] > row["image_tokens"] > 0
+    again = run_cli("caption", picture_folder, "-o", dest, "--model", tiny_model_dir, "--max-tokens", "4")
+    assert again.code == 3 and "5 had a row" in again.err and "0 rows written" in again.err
+    other = run_cli("caption", picture_folder, "-o", dest, "--model", tiny_model_dir, "--max-tokens", "5")
+    assert other.code == 1 and "max_tokens was 4, now 5" in other.err
+
+
+def test_texts_beside_the_pictures_on_a_real_model(run_cli, picture_folder, tiny_model_dir):
+    arguments = ["caption", picture_folder, "-o", ".txt", "--model", tiny_model_dir, "--max-tokens", "3"]
+    assert run_cli(*arguments).code == 3
+    texts = {path.relative_to(picture_folder).as_posix() for path in picture_folder.rglob("*.txt")}
+    assert texts == {"red.txt", "inside/blue.txt", "two.page-1.txt", "two.page-2.txt", "notes.txt"}
+    assert (picture_folder / "notes.txt").read_text() == "not a picture"
+    assert "5 had a row" in run_cli(*arguments).err
+
+
+def test_all_good_is_exit_code_0(run_cli, batch, picture_path, tiny_model_dir, tmp_path):
+    dest = tmp_path / "rows.jsonl"
+    assert run_cli("caption", picture_path, "-o", dest, "--model", tiny_model_dir, "--max-tokens", "2").code == 0
+    assert set(batch.rows(dest)) == {str(picture_path)}
+
+
+def test_questions_of_rows_on_a_real_model(run_cli, batch, picture_path, tiny_model_dir, tmp_path):
+    rows = [{"id": i, "image": str(picture_path), "question": f"What is {i}?", "answer": i} for i in range(3)]
+    rows.append({"id": "none", "image": str(picture_path)})
+    source = tmp_path / "questions.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dest = tmp_path / "answers.jsonl"
+    options = ["--keep", "answer", "--system", "Be brief.", "--model", tiny_model_dir, "--max-tokens", "2"]
+    assert run_cli("vqa", source, "-o", dest, *options).code == 3
+    found = batch.rows(dest)
+    assert found["1"]["question"] == "What is 1?" and found["1"]["answer"] == 1
+    assert "needs a field that is not there ('question' is undefined)" in found["none"]["error"]
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(batch, many_pictures, tmp_path):
+    folder, dest = many_pictures(9), tmp_path / "rows.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        batch.run(folder, dest, over(CountingVLM(fail_at=5)))
+    assert len(batch.rows(dest)) == 4
+    with dest.open("a") as file:
+        file.write('{"id": "pic0007.png", "te')  # what kill -9 in the middle of a write leaves
+    second = CountingVLM()
+    tally = batch.run(folder, dest, over(second))
+    assert (tally.done, tally.good, second.asked) == (4, 5, 5)
+    assert {id: row["text"] for id, row in batch.rows(dest).items()} == {
+        f"pic{i:04d}.png": f"{1 + i}x1 ü" for i in range(9)
+    }
+
+
+def test_only_pictures_in_flight_are_in_memory(batch, many_pictures, tmp_path):
+    vlm = CountingVLM()
+    assert batch.run(many_pictures(60), tmp_path / "rows.jsonl", over(vlm)).good == 60
+    assert vlm.asked == 60
+    assert vlm.most_alive <= 12, "eight that are opened ahead, and those that are answered"
+
+
+def test_an_answer_that_failed_in_the_engine_is_a_row_with_the_reason(batch, tmp_path, picture_path):
+    class Failing:
+        engine = SimpleNamespace(max_sequences=1)
+
+        def batch(self, conversations, **sampling):
+            for index, _ in enumerate(conversations):
+                yield index, RuntimeError("out of\nmemory")
+
+    assert batch.run(picture_path, tmp_path / "rows.jsonl", over(Failing())).failed == 1
+    (row,) = batch.rows(tmp_path / "rows.jsonl").values()
+    assert row["error"] == "out of memory"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"source": ["missing"]}, "no such file or folder"),
+        ({"source": ["empty"]}, "no picture and no PDF"),
+        ({"source": ["notes.md"]}, "nothing to read pictures from"),
+        ({"source": ["picture", "rows.jsonl"]}, "several kinds"),
+        ({"source": ["rows.jsonl"], "-o": ".txt"}, "the pictures of one folder"),
+        ({"-o": "empty"}, None),
+        ({"-o": "missing/rows.jsonl"}, "no folder missing to write rows.jsonl into"),
+        ({"-o": "missing/shards"}, "no folder missing to make shards in"),
+        ({"-o": "x.csv"}, "none of x.jsonl, x.parquet"),
+        ({"-o": "full"}, "holds other files"),
+        ({"-o": "notes.md"}, "another file"),
+        ({"--on-existing": "append"}, "skip, overwrite, retry-failed"),
+        ({"--engine": "abacus"}, "local, ray"),
+        ({"--prompt": " "}, "prompt is empty"),
+        ({"--prompt": "{{ name"}, "no template"),
+        ({"--prompt": "{{ colour }}"}, "'colour' is undefined"),
+    ],
+)
+def test_bad_arguments_are_told_before_the_model_is_opened(run_cli, tmp_path, picture_path, monkeypatch, change, says):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("empty", "full"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "full" / "thesis.md").touch()
+    (tmp_path / "notes.md").write_text("not a row")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": str(picture_path)}))
+    settings = {"source": ["picture"], "-o": "new.jsonl"} | change
+    sources = [picture_path if source == "picture" else source for source in settings.pop("source")]
+    options = [word for option in settings.items() for word in option]
+    before = sorted(tmp_path.rglob("*"))
+    result = run_cli("caption", *sources, *options, "--model", "there is no model here")
+    assert (result.code, result.err.count("\n")) == (1, 1), result.err
+    assert (says or "no model directory") in result.err
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is left behind"
+
+
+def test_a_model_that_cannot_be_opened_overwrites_nothing(run_cli, batch, picture_path, tiny_model_dir, tmp_path):
+    dest = tmp_path / "rows.jsonl"
+    options = ["-o", dest, "--model", tiny_model_dir, "--max-tokens", "2"]
+    assert run_cli("caption", picture_path, *options).code == 0
+    before = dest.read_bytes()
+    assert run_cli("caption", picture_path, *options, "--on-existing", "overwrite", "--device", "abacus").code == 1
+    assert dest.read_bytes() == before
+
+
+def test_two_folders_with_the_same_name_inside_are_refused(batch, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (5, 5)).save(tmp_path / name / "same.png")
+    with pytest.raises(ValueError, match=r"both hold same\.png"):
+        batch.open_source([tmp_path / "a", tmp_path / "b"])
