@@ -89,8 +89,11 @@ tuning.declare(
     exact=("K",),
     candidates=[{"programs": programs, "least": least} for programs in (1, 2, 4, 8) for least in (128, 256)],
 )
-# lightning_hopper_triton.py instead of the plain kernels; `halves` of a segment of a head fill a multiprocessor.
-_SPECIALIZED = {"use": 1, "width": 64, "stages": 4, "registers": 128, "halves": 1, "least": 512}
+# lightning_hopper_triton.py instead of the plain kernels, for sequences of at least `shortest` tokens on average;
+# `halves` of a segment of a head fill a multiprocessor.
+_SPECIALIZED = {
+    "use": 1, "width": 64, "stages": 4, "registers": 80, "halves": 1, "least": 512, "shortest": 384,
+}  # fmt: skip
 tuning.declare(
     "lightning_specialized",
     default=_SPECIALIZED,
@@ -314,7 +317,8 @@ def _by_kernels(qkv_THC, slopes_H, initial_SHKK, plan, silu, want_state):
 
     qkv_THC = qkv_THC.contiguous()
     H, K, dtype = qkv_THC.shape[1], qkv_THC.shape[2] // 3, str(qkv_THC.dtype)[6:]
-    tokens, special = _choose_cut(plan.num_tokens, H, K, max(plan.lengths), dtype, plan.device)
+    S, longest = len(plan.lengths), max(plan.lengths)
+    tokens, special = _choose_cut(plan.num_tokens, S, H, K, longest, dtype, plan.device)
     segments = plan.segments(tokens)
     if initial_SHKK is not None:
         initial_SHKK = initial_SHKK.contiguous()
@@ -325,11 +329,11 @@ def _by_kernels(qkv_THC, slopes_H, initial_SHKK, plan, silu, want_state):
     return o_THK, state_SHKK if want_state else None
 
 
-def _choose_cut(T: int, H: int, K: int, longest: int, dtype: str, device: torch.device):
+def _choose_cut(T: int, S: int, H: int, K: int, longest: int, dtype: str, device: torch.device):
     """Tokens of a segment, and whether lightning_hopper_triton.py runs: bf16 on a GPU with warpgroup products."""
     if K == 128 and T and dtype == "bfloat16" and device.type == "cuda" and capability(device)[0] == 9:
         chosen = tuning.config("lightning_specialized", K=K, H=H, T=T, dtype=dtype)
-        if chosen["use"]:
+        if chosen["use"] and T >= chosen["shortest"] * S:
             programs = chosen["halves"] * chosen["width"] / K
             return _even_segments(T * H, longest, programs, chosen["least"], device), True
     return segment_tokens(T, H, K, longest, device), False

@@ -320,7 +320,7 @@ if torch.cuda.is_available():
         lengths = [0, 1, 1, 5000, *torch.randint(0, 300, (40,), generator=generator).tolist(), 63, 64, 65, 0, 2000, 1]
         qkv, initial = draw_inputs(lengths, H=8, K=128, dtype=torch.bfloat16, device="cuda")
         slopes = torch.logspace(math.log10(0.9), -7, 8, dtype=torch.float64, device="cuda")
-        choice = {"use": 1, "width": 64, "stages": stages, "registers": 128, "halves": halves, "least": 512}
+        choice = {**module._SPECIALIZED, "stages": stages, "halves": halves, "shortest": 0}
         with tuning.forced("lightning_specialized", choice):
             out = gradients_on_cuda(qkv, initial, slopes, lengths, torch.bfloat16)
         ref = gradients_on_cuda(qkv, initial, slopes, lengths, torch.float64)
