@@ -25,11 +25,13 @@ from mmvl.model import VLModel
 from mmvl.processor import Processor, Prompt
 
 MMVL_TINY = Path(__file__).parent / "models" / "mmvl-tiny"
+MAX_WAITING_BYTES = 1 << 30  # decoded images of a batch's requests
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer. `image_tokens` are part of `prompt_tokens`; `completion_tokens` counts the end token as well.
+    """A whole answer. `image_tokens` and `cached_tokens` (found in the prefix cache) are part of `prompt_tokens`;
+    `completion_tokens` counts the end token as well.
 
     finish_reason: "stop" (end of the turn, or a stop string), "length" (max_tokens or the context) or "abort".
     prefill_seconds: from the request's start to its first token; decode_seconds: from there to the last.
@@ -42,6 +44,7 @@ class Answer:
     completion_tokens: int
     prefill_seconds: float
     decode_seconds: float
+    cached_tokens: int = 0
 
     @classmethod
     def of(cls, request: Request) -> Answer:
@@ -53,6 +56,7 @@ class Answer:
             len(request.output_ids),
             request.prefill_seconds,
             request.decode_seconds,
+            request.cached_tokens,
         )
 
 
@@ -110,7 +114,8 @@ class VLM:
     device: "cpu", "cuda", "cuda:1", ...; None takes a GPU if there is one.
     dtype: a torch dtype or its name; None is bfloat16 on a GPU and float32 on the CPU.
     quantize: int8, int4 or fp8: quantise the experts as they are loaded; "none" dequantises a model that is stored so.
-    max_sequences: answers generated at the same time; further ones wait.
+    max_sequences: answers generated at the same time, further ones wait; None: as many as the memory allows.
+    engine: further settings of `mmvl.engine.Engine`, by name.
 
     Under torchrun the ranks share one model: the first goes on, the others help it from here on until it ends.
 
@@ -123,7 +128,16 @@ class VLM:
         FileNotFoundError, ValueError: the model, an image or a setting cannot be used; one line says why.
     """
 
-    def __init__(self, model=None, *, device=None, dtype=None, quantize: str | None = None, max_sequences: int = 32):
+    def __init__(
+        self,
+        model=None,
+        *,
+        device=None,
+        dtype=None,
+        quantize: str | None = None,
+        max_sequences: int | None = None,
+        engine: dict | None = None,
+    ):
         self.directory = Path(model) if model is not None else MMVL_TINY
         self.device = _device(device)
         self.dtype = _dtype(dtype, self.device)
@@ -133,9 +147,8 @@ class VLM:
         if not isinstance(loaded, VLModel):
             raise ValueError(f"{self.directory} holds a text model without the vision half; mmvl needs both to answer")
         self.processor = Processor.from_pretrained(self.directory)
-        self.engine = Engine(loaded, self.processor, max_sequences=max_sequences)
+        self.engine = Engine(loaded, self.processor, max_sequences=max_sequences, **(engine or {}))
         self._runner = Runner(self.engine)
-        self._max_sequences = max_sequences
 
     def ask(self, images, question: str, **sampling) -> str:
         """The answer to one question about images (path, bytes, PIL image, or a list of these; PDFs give pages)."""
@@ -156,33 +169,40 @@ class VLM:
     def batch(self, conversations: Iterable[list[dict]], **sampling) -> Iterator[tuple[int, Answer | Exception]]:
         """Answer many conversations, as they finish: (index, answer), or (index, error) where one cannot be answered.
 
-        The iterable is read as places get free. Closing the iterator aborts what still runs.
+        An item may also be a pair of a conversation and a dict of sampling settings that go over those of the call.
+        The iterable is read as places get free, and as long as the images that wait take at most `MAX_WAITING_BYTES`.
+        Closing the iterator aborts what still runs.
         """
-        return self._batch(conversations, SamplingParams.from_kwargs(**sampling))
+        SamplingParams.from_kwargs(**sampling)  # wrong ones are the caller's mistake, not that of every item
+        return self._batch(conversations, sampling)
 
-    def _batch(self, conversations, params) -> Iterator[tuple[int, Answer | Exception]]:
+    def _batch(self, conversations, sampling: dict) -> Iterator[tuple[int, Answer | Exception]]:
         updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
         in_flight: dict[Request, int] = {}
         source = enumerate(conversations)
-        more = True
+        more, held = True, 0
         try:
             while more or in_flight:
                 # Twice the places, so that the next ones wait, encoded, when a place gets free.
-                while more and len(in_flight) < 2 * self._max_sequences:
-                    index, messages = next(source, (None, None))
+                while more and len(in_flight) < 2 * self.engine.max_sequences and held < MAX_WAITING_BYTES:
+                    index, item = next(source, (None, None))
                     if index is None:
                         more = False
                         break
                     try:
+                        messages, own = item if isinstance(item, tuple) else (item, {})
+                        params = SamplingParams.from_kwargs(**(sampling | own))
                         request = self._runner.submit(self._encode(messages), params, updates.put)
                     except (ValueError, OSError) as error:
                         yield index, error
                     else:
                         in_flight[request] = index
+                        held += request.image_bytes
                 if not in_flight:
                     continue
                 update = updates.get()
                 if update.finished:
+                    held -= update.request.image_bytes
                     yield in_flight.pop(update.request), update.error or Answer.of(update.request)
         finally:
             for request in in_flight:

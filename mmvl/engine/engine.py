@@ -61,7 +61,7 @@ class Engine:
         self.model, self.processor, self.draft_tokens = model, processor, draft_tokens
         decoder = model.language_model
         self.sizes = choose_sizes(
-            decoder.config,
+            decoder.cache_config,
             model.device,
             model.dtype,
             max_sequences=max_sequences,

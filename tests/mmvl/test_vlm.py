@@ -251,6 +251,16 @@ def test_batch_answers_all_and_says_which_could_not_be_answered(vlm, picture_pat
     assert all(isinstance(answer, Answer) for n, answer in got.items() if n not in (3, 69))
 
 
+def test_an_item_of_a_batch_may_bring_its_own_settings(vlm):
+    turn = user_turn(None, "is there a circle?")
+    items = [turn, (turn, {"max_tokens": 2, "ignore_eos": True}), (turn, {"temprature": 1}), (turn, {})]
+    got = dict(vlm.batch(items, max_tokens=5, ignore_eos=True))
+    assert [got[n].completion_tokens for n in (0, 1, 3)] == [5, 2, 5]
+    assert isinstance(got[2], ValueError)
+    with pytest.raises(ValueError, match="temprature"):
+        vlm.batch(items, temprature=1)
+
+
 def test_batch_reads_its_source_as_places_get_free_and_stops_when_closed(vlm):
     taken = []
 
