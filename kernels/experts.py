@@ -92,6 +92,7 @@ def experts(
     *,
     order_P: torch.Tensor | None = None,
     offsets_E1: torch.Tensor | None = None,
+    first_expert: int | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
     """The weighted sum of the chosen experts' outputs, (T, D) in the dtype of `x_TD`; the sum itself is fp32 at least.
@@ -99,7 +100,16 @@ def experts(
     `counts_E` is `expert_counts(indices_Tk, E)`; `order_P` and `offsets_E1` are the router's (see `Routing`). What is
     not given is computed. Experts without a token get a zero gradient, not none, so that every rank reduces the same
     tensors. The kernels read the weights where they lie: w1 and w3 (E, I, D), w2 (E, D, I), contiguous.
+
+    With `first_expert` the weights are those of the experts from there on alone, as a rank of several has them; what
+    comes of others is left out of the sum. Everything else stays about all experts. For inference only.
     """
+    if first_expert is not None:
+        if torch.is_grad_enabled() and x_TD.requires_grad:
+            raise ValueError("a part of the experts has no gradient; run it under torch.no_grad()")
+        return _experts_of_a_rank(
+            x_TD, (w1_EID, w3_EID, w2_EDI), weights_Tk, indices_Tk, order_P, offsets_E1, first_expert, backend
+        )
     if x_TD.shape[0] == 0:  # connected to everything, so that all gradients are zeros
         return x_TD + sum(w[:0].sum() for w in (w1_EID, w3_EID, w2_EDI, weights_Tk)).to(x_TD.dtype)
     weights = (w1_EID, w3_EID, w2_EDI)
@@ -120,6 +130,36 @@ def experts(
             return _Experts.apply(*inputs, order_P, offsets_E1)
         return _forward(*inputs, order_P, offsets_E1, False)[0]
     return _experts_reference(x_TD, *weights, weights_Tk, indices_Tk, counts_E)
+
+
+def _experts_of_a_rank(x_TD, weights, weights_Tk, indices_Tk, order_P, offsets_E1, first, backend):
+    E = weights[0].shape[0]
+    supported = x_TD.dtype in _DTYPES and all(w.dtype == x_TD.dtype and w.is_contiguous() for w in weights)
+    if x_TD.shape[0] and choose(backend, x_TD, *weights, supported=supported) == TRITON:
+        order_P, offsets_E1 = pairs_of_a_rank(indices_Tk, order_P, offsets_E1, first, E)
+        inputs = (x_TD.contiguous(), *weights, weights_Tk.contiguous())
+        return _forward(*inputs, order_P, offsets_E1, False, partial=True)[0]
+    return only_these_experts(
+        lambda x, w, indices: experts(x, *weights, w, indices, backend=backend), x_TD, weights_Tk, indices_Tk, first, E
+    )
+
+
+def pairs_of_a_rank(indices_Tk, order_P, offsets_E1, first: int, E: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sorted pairs, and where those of the experts first .. first + E - 1 begin; the last is where they end."""
+    if order_P is not None:
+        return order_P, offsets_E1[first : first + E + 1]
+    local_Tk = indices_Tk - first
+    local_Tk = torch.where((local_Tk >= 0) & (local_Tk < E), local_Tk, E)  # one more, for all others
+    order_P, offsets = _routing_kernels().sort(local_Tk.contiguous(), E + 1)
+    return order_P, offsets[: E + 1]
+
+
+def only_these_experts(run, x_TD, weights_Tk, indices_Tk, first: int, E: int) -> torch.Tensor:
+    """What the experts first .. first + E - 1 add to the sum; `run(x, weights, indices)` does it for their pairs."""
+    expert_Tk = indices_Tk - first
+    token_R, choice_R = ((expert_Tk >= 0) & (expert_Tk < E)).nonzero(as_tuple=True)
+    y_RD = run(x_TD[token_R], weights_Tk[token_R, choice_R, None], expert_Tk[token_R, choice_R, None])
+    return torch.zeros_like(x_TD).index_add_(0, token_R, y_RD)
 
 
 def _trains_by_torch(x, w1, weights) -> bool:
@@ -145,21 +185,22 @@ def _expert_kernels():
     return experts_triton
 
 
-def _forward(x, w1, w3, w2, weights, order, offsets, save):
+def _forward(x, w1, w3, w2, weights, order, offsets, save, partial=False):
     """-> y, gate, up; the last two, (P, I), are for the backward pass, None without `save`.
 
+    partial: the offsets leave pairs out, which add nothing.
     Few tokens: the time is that of reading the weights. Many tokens and wide experts: that of the products.
     """
     if x.shape[0] <= FEW and not save:
         from .experts_few_triton import forward
 
-        return forward(x, w1, w3, w2, None, 16, weights, order, offsets), None, None
+        return forward(x, w1, w3, w2, None, 16, weights, order, offsets, partial), None, None
     if min(w1.shape[1:]) >= WIDE and x.dtype != torch.float32:
         from .experts_large_triton import fits, forward
 
         if fits(x, w1, w3, w2):
-            return forward(x, w1, w3, w2, None, weights, order, offsets, save)
-    return _expert_kernels().forward(x, w1, w3, w2, weights, order, offsets, save)
+            return forward(x, w1, w3, w2, None, weights, order, offsets, save, partial)
+    return _expert_kernels().forward(x, w1, w3, w2, weights, order, offsets, save, partial)
 
 
 class _Router(torch.autograd.Function):

@@ -138,8 +138,11 @@ def _down_few(
     tl.store(out, acc.to(y_ptr.dtype.element_ty), mask=live[None, :] & (d < D)[:, None])
 
 
-def forward(x, w1, w3, w2, scales, bits, weights, order, offsets):
-    """-> y (T, D). `scales` are those of w1, w3 and w2, None for plain weights (`bits` 16)."""
+def forward(x, w1, w3, w2, scales, bits, weights, order, offsets, partial=False):
+    """-> y (T, D). `scales` are those of w1, w3 and w2, None for plain weights (`bits` 16).
+
+    partial: `offsets` do not cover all pairs; those left out add nothing.
+    """
     (T, D), E, I, k = x.shape, w1.shape[0], w1.shape[1], weights.shape[1]
     P = T * k
     shape = {**_shape(P, E, I, D, x.dtype), "bits": bits}
@@ -162,7 +165,8 @@ def forward(x, w1, w3, w2, scales, bits, weights, order, offsets):
     if tma := config["tma"] and _maps_fit(x, w2):
         w2_desc = _descriptor(w2, config["BN"], 64 if bits == 4 else config["BK"])
     split = config["SPLIT"]
-    y = torch.empty(split, P, D, dtype=torch.float32 if split > 1 or T <= 64 else x.dtype, device=x.device)
+    dtype = torch.float32 if split > 1 or T <= 64 else x.dtype
+    y = (torch.zeros if partial else torch.empty)(split, P, D, dtype=dtype, device=x.device)
     _down_few[(tiles * triton.cdiv(D, config["BN"]), split)](
         h, w2, s2, y, weights, order, offsets, w2_desc, P,
         D=D, I=I, E=E, EP=EP, BITS=bits, BT=BT, BN=config["BN"], BK=config["BK"], GROUP=config["GROUP"], SPLIT=split,

@@ -187,8 +187,11 @@ def _programs(config, last, columns, device):
     return (min(tiles, config["persistent"] * _processors(device)) if config["persistent"] else tiles,)
 
 
-def forward(x, w1, w3, w2, scales, weights, order, offsets, save):
-    """-> y (T, D), and with `save` gate and up (P, I). `scales`: of e4m3 weights (E, outputs), None for 16-bit ones."""
+def forward(x, w1, w3, w2, scales, weights, order, offsets, save, partial=False):
+    """-> y (T, D), and with `save` gate and up (P, I). `scales`: of e4m3 weights (E, outputs), None for 16-bit ones.
+
+    partial: `offsets` do not cover all pairs; those left out add nothing.
+    """
     (T, D), (E, I, _), k = x.shape, w1.shape, weights.shape[1]
     P = T * k
     fp8 = scales is not None
@@ -218,7 +221,7 @@ def forward(x, w1, w3, w2, scales, weights, order, offsets, save):
     BM, BN, BK = config["BM"], config["BN"], config["BK"]
     if fp8:
         h, hs = quantize_rows(h)
-    pairs = torch.empty(P, D, dtype=x.dtype, device=x.device)
+    pairs = (torch.zeros if partial else torch.empty)(P, D, dtype=x.dtype, device=x.device)
     _down_large[_programs(config, last, D, x.device)](
         _descriptor(h, BM, BK), _descriptor(w2, BN, BK), pairs, hs, s2, weights, order, table, last,
         D=D, I=I, BM=BM, BN=BN, BK=BK, GROUP=config["GROUP"], SCALED=fp8, FLAT=bool(config["persistent"]),

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from .backend import TRITON, choose
-from .experts import _routing_kernels, experts
+from .experts import _routing_kernels, experts, only_these_experts, pairs_of_a_rank
 
 GROUP = 128
 KINDS = ("int8", "int4", "fp8")
@@ -95,27 +95,42 @@ def experts_quantized(
     *,
     order_P: torch.Tensor | None = None,
     offsets_E1: torch.Tensor | None = None,
+    first_expert: int | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
     """What `experts` gives with the dequantised weights, (T, D) in the dtype of `x_TD`; for inference only.
 
-    `order_P` and `offsets_E1` are the router's (see `Routing`), computed here if not given. The reference dequantises
-    all experts in the dtype of `x_TD`, and does not quantise x.
+    `order_P` and `offsets_E1` are the router's (see `Routing`), computed here if not given. With `first_expert` only
+    the experts from there on are here, as in `experts`. The reference dequantises the experts that are hit in the dtype
+    of `x_TD`, on CUDA all of them, and does not quantise x.
     """
     if torch.is_grad_enabled() and x_TD.requires_grad:
         raise ValueError("quantised experts have no gradient; run them under torch.no_grad()")
     supported = x_TD.dtype in (torch.float32, torch.bfloat16, torch.float16)
     if quantized.kind == "fp8":
         supported = _has_fp8(x_TD, quantized)
-    if x_TD.shape[0] == 0 or choose(backend, x_TD, quantized.w1, supported=supported) != TRITON:
-        return experts(x_TD, *quantized.dequantize(x_TD.dtype), weights_Tk, indices_Tk, backend="reference")
-    if order_P is None:
-        order_P, offsets_E1 = _routing_kernels().sort(indices_Tk.contiguous(), quantized.w1.shape[0])
-    q = quantized
+    q, E = quantized, quantized.w1.shape[0]
+    if x_TD.shape[0] == 0 or choose(backend, x_TD, q.w1, supported=supported) != TRITON:
+        if first_expert is None:
+            return _reference(q, x_TD, weights_Tk, indices_Tk)
+        return only_these_experts(lambda *pairs: _reference(q, *pairs), x_TD, weights_Tk, indices_Tk, first_expert, E)
+    if first_expert is not None:
+        order_P, offsets_E1 = pairs_of_a_rank(indices_Tk, order_P, offsets_E1, first_expert, E)
+    elif order_P is None:
+        order_P, offsets_E1 = _routing_kernels().sort(indices_Tk.contiguous(), E)
     return torch.ops.mmvl.experts_quantized(
         x_TD.contiguous(), q.w1, q.w3, q.w2, q.scale1, q.scale3, q.scale2, q.kind, weights_Tk.contiguous(),
-        order_P, offsets_E1,
+        order_P, offsets_E1, first_expert is not None,
     )  # fmt: skip
+
+
+def _reference(q, x_TD, weights_Tk, indices_Tk):
+    if not x_TD.is_cuda:  # where asking which experts were hit costs nothing
+        hit, indices_Tk = indices_Tk.unique(return_inverse=True)
+        tensors = (q.w1, q.w3, q.w2, q.scale1, q.scale3, q.scale2)
+        picked = [t.view(torch.uint8)[hit].view(t.dtype) for t in tensors]  # fp8 cannot be indexed everywhere
+        q = QuantizedExperts(q.kind, *picked, q.width, q.expert_width)
+    return experts(x_TD, *q.dequantize(x_TD.dtype), weights_Tk, indices_Tk, backend="reference")
 
 
 def _has_fp8(x, quantized):
@@ -132,18 +147,18 @@ def _has_fp8(x, quantized):
 def _quantized_op(
     x: torch.Tensor, w1: torch.Tensor, w3: torch.Tensor, w2: torch.Tensor,
     scale1: torch.Tensor, scale3: torch.Tensor, scale2: torch.Tensor, kind: str,
-    weights: torch.Tensor, order: torch.Tensor, offsets: torch.Tensor,
+    weights: torch.Tensor, order: torch.Tensor, offsets: torch.Tensor, partial: bool,
 ) -> torch.Tensor:  # fmt: skip
     scales = (scale1, scale3, scale2)  # triton is imported where a kernel runs, not before
     if kind == "fp8":
         from .experts_large_triton import forward
 
-        return forward(x, w1, w3, w2, scales, weights, order, offsets, False)[0]
+        return forward(x, w1, w3, w2, scales, weights, order, offsets, False, partial)[0]
     from .experts_few_triton import forward
 
-    return forward(x, w1, w3, w2, scales, int(kind[3:]), weights, order, offsets)
+    return forward(x, w1, w3, w2, scales, int(kind[3:]), weights, order, offsets, partial)
 
 
 @_quantized_op.register_fake
-def _(x, w1, w3, w2, scale1, scale3, scale2, kind, weights, order, offsets):
+def _(x, w1, w3, w2, scale1, scale3, scale2, kind, weights, order, offsets, partial):
     return torch.empty_like(x)

@@ -338,8 +338,11 @@ def _grid(P, E, config, columns):
     return min(P, P // config["BM"] + E) * triton.cdiv(columns, config["BN"]), 1, 1
 
 
-def forward(x, w1, w3, w2, weights, order, offsets, save):
-    """-> y (T, D), and with `save` the two products (P, I) that the backward pass needs."""
+def forward(x, w1, w3, w2, weights, order, offsets, save, partial=False):
+    """-> y (T, D), and with `save` the two products (P, I) that the backward pass needs.
+
+    partial: `offsets` do not cover all pairs; those left out add nothing.
+    """
     (T, D), (E, I, _), k = x.shape, w1.shape, weights.shape[1]
     P = T * k
     shape = _shape(P, E, I, D, x.dtype)
@@ -353,7 +356,7 @@ def forward(x, w1, w3, w2, weights, order, offsets, save):
         (D, I, k, E, EP, *_tiles(config), save), **_launch_options(config),
     )  # fmt: skip
     config = tuning.config("experts_down", **shape)
-    pairs = torch.empty(P, D, dtype=x.dtype, device=x.device)
+    pairs = (torch.zeros if partial else torch.empty)(P, D, dtype=x.dtype, device=x.device)
     _launch_down(
         _grid(P, E, config, D), (h, w2, pairs, weights, order, offsets), (),
         (D, I, E, EP, *_tiles(config)), **_launch_options(config),

@@ -3,13 +3,11 @@
 Legend: T tokens, D model width, E experts, I expert width.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmvl.kernels.experts import Routing, experts, router
+from mmvl.kernels.experts import experts, router
 from mmvl.kernels.experts_quantized import QuantizedExperts, experts_quantized, quantize_weight
 
 from .config import TextConfig
@@ -90,22 +88,11 @@ class SparseMoe(nn.Module):
         if self.layout is not None:
             y_TD = spread_experts(x_TD, routing, self.experts, self.layout)
             return y_TD, summed_probabilities(x_TD, self.gate.weight), routing.counts_E
-        if self.here is not None:
-            return experts_of(self.here, x_TD, routing, self.experts.run), routing.balance, routing.counts_E
         y_TD = self.experts.run(
-            x_TD, routing.weights_Tk, routing.indices_Tk, routing.counts_E,
-            order_P=routing.order_P, offsets_E1=routing.offsets_E1,
+            x_TD, routing.weights_Tk, routing.indices_Tk, routing.counts_E, order_P=routing.order_P,
+            offsets_E1=routing.offsets_E1, first_expert=None if self.here is None else self.here.start,
         )  # fmt: skip
         return y_TD, routing.balance, routing.counts_E
-
-
-def experts_of(here: range, x_TD: torch.Tensor, routing: Routing, run: Callable[..., torch.Tensor]) -> torch.Tensor:
-    """What the experts `here`, whose weights `run` has, add to the weighted sum over all experts, (T, D)."""
-    expert_Tk = routing.indices_Tk - here.start
-    token_R, choice_R = ((expert_Tk >= 0) & (expert_Tk < len(here))).nonzero(as_tuple=True)
-    weights_R1, expert_R1 = routing.weights_Tk[token_R, choice_R, None], expert_Tk[token_R, choice_R, None]
-    y_RD = run(x_TD.index_select(0, token_R), weights_R1, expert_R1)
-    return torch.zeros_like(x_TD).index_add_(0, token_R, y_RD)
 
 
 class SharedMlp(nn.Module):

@@ -65,6 +65,32 @@ def test_all_tokens_on_one_expert(rmse_ratio):
         assert rmse_ratio(experts(x, *weights, ones, indices, backend="triton"), expected) < 1e-5
 
 
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize("kind", ["int8", "int4", None] + ["fp8"] * CUDA)
+@pytest.mark.parametrize(
+    "shape", [(20, 48, 32, 6, 2)] + [(64, 512, 1024, 6, 2), (900, 1024, 1536, 6, 2)] * CUDA, ids=str
+)
+def test_parts_of_the_experts_add_up(shape, kind, backend, rmse_ratio):
+    *sizes, k = shape
+    dtype = HALF if CUDA else torch.float32
+    x, gate, *weights = draw(*sizes, dtype)
+    r = router(x, gate, k, backend="triton")
+    total = torch.zeros_like(x, dtype=torch.float64)
+    for first, count, given in ((0, 1, True), (1, 3, True), (4, 2, False)):
+        part = [w[first : first + count].contiguous() for w in weights]
+        how = {"order_P": r.order_P, "offsets_E1": r.offsets_E1} if given else {}
+        how |= {"first_expert": first, "backend": backend}
+        with torch.no_grad():
+            if kind is None:
+                total += experts(x, *part, r.weights_Tk, r.indices_Tk, **how)
+            else:
+                total += experts_quantized(x, quantize_experts(*part, kind), r.weights_Tk, r.indices_Tk, **how)
+    if kind is not None:
+        weights = quantize_experts(*weights, kind).dequantize(torch.float64)
+    expected = experts(x.double(), *(w.double() for w in weights), r.weights_Tk.double(), r.indices_Tk)
+    assert rmse_ratio(total, expected) < (TOLERANCE[dtype] if kind != "fp8" else 0.1)
+
+
 def test_what_cannot_be_done_is_said():
     x, gate, *weights = draw(4, 16, 16, 3, torch.float32)
     with pytest.raises(ValueError, match="int8, int4, fp8, not 'int3'"):
