@@ -36,7 +36,9 @@ class Guard:
         if refusal is None and scope["type"] == "http" and scope["path"] != OPEN_PATH:
             refusal = self._body_refusal(headers)
         if refusal is not None:
-            return await self._refuse(refusal, scope, receive, send)
+            if scope["type"] == "http":
+                await _discard(receive, _MAX_DISCARDED_BODIES * self._max_body)
+            return await _refuse(refusal, scope, send)
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         body = _Body(receive, self._bodies.lease(), self._max_body, self._body_seconds)
@@ -60,7 +62,9 @@ class Guard:
         finally:
             body.lease.release()
         if body.refusal is not None and not started:
-            await self._refuse(body.refusal, scope, receive, send)
+            if not body.over:
+                await _discard(receive, _MAX_DISCARDED_BODIES * self._max_body)
+            await _refuse(body.refusal, scope, send)
 
     def _refusal(self, headers: dict[bytes, bytes]) -> ApiError | None:
         """Why someone with these headers is not answered."""
@@ -83,19 +87,6 @@ class Guard:
         digest = _digest(key)
         return sum(hmac.compare_digest(digest, known) for known in self._keys) > 0
 
-    async def _refuse(self, error: ApiError, scope, receive, send) -> None:
-        if scope["type"] == "websocket":
-            return await send({"type": "websocket.close", "code": 1008})
-        await _discard(receive, _MAX_DISCARDED_BODIES * self._max_body)
-        body = json.dumps(error.body()).encode()
-        headers = error.headers() | {"content-type": "application/json", "content-length": str(len(body))}
-        if error.status == 401:
-            # A browser that opens a page beside the API asks its user for the key, as the password.
-            headers["www-authenticate"] = "Bearer" if scope["path"].startswith("/v1/") else 'Basic realm="mmvl"'
-        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": error.status, "headers": raw})
-        await send({"type": "http.response.body", "body": body})
-
 
 class _BodyRefused(Exception):
     """Ends the reading of a body; why is in `_Body.refusal`."""
@@ -107,28 +98,42 @@ class _Body:
     def __init__(self, receive, lease: Lease, limit: int, seconds: float):
         self._receive, self.lease, self._limit = receive, lease, limit
         self._deadline = asyncio.get_running_loop().time() + seconds
-        self._size, self._complete = 0, False
+        self._size = 0
+        self.over = False  # nothing more is to come, or to be waited for
         self.refusal: ApiError | None = None
 
     async def receive(self) -> dict:
-        if self._complete:  # what comes now is the client's leaving
+        if self.over:  # what comes now is the client's leaving
             return await self._receive()
         try:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
             if message["type"] == "http.request":
-                chunk = message.get("body", b"")
+                chunk, self.over = message.get("body", b""), not message.get("more_body", False)
                 self._size += len(chunk)
                 if self._size > self._limit:
                     raise _too_large(self._limit)
                 self.lease.take(len(chunk))
-                self._complete = not message.get("more_body", False)
             return message
         except TimeoutError:
+            self.over = True
             self.refusal = ApiError(408, "The request's body did not arrive in time.", code="body_timeout")
         except ApiError as error:
             self.refusal = error
         raise _BodyRefused
+
+
+async def _refuse(error: ApiError, scope, send) -> None:
+    if scope["type"] == "websocket":
+        return await send({"type": "websocket.close", "code": 1008})
+    body = json.dumps(error.body()).encode()
+    headers = error.headers() | {"content-type": "application/json", "content-length": str(len(body))}
+    if error.status == 401:
+        # A browser that opens a page beside the API asks its user for the key, as the password.
+        headers["www-authenticate"] = "Bearer" if scope["path"].startswith("/v1/") else 'Basic realm="mmvl"'
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _discard(receive, limit: int) -> None:

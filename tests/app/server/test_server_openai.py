@@ -139,13 +139,14 @@ def test_a_schema_that_cannot_be_kept_to(client, asked):
 
 
 def test_text_completions(server, client):
-    answer = client.completions.create(model=MODEL, prompt=["what is the", "Is there"], max_tokens=5, logprobs=1, n=2)
+    more = {"model": MODEL, "max_tokens": 5, "extra_body": {"ignore_eos": True}}
+    answer = client.completions.create(prompt=["what is the", "Is there"], logprobs=1, n=2, **more)
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3] and answer.object == "text_completion"
     assert answer.choices[0].text == answer.choices[1].text
     assert len(answer.choices[0].logprobs.tokens) == 5
     ids = server.vlm.processor.encode_text("what is the")
-    assert client.completions.create(model=MODEL, prompt=ids, max_tokens=5).choices[0].text == answer.choices[0].text
-    stream = client.completions.create(model=MODEL, prompt=ids, max_tokens=5, stream=True)
+    assert client.completions.create(prompt=ids, **more).choices[0].text == answer.choices[0].text
+    stream = client.completions.create(prompt=ids, stream=True, **more)
     assert "".join(chunk.choices[0].text for chunk in stream) == answer.choices[0].text
 
 
