@@ -61,7 +61,7 @@ class HybridCache:
 
     READS = frozenset(
         ("free_slots", "free_pages", "used_pages", "free_checkpoints", "num_bytes", "length", "state", "pages_needed",
-         "swapped_bytes", "check", "has_kernels")
+         "swapped_bytes", "scratch_row", "pages_of", "check", "has_kernels")
     )  # fmt: skip
 
     def __init__(
@@ -83,7 +83,9 @@ class HybridCache:
         self.page_size, self.device = page_size, torch.device(device)
         self.group = config.num_attention_heads // config.num_key_value_heads
         num_pages = -(-max_tokens // page_size)
-        shape = (len(config.softmax_layers), num_pages * page_size, config.num_key_value_heads, config.head_dim)
+        # on a GPU one page more, for what nobody reads: the keys of rows that fill up a CUDA graph's batch
+        rows = (num_pages + (self.device.type == "cuda")) * page_size
+        shape = (len(config.softmax_layers), rows, config.num_key_value_heads, config.head_dim)
         self._keys = torch.zeros(shape, device=device, dtype=dtype)
         self._values = torch.zeros(shape, device=device, dtype=dtype)
         state_dtype = torch.promote_types(dtype, torch.float32)
@@ -159,6 +161,15 @@ class HybridCache:
         """Further pages that `num_tokens` more tokens of this sequence would take."""
         self._check_slot(slot)
         return max(self._pages_of(self._lengths[slot] + num_tokens) - len(self._pages[slot]), 0)
+
+    def pages_of(self, slot: int) -> Sequence[int]:
+        """The sequence's pages, in order."""
+        return self._pages[slot]
+
+    @property
+    def scratch_row(self) -> int:
+        """A row of the pools that nobody reads."""
+        return self._keys.shape[1] - 1
 
     def checkpoint(self, slot: int) -> int:
         """Keep the sequence as it now is, and return the checkpoint's number. Raises CacheFull without a free place."""
@@ -250,6 +261,8 @@ class HybridCache:
 
     def check(self, packed: Packed) -> None:
         """Raises ValueError unless `packed` was made by `pack` and continues its sequences where they now are."""
+        if packed.static:
+            return
         if packed.slots is None:
             raise ValueError("this packed batch has no cache slots: make it with HybridCache.pack")
         now = tuple(self.length(slot) for slot in packed.slots)
@@ -258,9 +271,13 @@ class HybridCache:
 
     def advance(self, packed: Packed) -> None:
         """Count the batch's tokens as seen, unless they are a draft; the decoder calls this after its last layer."""
-        if not packed.draft:
-            for slot, n in zip(packed.slots, packed.lengths, strict=True):
-                self._lengths[slot] += n
+        if not packed.draft and not packed.static:
+            self.advance_by(packed.slots, packed.lengths)
+
+    def advance_by(self, slots: Sequence[int], counts: Sequence[int]) -> None:
+        """Count so many new tokens of these sequences as seen."""
+        for slot, n in zip(slots, counts, strict=True):
+            self._lengths[slot] += n
 
     def keep_draft(self, layer: int, qkv_TC: torch.Tensor, slopes_H: torch.Tensor) -> None:
         """Remember what a lightning layer (counted among these) projected for the tokens of a draft, for `accept`."""
@@ -278,8 +295,7 @@ class HybridCache:
                 counts_S=counts_S,
             )  # fmt: skip
         self._drafted.clear()
-        for slot, n in zip(packed.slots, counts, strict=True):
-            self._lengths[slot] += n
+        self.advance_by(packed.slots, counts)
 
     def states(self, layer: int) -> torch.Tensor:
         """The pool itself (slots, H, K, K), to be updated in place; `layer` counts lightning layers only."""

@@ -58,6 +58,7 @@ class Packed:
     slots_S: torch.Tensor | None = None  # the same, int64 on the device
     keys: KeyIndex | None = None  # for softmax attention over a cache
     draft: bool = False  # tokens to verify: states wait for `HybridCache.accept`
+    static: bool = False  # its tensors are filled anew for every step of a CUDA graph, which counts for itself
     part: "PartTables | None" = None  # of a row over several ranks in which documents are cut
 
     @property

@@ -6,6 +6,7 @@ from collections import deque
 import torch
 
 from mmvl.engine.draft import PromptLookup
+from mmvl.engine.graphs import DecodeGraphs
 from mmvl.engine.images import ImageEncoder
 from mmvl.engine.memory import PAGE_SIZE, checkpoint_spacing, choose_sizes, is_out_of_memory
 from mmvl.engine.pools import Pools
@@ -21,6 +22,7 @@ from mmvl.engine.text_stream import TextStream, TokenBytes
 from mmvl.model import VLModel
 from mmvl.processor import Processor, Prompt
 from mmvl.text_backbone.cache import CacheFull
+from mmvl.text_backbone.decoder import Decoder
 
 PREFIX_CACHES = ("exact", "int8", "off")
 
@@ -37,6 +39,7 @@ class Engine:
     swap_bytes: host memory for requests that have to wait; None: a part of what there is on a GPU, else none. Without
         room there they are computed again.
     behind: launch a step before the last one's tokens were seen; None: on a GPU.
+    graphs: decode by CUDA graphs; None: on a GPU, where the model runs on one.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Engine:
         draft_tokens: int = 8,
         swap_bytes: int | None = None,
         behind: bool | None = None,
+        graphs: bool | None = None,
     ):
         gpu = model.device.type == "cuda"
         max_batch_tokens = max_batch_tokens or (8192 if gpu else 2048)
@@ -90,9 +94,20 @@ class Engine:
         self.behind = gpu if behind is None else behind
         # A sampled image id would be a placeholder without an image.
         sampler = Sampler(processor.valid_vocab_size, [processor.image_id])
-        self._stepper = Stepper(model, self.pools, sampler, self._images, behind=self.behind)
+        self._stepper = Stepper(
+            model, self.pools, sampler, self._images, behind=self.behind, graphs=self._graphs(graphs)
+        )
         self._token_bytes = TokenBytes(processor.tokenizer)
         self._flights: deque[Flight] = deque()
+
+    def _graphs(self, wanted: bool | None) -> DecodeGraphs | None:
+        decoder = self.model.language_model
+        possible = self.model.device.type == "cuda" and isinstance(decoder, Decoder)
+        if wanted and not possible:
+            raise ValueError("CUDA graphs need a GPU, and a model on one")
+        if not possible or wanted is False:
+            return None
+        return DecodeGraphs(decoder, self.cache, decoder.config.hidden_size, self.model.dtype, self.max_sequences)
 
     @property
     def running(self) -> list[Request]:

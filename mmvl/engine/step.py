@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmvl.engine.graphs import DecodeGraphs
 from mmvl.engine.images import ImageEncoder
 from mmvl.engine.pools import Pools
 from mmvl.engine.request import TokenLogprob
@@ -86,17 +87,30 @@ class Flight:
 class Stepper:
     """Runs steps of a model over the pools. `behind`: the host may launch a step before it has seen the last one's."""
 
-    def __init__(self, model: VLModel, pools: Pools, sampler: Sampler, images: ImageEncoder, *, behind: bool):
-        self.model, self.pools, self.sampler, self.images = model, pools, sampler, images
+    def __init__(
+        self,
+        model: VLModel,
+        pools: Pools,
+        sampler: Sampler,
+        images: ImageEncoder,
+        *,
+        behind: bool,
+        graphs: DecodeGraphs | None,
+    ):
+        self.model, self.pools, self.sampler, self.images, self.graphs = model, pools, sampler, images, graphs
         num_slots = pools.cache.free_slots
         self._last_N = torch.zeros(num_slots, dtype=torch.int64, device=model.device) if behind else None
 
     def launch(self, works: Sequence[Work]) -> Flight:
         """Feed the works' tokens and sample. The requests' counts of cached and unseen tokens are advanced."""
         cache, drafting = self.pools.cache, any(work.draft for work in works)
-        packed = cache.pack([(work.request.slot, work.count) for work in works], draft=drafting)
         x_TD = self._embed(works)
-        hidden_TD = self.model.language_model(x_TD, packed, cache).hidden_TD
+        slots = [work.request.slot for work in works]
+        if self.graphs is not None and x_TD.shape[0] == len(works) and self.graphs.fits(slots):
+            hidden_TD = self.graphs.run(slots, x_TD)
+        else:
+            packed = cache.pack([(work.request.slot, work.count) for work in works], draft=drafting)
+            hidden_TD = self.model.language_model(x_TD, packed, cache).hidden_TD
         rows_T, rows, at = [], [], 0
         for work in works:
             at += work.count

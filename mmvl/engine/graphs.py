@@ -1,0 +1,126 @@
+"""Decode steps as CUDA graphs: one launch for all layers, at a ladder of batch sizes and of lengths.
+
+A graph reads its batch from tensors that stay where they are and are filled anew for every step, by two copies from the
+host that nobody waits for. A batch is filled up to the next size of the ladder by rows without a sequence: they change
+no state, and write their keys to a row that nobody reads.
+
+S sequences, B rows of a graph, P pages of its tables' rows, D model width.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmvl.kernels.lightning_attention import plan_blocks
+from mmvl.kernels.paged_attention import PagePlan
+from mmvl.text_backbone.cache import HybridCache
+from mmvl.text_backbone.packed import KeyIndex, Packed
+
+LADDER = (*range(1, 9), *range(12, 33, 4), *range(40, 65, 8), *range(80, 129, 16), 192, 256, 384, 512)
+LEAST_PAGES = 16
+
+
+class StaticBatch:
+    """The tensors of one token each of B sequences of at most P pages; `packed` is what the decoder is given."""
+
+    def __init__(self, cache: HybridCache, rows: int, pages: int):
+        self._cache, self._rows, self._pages = cache, rows, pages
+        self._long_3B = torch.zeros(3, rows, dtype=torch.int64, device=cache.device)
+        self._short_X = torch.zeros(rows * (1 + pages), dtype=torch.int32, device=cache.device)
+        positions_B, slots_B, write_B = self._long_3B
+        lengths_B, table_BP = self._short_X[:rows], self._short_X[rows:].view(rows, pages)
+        every_B1 = torch.arange(rows + 1, dtype=torch.int32, device=cache.device)
+        plan = PagePlan(
+            page_size=cache.page_size,
+            table_SP=table_BP,
+            lengths_S=lengths_B,
+            cu_keys_S1=every_B1,  # for what reads keys in order, which is nothing here
+            cu_new_S1=every_B1,
+            work_W2=torch.stack((every_B1[:-1], torch.zeros_like(every_B1[:-1])), dim=1),
+            write_T=write_B,
+            group=cache.group,
+            num_short=rows,
+            short_rows=cache.group,
+            num_keys=rows * pages * cache.page_size,
+        )
+        ones = (1,) * rows
+        self.packed = Packed(
+            lengths=ones, starts=ones, cu_seqlens_S1=every_B1, positions_T=positions_B,
+            plan=plan_blocks(ones, cache.device), slots=(-1,) * rows, slots_S=slots_B,
+            keys=KeyIndex(plan, ones, True), static=True,
+        )  # fmt: skip
+
+    def fill(self, slots: Sequence[int]) -> None:
+        """The next token of these sequences, whose pages must be there; the other rows stand for nobody."""
+        cache, size, count = self._cache, self._cache.page_size, len(slots)
+        pinned = cache.device.type == "cuda"
+        long_3B = torch.zeros(3, self._rows, dtype=torch.int64, pin_memory=pinned)
+        short_X = torch.ones(self._rows * (1 + self._pages), dtype=torch.int32, pin_memory=pinned)
+        long, short = long_3B.numpy(), short_X.numpy()
+        table = short[self._rows :].reshape(self._rows, self._pages)
+        long[1, count:], long[2, count:] = -1, cache.scratch_row
+        table[count:, 0] = cache.scratch_row // size
+        for row, slot in enumerate(slots):
+            at, pages = cache.length(slot), cache.pages_of(slot)
+            long[:, row] = at, slot, pages[at // size] * size + at % size
+            short[row] = at + 1
+            table[row, : len(pages)] = np.asarray(pages[: self._pages], dtype=np.int32)
+        self._long_3B.copy_(long_3B, non_blocking=pinned)
+        self._short_X.copy_(short_X, non_blocking=pinned)
+
+
+class DecodeGraphs:
+    """Graphs of `decoder(x_TD, packed, cache)` on a cache, captured when first needed, all in one pool of memory.
+
+    max_sequences: the largest batch. Where capturing fails, a warning says so and `fits` is False from then on.
+    """
+
+    def __init__(self, decoder: Callable, cache: HybridCache, width: int, dtype: torch.dtype, max_sequences: int):
+        self._decoder, self._cache, self._width, self._dtype = decoder, cache, width, dtype
+        self._ladder = [rows for rows in LADDER if rows < max_sequences] + [max_sequences]
+        self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, StaticBatch, Tensor, Tensor]] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+        self._broken = False
+
+    def fits(self, slots: Sequence[int]) -> bool:
+        """Whether there is, or can be, a graph for these sequences; captures it."""
+        return not self._broken and len(slots) <= self._ladder[-1] and self._get(slots) is not None
+
+    def run(self, slots: Sequence[int], x_SD: Tensor) -> Tensor:
+        """One token of each sequence: embeddings (S, D) -> hidden states (S, D), good until the next run."""
+        graph, batch, x_BD, hidden_BD = self._get(slots)
+        batch.fill(slots)
+        x_BD[: len(slots)].copy_(x_SD)
+        graph.replay()
+        self._cache.advance_by(slots, (1,) * len(slots))
+        return hidden_BD[: len(slots)]
+
+    def _get(self, slots: Sequence[int]):
+        rows = next(size for size in self._ladder if size >= len(slots))
+        longest = max(len(self._cache.pages_of(slot)) for slot in slots)
+        pages = max(LEAST_PAGES, 1 << (longest - 1).bit_length())
+        if (rows, pages) not in self._graphs:
+            try:
+                self._graphs[rows, pages] = self._capture(rows, pages)
+            except RuntimeError as error:
+                self._broken = True
+                warnings.warn(f"decoding without CUDA graphs, capturing one failed: {error}", stacklevel=2)
+                return None
+        return self._graphs[rows, pages]
+
+    def _capture(self, rows: int, pages: int):
+        batch = StaticBatch(self._cache, rows, pages)
+        x_BD = torch.zeros(rows, self._width, dtype=self._dtype, device=self._cache.device)
+        batch.fill([])
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # once before, so that everything is compiled, cached and allocated
+            self._decoder(x_BD, batch.packed, self._cache)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            hidden_BD = self._decoder(x_BD, batch.packed, self._cache).hidden_TD
+        return graph, batch, x_BD, hidden_BD
