@@ -91,6 +91,13 @@ def make_engine(objective: nn.Module, recipe: TrainRecipe, parallel: Parallel | 
     return engine
 
 
+def set_accumulation(engine, accumulate: int) -> None:
+    """From the next step on, `accumulate` batches of this rank make one step; between two steps only."""
+    if engine.gradient_accumulation_steps() != accumulate:
+        engine.set_train_batch_size(accumulate * engine.train_micro_batch_size_per_gpu() * engine.dp_world_size)
+        engine.micro_steps = 0  # a step is due at its multiples
+
+
 def _choose_recomputed(decoder: nn.Module, recipe: TrainRecipe) -> None:
     layers = range(len(decoder.model.layers))
     if not isinstance(recipe.checkpoint_layers, str) and (missing := set(recipe.checkpoint_layers) - set(layers)):

@@ -39,7 +39,10 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one stage takes. `memory` is in bytes of one GPU, by part; `days` is None if no hardware is stated."""
+    """What one stage takes. `memory` is in bytes of one GPU, by part; `days` is None if no hardware is stated.
+
+    `tokens_per_step`: one number, or several if the steps grow; `flops_per_step` is of the last.
+    """
 
     name: str
     gpus: int
@@ -47,10 +50,11 @@ class Plan:
     parameters: Parameters
     memory: dict[str, int]
     memory_limit: float | None
-    tokens_per_step: int
+    tokens_per_step: tuple[int, ...]
     steps: int
     tokens: int
     flops_per_step: float
+    flops: float
     days: float | None
     utilisation: float | None
 
@@ -65,8 +69,10 @@ class Plan:
             f"{self.name}: {self.gpus:,} GPU{'s' * (self.gpus > 1)}, {self.data_parallel:,} data-parallel",
             f"parameters    {billions(p.total)} total, {billions(p.active)} active a token, "
             f"{billions(p.trained)} trained ({billions(p.experts)} in experts)",
-            f"tokens        {self.tokens:,} in {self.steps:,} steps of {self.tokens_per_step:,}",
-            f"operations    {self.flops_per_step:.3g} FLOPs a step, {self.flops_per_step * self.steps:.3g} in all",
+            f"tokens        {self.tokens:,} in {self.steps:,} steps of "
+            + ", then ".join(f"{n:,}" for n in self.tokens_per_step),
+            f"operations    {self.flops_per_step:.3g} FLOPs a {'last ' * (len(self.tokens_per_step) > 1)}step, "
+            f"{self.flops:.3g} in all",
         ]
         if self.days is not None:
             rows.append(f"time          {duration(self.days)} at {self.utilisation:.0%} of the GPUs' peak")
@@ -112,9 +118,7 @@ def plan(recipe: TrainRecipe, recipe_path: Path | None = None, gpus: int | None 
         raise ValueError(f"{gpus} GPUs do not divide by the sizes in parallel (they need a multiple of {share})")
     data = recipe.data
     ranks = gpus // recipe.parallel.sequence
-    batches = data.batches_per_step or ranks
-    if batches % ranks:
-        raise ValueError(f"data.batches_per_step ({batches}) must be a multiple of the {ranks} data-parallel ranks")
+    sizes = [(begin, batches * ranks) for begin, batches in data.batches_of(ranks)]
     if data.virtual_workers % (ranks * max(1, data.workers)):
         raise ValueError(
             f"data.virtual_workers ({data.virtual_workers}) must be a multiple of {ranks} data-parallel ranks times "
@@ -123,15 +127,18 @@ def plan(recipe: TrainRecipe, recipe_path: Path | None = None, gpus: int | None 
     length = min(data.max_sample_tokens, data.batch_tokens)
     lengths = [length] * (data.batch_tokens // length) + ([left] if (left := data.batch_tokens % length) else [])
     tiles = min(data.batch_tiles, data.batch_tokens // config.vision.patches)
-    flops = StepFlops.of(config, recipe.trainable)(lengths, data.batch_tokens, tiles) * batches
-    tokens_per_step = data.batch_tokens * batches
-    steps = math.ceil(recipe.budget.tokens / tokens_per_step)
+    flops = StepFlops.of(config, recipe.trainable)(lengths, data.batch_tokens, tiles)
+    steps, rows, tokens = 0, 0, recipe.budget.tokens
+    ends = [*(begin for begin, _ in sizes[1:]), tokens]
+    for (_, batches), end in zip(sizes, ends, strict=True):
+        more = max(0, math.ceil((min(end, tokens) - rows * data.batch_tokens) / (batches * data.batch_tokens)))
+        steps, rows = steps + more, rows + more * batches
     parameters = count_parameters(config, recipe.trainable)
     days = None
     if recipe.hardware:
         rate = gpus * recipe.hardware.peak_tflops * 1e12 * recipe.hardware.utilisation
         reference = 1 / 3 if isinstance(recipe, PreferenceRecipe) else 0.0  # every pair once through the reference
-        days = flops * steps * (1 + reference) / rate / 86400
+        days = flops * rows * (1 + reference) / rate / 86400
         if recipe.budget.minutes:
             days = min(days, recipe.budget.minutes / 1440)
     return Plan(
@@ -141,10 +148,11 @@ def plan(recipe: TrainRecipe, recipe_path: Path | None = None, gpus: int | None 
         parameters=parameters,
         memory=memory(recipe, config, parameters, gpus, lengths, tiles),
         memory_limit=recipe.hardware.memory_gib * GIB if recipe.hardware else None,
-        tokens_per_step=tokens_per_step,
+        tokens_per_step=tuple(data.batch_tokens * batches for _, batches in sizes),
         steps=steps,
-        tokens=recipe.budget.tokens,
-        flops_per_step=flops,
+        tokens=tokens,
+        flops_per_step=flops * sizes[-1][1],
+        flops=flops * rows,
         days=days,
         utilisation=recipe.hardware.utilisation if recipe.hardware else None,
     )

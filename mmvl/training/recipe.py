@@ -35,13 +35,20 @@ class SourceSpec(Strict):
         return self
 
 
+class BatchGrowth(Strict):
+    """From `tokens` of the stage on, an optimizer step has `batches` packed batches over all ranks."""
+
+    tokens: int = Field(gt=0)
+    batches: int = Field(gt=0)
+
+
 class DataSpec(Strict):
     """What a training step sees.
 
     Over the first `transition_tokens` of the stage the sources' shares go linearly from `weight_before` to `weight`.
     `batches_per_step`: packed batches of one optimizer step over all ranks (None: one a data-parallel rank); with fewer
-    ranks than that, a rank accumulates gradients. `open_rows`: rows that the packer of a virtual worker keeps open.
-    `stall_seconds`: a wait for data that long is reported.
+    ranks than that, a rank accumulates gradients. `batch_growth`: larger steps later in the stage. `open_rows`: rows
+    that the packer of a virtual worker keeps open. `stall_seconds`: a wait for data that long is reported.
     """
 
     sources: list[SourceSpec] = Field(min_length=1)
@@ -50,6 +57,7 @@ class DataSpec(Strict):
     stall_seconds: float = Field(default=30, gt=0)
     batch_tokens: int = Field(gt=0)
     batches_per_step: int | None = Field(default=None, gt=0)
+    batch_growth: list[BatchGrowth] = []
     batch_tiles: int = Field(ge=0)
     max_sample_tokens: int = Field(gt=0)
     workers: int = Field(ge=0)
@@ -64,7 +72,23 @@ class DataSpec(Strict):
         blends = any(s.weight_before not in (None, s.weight) for s in self.sources)
         if blends != bool(self.transition_tokens):
             raise ValueError("weight_before of a source and data.transition_tokens go together: give both or neither")
+        begins = [growth.tokens for growth in self.batch_growth]
+        if begins and (self.batches_per_step is None or sorted(set(begins)) != begins):
+            raise ValueError("data.batch_growth needs batches_per_step to grow from, and its tokens must rise")
         return self
+
+    def batches_of(self, ranks: int) -> list[tuple[int, int]]:
+        """(tokens, batches): from so many tokens of the stage on, each of `ranks` data-parallel ranks takes so many.
+
+        Raises:
+            ValueError: the batches of a step do not divide by the ranks.
+        """
+        steps = [("batches_per_step", 0, self.batches_per_step or ranks)]
+        steps += [(f"batch_growth.{i}.batches", g.tokens, g.batches) for i, g in enumerate(self.batch_growth)]
+        for key, _, batches in steps:
+            if batches % ranks:
+                raise ValueError(f"data.{key} ({batches}) must be a multiple of the {ranks} data-parallel ranks")
+        return [(tokens, batches // ranks) for _, tokens, batches in steps]
 
 
 class OptimizerSpec(Strict):

@@ -18,7 +18,7 @@ from mmvl.training import engine_state
 from mmvl.training.batch import Batch
 from mmvl.training.build import build_model, load_tokenizer
 from mmvl.training.checkpoints import Checkpoint, Writer, complete
-from mmvl.training.engine import make_engine
+from mmvl.training.engine import make_engine, set_accumulation
 from mmvl.training.guard import BadLoss, LossGuard, save_batches, stopped
 from mmvl.training.ledger import Ledger
 from mmvl.training.loader import Loader, source_names
@@ -86,8 +86,8 @@ class Stage:
         self.parallel = Parallel(self.ranks, recipe.parallel)
         self.model, self.processor = build_model(recipe, self.parallel, self.device)
         self.names = source_names(recipe.data)
-        self.batches = self._batches_a_step()
-        self.engine = make_engine(self.make_objective(self.model), recipe, self.parallel, accumulate=self.batches)
+        self.sizes = recipe.data.batches_of(self.parallel.data_world)
+        self.engine = make_engine(self.make_objective(self.model), recipe, self.parallel)
         self.metrics, self.rates = Metrics(self.out), Rates(self.model.config, recipe, self.ranks)
         self.writer = Writer(self.out / CHECKPOINTS, self.ranks, recipe.keep_checkpoints, self._warn)
         self.step, self.seconds, self.ledger, loader_state = 0, 0.0, Ledger(self.names), None
@@ -132,14 +132,6 @@ class Stage:
 
     def _warn(self, line: str) -> None:
         self.console.print(line, style="yellow", highlight=False, soft_wrap=True)
-
-    def _batches_a_step(self) -> int:
-        """How many batches this rank takes for one step of the optimizer."""
-        world = self.parallel.data_world
-        wanted = self.recipe.data.batches_per_step or world
-        if wanted % world:
-            raise ValueError(f"data.batches_per_step ({wanted}) must be a multiple of the {world} data-parallel ranks")
-        return wanted // world
 
     def _resume(self, directory: Path) -> dict:
         with Checkpoint(directory) as checkpoint:
@@ -237,7 +229,9 @@ class Stage:
         while (spent := progress(self.ledger.tokens, self.seconds, recipe.budget)) < 1.0:
             lr = self._set_lr(spent)
             waiting = time.monotonic()
-            rows = [next(batches) for _ in range(self.batches)]
+            accumulate = [size for tokens, size in self.sizes if self.ledger.tokens >= tokens][-1]
+            set_accumulation(self.engine, accumulate)
+            rows = [next(batches) for _ in range(accumulate)]
             for row in rows:
                 self.rates.add(row, 1 / self.parallel.sequence_size)
             taken = [self.parallel.part(row, self.model.tiling) for row in rows]
@@ -256,7 +250,7 @@ class Stage:
                 self.writer.finish()
             sums = []
             for batch in taken:
-                loss, figures = self.engine(batch.to(self.device), int(targets), ranks.world * self.batches)
+                loss, figures = self.engine(batch.to(self.device), int(targets), ranks.world * accumulate)
                 self.engine.backward(loss)
                 self.engine.step()
                 self.window.add(figures)

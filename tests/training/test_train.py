@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 import mmvl.training.checkpoints as checkpoints
-from mmvl.checkpoint import load_model, save_model
+from mmvl.checkpoint import load_model, read_tensors, save_model
 from mmvl.processor import Processor
 from mmvl.text_backbone.packed import Packed
 from mmvl.training.engine import param_groups
@@ -128,6 +128,25 @@ def test_frozen_parts_stay_and_the_next_stage_starts_from_the_last(recipe_file, 
     before, after = load_model(tiny_model_dir).state_dict(), load_model(out / "model").state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if name.startswith(("multi_modal_projector", "image_newline"))}
+
+
+def test_steps_grow_and_a_resumed_stage_grows_alike(recipe_file, tmp_path):
+    """One batch a step, then three: the same weights whether or not a new process takes over in between."""
+    growing = ["data.batches_per_step=1", "data.batch_growth=[{tokens: 3000, batches: 3}]", "log_every_steps=1"]
+    growing += ["optimizer.decay_fraction=0", "data.virtual_workers=1", "data.workers=0"]
+    whole = train(recipe_file, [*growing, "budget.tokens=9000", f"out={tmp_path / 'whole'}"])
+    for tokens in (2000, 6000, 9000):
+        split = train(recipe_file, [*growing, f"budget.tokens={tokens}", f"out={tmp_path / 'split'}"])
+    a, b = (read_tensors(d / "model") for d in (whole, split))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    tokens = [0, *(r["tokens"] for r in read_metrics(whole / "metrics.jsonl"))]
+    steps = [(before, after - before) for before, after in itertools.pairwise(tokens)]
+    small = max(n for before, n in steps if before < 3000)
+    assert all(n > 2 * small for before, n in steps if before >= 3000)
+    with pytest.raises(ValueError, match="batch_growth needs batches_per_step"):
+        load_recipe(recipe_file, growing[1:2])
+    with pytest.raises(ValueError, match=r"data.batch_growth.0.batches \(3\) must be a multiple of the 2"):
+        load_recipe(recipe_file, [*growing, "data.batches_per_step=2"]).data.batches_of(2)
 
 
 def test_a_signal_saves_first(recipe_file, tmp_path):
