@@ -114,6 +114,29 @@ def test_quantised_experts_compile_whole():
         assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x))
 
 
+@pytest.mark.skipif(not CUDA, reason="graphs are CUDA's")
+@pytest.mark.parametrize("T", [1, 40, 700])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_a_cuda_graph_replays_on_new_tokens(kind, T):
+    x, gate, *weights = draw(T, 256, 160, 8, HALF)
+    q = quantize_experts(*weights, kind)
+
+    def layer():
+        r = router(x, gate, 2)
+        sort = {"order_P": r.order_P, "offsets_E1": r.offsets_E1}
+        return experts_quantized(x, q, r.weights_Tk, r.indices_Tk, **sort)
+
+    with torch.no_grad():
+        layer()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = layer()
+        x.copy_(torch.randn_like(x))
+        y.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(y, layer())
+
+
 HOPPER = CUDA and torch.cuda.get_device_capability() >= (9, 0)
 
 

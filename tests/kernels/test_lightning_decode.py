@@ -104,3 +104,26 @@ def test_wrong_shapes_are_refused():
         lightning_decode(qkv, pool[:, :1], torch.tensor([0, 1, 2]), SLOPES)
     with pytest.raises(ValueError, match="give cu_seqlens_S1"):
         lightning_decode(qkv, pool, torch.tensor([0, 1]), SLOPES)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are CUDA's")
+@pytest.mark.parametrize("cu_seqlens", [None, [0, 3, 3, 4]], ids=["a token each", "drafts"])
+def test_a_cuda_graph_replays_on_new_tokens_and_slots(cu_seqlens):
+    slots, slopes = torch.tensor([1, 3, 0, 2][: 4 if cu_seqlens is None else 3], device="cuda"), SLOPES.cuda()
+    cu_seqlens_S1 = None if cu_seqlens is None else torch.tensor(cu_seqlens, dtype=torch.int32, device="cuda")
+    qkv, pool = draw(4, 128, dtype=torch.bfloat16, device="cuda")
+
+    def step(pool):
+        return lightning_decode(qkv, pool, slots, slopes, cu_seqlens_S1=cu_seqlens_S1)
+
+    step(pool.clone())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        o = step(pool)
+    for turn in range(2):
+        qkv.copy_(torch.randn_like(qkv))
+        slots.copy_(slots.roll(1))
+        other = pool.clone()
+        expected = step(other)
+        graph.replay()
+        assert torch.equal(o, expected) and torch.equal(pool, other), turn
