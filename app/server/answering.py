@@ -18,7 +18,7 @@ from mmvl.app.server.protocol import ChatRequest, CompletionRequest
 from mmvl.app.server.replies import Choice, Reply, Usage
 from mmvl.app.server.service import Job, Service
 from mmvl.engine.request import Request as EngineRequest
-from mmvl.engine.request import Update
+from mmvl.engine.request import TokenLogprob, Update
 
 MAX_JSON_VALUES = 500_000  # commas and brackets: small objects take a hundred times their bytes once they are parsed
 _PARSED_ON_A_THREAD = 256 << 10  # bytes
@@ -118,9 +118,14 @@ class _Answer:
                 if update.delta or logprobs or update.finished:
                     yield _event(self._reply.piece(index, update.delta, logprobs, choice.finish_reason))
 
-    def _shown_logprobs(self, update: Update) -> list:
-        """Those of the tokens that are part of the text: the end token is none."""
-        return [token for token in update.logprobs or () if token.token_id not in self._service.vlm.processor.eos_ids]
+    def _shown_logprobs(self, update: Update) -> list[TokenLogprob]:
+        """Those of the tokens that are part of the answer: the one that ended it is none."""
+        logprobs = list(update.logprobs or ())
+        if logprobs and update.request.finish_reason == "stop" and update.finished:
+            ends = {*self._service.vlm.processor.eos_ids, *update.request.params.stop_token_ids}
+            if logprobs[-1].token_id in ends:
+                logprobs.pop()
+        return logprobs
 
     def _usage(self, jobs: list[Job]) -> Usage:
         """Prompts count once, however many choices they have."""
