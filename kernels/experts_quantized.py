@@ -125,6 +125,8 @@ def experts_quantized(
 
 
 def _reference(q, x_TD, weights_Tk, indices_Tk):
+    if x_TD.shape[0] == 0:
+        return torch.empty_like(x_TD)
     if not x_TD.is_cuda:  # where asking which experts were hit costs nothing
         hit, indices_Tk = indices_Tk.unique(return_inverse=True)
         tensors = (q.w1, q.w3, q.w2, q.scale1, q.scale3, q.scale2)

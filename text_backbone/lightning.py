@@ -88,8 +88,9 @@ class LightningLayer(nn.Module):
             return self.shard.sum_of(self.out_proj, gated_TC)
         unit_T = torch.full_like(squares_T, channels * (1 - eps))  # with these squares the norm divides by 1
         part_TD = self.out_proj(gated_rms_norm(o_TC, gate_TC, norm, eps, squares_T=unit_T, channels=channels))
-        both = self.shard.sum(torch.cat((part_TD.to(squares_T.dtype), squares_T[:, None]), 1))
-        return (both[:, :-1] * torch.rsqrt(both[:, -1:] / channels + eps)).to(o_TC.dtype)
+        # four columns of squares, so that rows stay multiples of 16 bytes
+        both = self.shard.sum(torch.cat((part_TD.to(squares_T.dtype), squares_T[:, None].expand(-1, 4)), 1))
+        return (both[:, :-4] * torch.rsqrt(both[:, -1:] / channels + eps)).to(o_TC.dtype)
 
     def _attend(self, qkv_TC, packed, cache):
         slopes_H = self.slopes_H(qkv_TC.device)
