@@ -1,0 +1,263 @@
+"""The decoder over several GPUs, with random weights: the whole model with quantised experts, or a slice of it in bf16.
+
+Run by torchrun, one process a GPU; also alone, for comparison. Measures what making the weights takes, prefill, decode
+steps at several counts of sequences as whole calls and captured in a CUDA graph, and the same without the sums over the
+ranks, which shows how much of the communication is exposed. Results are written after every measurement.
+
+The floor of a decode step counts the bytes that a GPU must read (weights once, of the experts those that are hit on
+average, keys, values and states), that of a prefill its floating-point operations.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from zlib import crc32
+
+import torch
+import torch.distributed as dist
+
+from mmvl.benchmark.decoder import SLICE
+from mmvl.benchmark.run import provenance
+from mmvl.text_backbone.config import TextConfig
+from mmvl.text_backbone.decoder import Decoder
+from mmvl.text_backbone.moe import QuantizedStack
+from mmvl.text_backbone.tensor_parallel import Shard
+
+WHOLE = replace(SLICE, num_hidden_layers=80, attn_type_list=((0,) * 7 + (1,)) * 10)
+TINY = replace(
+    SLICE, num_hidden_layers=4, attn_type_list=(0, 0, 0, 1), hidden_size=64, num_attention_heads=8,
+    num_key_value_heads=2, head_dim=16, rotary_dim=8, vocab_size=128, intermediate_size=32, num_local_experts=8,
+)  # fmt: skip
+SHAPES = {"whole": WHOLE, "slice": SLICE, "tiny": TINY}
+CONTEXT = 1024  # tokens that every sequence has before it decodes
+COPY_BYTES_PER_SECOND, MATMUL_FLOPS = 4.27e12, 715e12  # of an H200, as measured by `mmvl bench kernels`
+
+
+class _Silent(Shard):
+    """A rank that does not add anything up: wrong results, at the speed of a network without cost."""
+
+    def sum(self, x):
+        return x
+
+    def sum_of(self, part, x):
+        return part(x)
+
+
+def run(
+    shape: str,
+    experts: str | None,
+    lengths: tuple[int, ...],
+    sequences: tuple[int, ...],
+    json_path: Path | None,
+    progress: Callable[[str], None],
+) -> dict:
+    """Measure on all ranks; the result of rank 0, which alone writes `json_path` and reports progress.
+
+    Raises:
+        ValueError: the shape does not divide by the ranks.
+    """
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    config = SHAPES[shape]
+    result = {**provenance(device), "shape": shape, "ranks": ranks, "experts": experts or str(dtype)[6:]}
+    result |= {"context": CONTEXT, "prefill": [], "decode": []}
+
+    def note(what: str) -> None:
+        if rank == 0:
+            progress(what)
+            if json_path is not None:
+                json_path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+    begin = time.perf_counter()
+    bench = _Bench(config, experts, rank, ranks, device, dtype)
+    result["make_seconds"] = time.perf_counter() - begin
+    result["weight_bytes"] = bench.weight_bytes
+    note(f"made {bench.weight_bytes / 1e9:.1f} GB a rank in {result['make_seconds']:.1f} s")
+    for length in lengths:
+        seconds = bench.time(bench.prefill(length), 3)
+        row = {"tokens": length, "ms": 1e3 * seconds, "tokens_per_second": length / seconds}
+        row["of_roofline"] = bench.flops(length) / MATMUL_FLOPS / seconds
+        if ranks > 1:
+            with bench.silent():
+                row["ms_without_sums"] = 1e3 * bench.time(bench.prefill(length), 3)
+        result["prefill"].append(row)
+        note(f"prefill of {length:,}: {row}")
+    for count in sequences:
+        step = bench.decode(count)
+        row = {"sequences": count, "ms": 1e3 * bench.time(step, 10)}
+        row["floor_ms"] = 1e3 * bench.decode_bytes(count) / COPY_BYTES_PER_SECOND
+        note(f"decode of {count}: {row}")
+        row["graph_ms"] = bench.graph_ms(step)
+        if ranks > 1:
+            with bench.silent():
+                row["graph_ms_without_sums"] = bench.graph_ms(step)
+        best = min(t for t in (row["ms"], row["graph_ms"]) if t is not None)
+        row |= {"tokens_per_second": 1e3 * count / best, "of_roofline": row["floor_ms"] / best}
+        result["decode"].append(row)
+        note(f"decode of {count}: {row}")
+    if device.type == "cuda":
+        result["peak_bytes"] = torch.cuda.max_memory_allocated(device)
+    note("done")
+    return result
+
+
+class _Bench:
+    def __init__(self, config: TextConfig, experts: str | None, rank: int, ranks: int, device, dtype):
+        self.config, self.device, self.dtype, self.ranks = config, device, dtype, ranks
+        self.shard = Shard(config, rank, ranks) if ranks > 1 else None
+        with torch.device("meta"):
+            self.decoder = Decoder(config, self.shard).to(dtype).requires_grad_(False)
+            for layer in self.decoder.model.layers if experts else ():
+                layer.block_sparse_moe.experts = QuantizedStack(config, experts, layer.block_sparse_moe.here)
+        self.decoder.to_empty(device=device)
+        generator = torch.Generator(device)
+        for name, t in self.decoder.state_dict().items():
+            # what every rank has must be the same on all
+            shared = any(part in name for part in ("layernorm", "model.norm", "block_sparse_moe.gate"))
+            generator.manual_seed(crc32(name.encode()) + (0 if shared else rank))
+            self._draw(name, t, generator)
+        self.weight_bytes = sum(t.nbytes for t in self.decoder.state_dict().values())
+
+    def _draw(self, name: str, t: torch.Tensor, generator) -> None:
+        """Natural sizes: norms 1, matrices such that their outputs are as large as their inputs."""
+        inputs = self.config.intermediate_size if name.endswith("2") else self.config.hidden_size
+        if ".experts.scale" in name:
+            spread = {"int8": 74.0, "int4": 4.6, "fp8": 1.0}[self.decoder.model.layers[0].block_sparse_moe.experts.kind]
+            t.fill_(inputs**-0.5 / spread)
+        elif t.dtype in (torch.uint8, torch.int8):
+            t.random_(0, 256 if t.dtype == torch.uint8 else 127, generator=generator)
+        elif t.dtype == torch.float8_e4m3fn:
+            for one in t:
+                one.copy_(torch.randn(one.shape, device=t.device, generator=generator))
+        elif t.ndim == 1:
+            t.fill_(1.0)
+        else:
+            for one in t if t.ndim == 3 else (t,):
+                one.normal_(0, one.shape[-1] ** -0.5, generator=generator)
+
+    def silent(self):
+        return _Silenced(self.decoder)
+
+    def _cache(self, sequences: int, tokens: int):
+        return self.decoder.new_cache(
+            max_sequences=sequences, max_tokens=sequences * (tokens + 192), device=self.device, dtype=self.dtype
+        )
+
+    def _embeddings(self, tokens: int) -> torch.Tensor:
+        """The same on every rank."""
+        generator = torch.Generator(self.device).manual_seed(tokens)
+        return torch.randn(tokens, self.config.hidden_size, generator=generator, device=self.device).to(self.dtype)
+
+    def _logits(self, hidden_SD: torch.Tensor) -> torch.Tensor | None:
+        return self.decoder.logits(hidden_SD) if self.shard is None or self.shard.rank == 0 else None
+
+    def prefill(self, tokens: int) -> Callable:
+        x_TD = self._embeddings(tokens)
+
+        @torch.inference_mode()
+        def call():
+            cache = self._cache(1, tokens)
+            packed = cache.pack([(cache.allocate(), tokens)])
+            self._logits(self.decoder(x_TD, packed, cache).hidden_TD[-1:])
+
+        return call
+
+    def decode(self, sequences: int) -> Callable:
+        with torch.inference_mode():
+            cache = self._cache(sequences, CONTEXT)
+            slots = [cache.allocate() for _ in range(sequences)]
+            for slot in slots:
+                self.decoder(self._embeddings(CONTEXT), cache.pack([(slot, CONTEXT)]), cache)
+        x_SD = self._embeddings(sequences)
+
+        @torch.inference_mode()
+        def step(packed=None):
+            packed = packed or step.pack()
+            return self._logits(self.decoder(x_SD, packed, cache).hidden_TD)
+
+        step.pack = lambda: cache.pack([(slot, 1) for slot in slots])
+        return step
+
+    def time(self, call: Callable, repeats: int) -> float:
+        """Median seconds of a call on the slowest rank, after two to warm up."""
+        samples = []
+        for repeat in range(repeats + 2):
+            self._meet()
+            begin = time.perf_counter()
+            call()
+            self._wait()
+            if repeat >= 2:
+                samples.append(time.perf_counter() - begin)
+        seconds = torch.tensor(statistics.median(samples), device=self.device)
+        if self.ranks > 1:
+            dist.all_reduce(seconds, dist.ReduceOp.MAX)
+        return seconds.item()
+
+    def graph_ms(self, step: Callable) -> float | None:
+        """Milliseconds of the step captured in a CUDA graph; None on a CPU, or where it cannot be captured."""
+        if self.device.type == "cpu":
+            return None
+        step()
+        packed, graph = step.pack(), torch.cuda.CUDAGraph()
+        self._meet()
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                kept = step(packed)  # noqa: F841
+        except RuntimeError as error:
+            print(f"no graph: {str(error).splitlines()[0]}", flush=True)
+            return None
+        return 1e3 * self.time(graph.replay, 20)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _meet(self) -> None:
+        if self.ranks > 1:
+            dist.barrier()
+        self._wait()
+
+    def flops(self, tokens: int) -> float:
+        """Of a prefill, on one rank: two a weight that a token meets, and softmax attention over the past."""
+        c = self.config
+        inner, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+        lightning = 5 * inner * c.hidden_size
+        softmax = (2 * inner + 2 * keys) * c.hidden_size
+        ffn = 3 * c.num_experts_per_tok * c.intermediate_size * c.hidden_size
+        per_token = len(c.lightning_layers) * lightning + len(c.softmax_layers) * softmax + c.num_hidden_layers * ffn
+        attention = len(c.softmax_layers) * 2 * inner * tokens * tokens  # half of 4 inner T^2: causal
+        return (2 * per_token * tokens + attention) / self.ranks
+
+    def decode_bytes(self, sequences: int) -> float:
+        """That rank 0 reads in a step (states are written too)."""
+        c = self.config
+        stacks = [layer.block_sparse_moe.experts for layer in self.decoder.model.layers]
+        experts = sum(t.nbytes for stack in stacks for t in stack.state_dict().values())
+        hit = 1 - (1 - c.num_experts_per_tok / c.num_local_experts) ** sequences
+        embedding = self.decoder.model.embed_tokens.weight.nbytes if self.shard is None or not self.shard.rank else 0
+        state = len(c.lightning_layers) * c.num_attention_heads * c.head_dim**2 * 4 * 2
+        kv = len(c.softmax_layers) * 2 * c.num_key_value_heads * c.head_dim * CONTEXT * self.dtype.itemsize
+        return self.weight_bytes - embedding - experts * (1 - hit) + sequences * (state + kv) / self.ranks
+
+
+class _Silenced:
+    """Inside, no rank adds anything up."""
+
+    def __init__(self, decoder: Decoder):
+        self._modules = [m for m in decoder.modules() if isinstance(getattr(m, "shard", None), Shard)]
+
+    def __enter__(self) -> None:
+        self._own = [m.shard for m in self._modules]
+        for m in self._modules:
+            m.shard = _Silent(m.shard.config, m.shard.rank, m.shard.size, m.shard.group)
+
+    def __exit__(self, *error) -> None:
+        for m, own in zip(self._modules, self._own, strict=True):
+            m.shard = own
