@@ -15,10 +15,10 @@ def kernels(ops, *, quick: bool, device: str | None, json_path: Path | None, pic
     from mmvl.benchmark.run import choose_cases, choose_device, run
 
     for path in (json_path, picture):
-        _check_folder(path)
+        check_folder(path)
     where, cases = choose_device(device), choose_cases(ops)
     console = Console(highlight=False)
-    progress = _Progress()
+    progress = Progress()
 
     def done(case, rows, result):
         progress.clear()
@@ -43,17 +43,19 @@ def tune(ops, *, device: str | None, json_path: Path | None) -> None:
     from mmvl.benchmark.run import choose_cases, choose_device
     from mmvl.benchmark.tune import tune, write_table
 
-    _check_folder(json_path)
+    check_folder(json_path)
     where, cases = choose_device(device), choose_cases(ops)
-    progress = _Progress()
-    entries = tune(cases, where, progress)
-    progress.clear()
+    progress = Progress()
     console = Console(highlight=False)
-    for entry in entries:
+    path = None
+    for entry in tune(cases, where, progress):
+        path = write_table([entry], where, json_path)
+        progress.clear()
         before = f", default {entry['default_ms']:.4f} ms" if entry["default_ms"] else ""
         console.print(f"{entry['op']} {_words(entry['shape'])}: {entry['ms']:.4f} ms{before}, of {entry['candidates']}"
                       f" tried, {len(entry['failed'])} failed: {_words(entry['config'])}", markup=False)  # fmt: skip
-    console.print(f"Wrote {write_table(entries, where, json_path)}", markup=False)
+    progress.clear()
+    console.print(f"Wrote {path}" if path else "Nothing to tune: no kernel of these asks for parameters", markup=False)
 
 
 def decoder(*, device: str | None, peer: bool, json_path: Path | None) -> None:
@@ -61,8 +63,8 @@ def decoder(*, device: str | None, peer: bool, json_path: Path | None) -> None:
     from mmvl.benchmark.decoder import run
     from mmvl.benchmark.run import choose_device
 
-    _check_folder(json_path)
-    progress = _Progress()
+    check_folder(json_path)
+    progress = Progress()
     result = run(choose_device(device), peer, progress)
     progress.clear()
     console = Console(highlight=False)
@@ -150,13 +152,13 @@ def _words(shape: dict) -> str:
     return " ".join(f"{key}={value}" for key, value in shape.items())
 
 
-def _check_folder(path: Path | None) -> None:
+def check_folder(path: Path | None) -> None:
     """Asked before minutes of work."""
     if path is not None and not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into")
 
 
-class _Progress:
+class Progress:
     """What is being done, on stderr: one line that is written over on a terminal, a line each elsewhere."""
 
     def __init__(self):

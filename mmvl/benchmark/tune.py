@@ -9,7 +9,7 @@ and timed as a whole operation.
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,23 +28,28 @@ Progress = Callable[[str], None]
 Forced = list[tuple[str, dict, dict]]  # (kernel, its parameters, the shape)
 
 
-def tune(cases: Sequence[Case], device: torch.device, progress: Progress) -> list[dict]:
-    """Entries of a table: for every kernel and shape the fastest right candidate, and what it was chosen from."""
+def tune(cases: Sequence[Case], device: torch.device, progress: Progress) -> Iterator[dict]:
+    """Entries of a table: for every kernel and shape the fastest right candidate, and what it was chosen from.
+
+    One at a time, so that a run that is cut off leaves what it measured.
+    """
     stopwatch = Stopwatch(device, SECONDS)
     peak = ceilings(stopwatch)
     context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
-    entries: dict[tuple, dict] = {}
+    measured: set[tuple] = set()
     with ProcessPoolExecutor(_cores(), mp_context=context) as pool:
         for case in cases:
             for shape in case.shapes(device, False):
                 for entry in _tune_at(case, shape, stopwatch, peak, pool, progress):
-                    entries.setdefault((entry["op"], *entry["shape"].items()), entry)
+                    key = (entry["op"], *entry["shape"].items())
+                    if key not in measured:
+                        yield entry
+                    measured.add(key)
             case.release()
             free(device)
-    return list(entries.values())
 
 
-def _tune_at(case: Case, shape, stopwatch: Stopwatch, peak, pool, progress: Progress) -> list[dict]:
+def _tune_at(case: Case, shape, stopwatch: Stopwatch, peak, pool, progress: Progress) -> Iterator[dict]:
     device, title = stopwatch.device, describe(case, shape)
     contestant = next(c for c in case.contestants if c.ours)
     progress(f"{title}: what is tunable")
@@ -59,7 +64,6 @@ def _tune_at(case: Case, shape, stopwatch: Stopwatch, peak, pool, progress: Prog
         held = torch.cuda.max_memory_allocated(device) + (1 << 30)
         at_once = max(1, min(at_once, int(torch.cuda.mem_get_info(device)[0] / held)))
     chosen: Forced = []
-    entries = []
     for op, at in asked:
         candidates = tuning.declared()[op].candidates_at(at)
         if len(candidates) == 1:
@@ -79,7 +83,7 @@ def _tune_at(case: Case, shape, stopwatch: Stopwatch, peak, pool, progress: Prog
         if times[0] is not None and times[best] >= WORTH_IT * times[0]:
             best = 0
         chosen.append((op, candidates[best], dict(at)))
-        entries.append({
+        yield {
             "op": op,
             "shape": dict(at),
             "config": candidates[best],
@@ -88,8 +92,7 @@ def _tune_at(case: Case, shape, stopwatch: Stopwatch, peak, pool, progress: Prog
             "default_ms": times[0],
             "candidates": len(candidates),
             "failed": [{"config": c, "why": text} for c, text in zip(candidates, why, strict=True) if text],
-        })  # fmt: skip
-    return entries
+        }
 
 
 def _measure(case: Case, contestant: Contestant, forced: Forced, stopwatch, reference, row) -> tuple[float | None, str]:

@@ -43,7 +43,7 @@ def case(monkeypatch):
 
 
 def test_the_fastest_right_candidate_goes_into_the_table(case, tmp_path, monkeypatch):
-    entries = tune([case], CPU, lambda text: None)
+    entries = list(tune([case], CPU, lambda text: None))
     assert [(entry["op"], entry["shape"]) for entry in entries] == [("halve", {"T": 4}), ("halve", {"T": 9})]
     for entry in entries:
         assert entry["config"] == {"kind": "right", "wait": 0.004}
@@ -63,7 +63,7 @@ def test_the_default_stands_unless_another_is_clearly_faster(case, monkeypatch, 
     tuning.declare("halve", default={"kind": "right", "wait": 0.004}, candidates=[{"kind": "right", "wait": 0.003}])
     measured = iter([(SimpleNamespace(ms=ms), "") for ms in times * 2])  # two shapes
     monkeypatch.setattr("mmvl.benchmark.tune.time_contestant", lambda *_: next(measured))
-    assert tune([case], CPU, lambda text: None)[0]["config"] == {"kind": "right", "wait": wait}
+    assert next(tune([case], CPU, lambda text: None))["config"] == {"kind": "right", "wait": wait}
 
 
 def test_other_entries_stay(case, tmp_path):
@@ -81,7 +81,7 @@ def test_other_entries_stay(case, tmp_path):
 def test_a_kernel_without_a_right_candidate_is_an_error(case):
     tuning.declare("halve", default={"kind": "wrong", "wait": 0.0}, candidates=CANDIDATES[1:])
     with pytest.raises(ValueError, match="halving, T 4: no candidate of halve is right; the default: wrong: relative"):
-        tune([case], CPU, lambda text: None)
+        list(tune([case], CPU, lambda text: None))
 
 
 def test_what_the_kernels_declare_has_a_name_and_a_default():
