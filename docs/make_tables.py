@@ -4,6 +4,7 @@ README.md and mmvl-tiny's model card: from what `mmvl eval --json` wrote for it,
 its training stages. kernels/README.md: from what `mmvl bench kernels --json` wrote on an H200.
 """
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -19,7 +20,8 @@ BEGIN, END = r"<!-- results: [^\n]*-->\n", "<!-- end of results -->"
 
 def find_results(folder: Path = MODEL) -> list[dict]:
     """The results in a model's directory, by file name; other JSON files in it have no scores."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.json"))]
+    paths = sorted([*folder.rglob("*.json"), *folder.rglob("*.json.gz")])
+    found = [json.loads(gzip.decompress(p.read_bytes()) if p.suffix == ".gz" else p.read_bytes()) for p in paths]
     return [result for result in found if "task" in result and "scores" in result]
 
 

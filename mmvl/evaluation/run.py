@@ -3,6 +3,7 @@
 Baselines are measured in the same run, on the same questions.
 """
 
+import gzip
 import hashlib
 import json
 import random
@@ -94,9 +95,10 @@ def evaluate(
     """Run a task, greedy, `batch_size` questions at a time.
 
     model: a model directory (None is mmvl-tiny). limit: only that many questions, a fixed random choice that does not
-    depend on the model. json_path: file for the scores and every prediction. progress: a bar on stderr and the table
-    on stdout. data: the set of a task that the user brings. split: "development" (see data/splits.py), "train" or
-    "all" of it; None is the task's own. page: file for an HTML page to look through the answers.
+    depend on the model. json_path: file for the scores and every prediction, compressed if it ends in .gz. progress: a
+    bar on stderr and the table on stdout. data: the set of a task that the user brings. split: "development" (see
+    data/splits.py), "train" or "all" of it; None is the task's own. page: file for an HTML page to look through the
+    answers.
 
     Raises:
         ValueError: unknown task or split, limit below 1, data that is missing, not wanted or not of the format.
@@ -118,7 +120,7 @@ def evaluate(
     about = {"data": {"name": data.resolve().name, "split": split, "examples": len(whole)}} if data else {}
     result = _run(chosen, examples, vlm, limit, batch_size, progress, data, about)
     if json_path is not None:
-        json_path.write_text(json.dumps(result.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _write_result(json_path, result)
     if page is not None:
         _draw_page(page, chosen, examples, result)
     if progress:
@@ -134,6 +136,16 @@ def _writable(path) -> Path | None:
     if not path.parent.is_dir() or path.is_dir():
         raise FileNotFoundError(f"cannot write {path}: give a file in a folder that exists")
     return path
+
+
+def _write_result(path: Path, result: Result) -> None:
+    """A prediction a line; the same result gives the same bytes, compressed or not."""
+    whole = result.to_json()
+    rows = [json.dumps(row, ensure_ascii=False) for row in whole.pop("predictions")]
+    head = json.dumps(whole, indent=1, ensure_ascii=False).removesuffix("\n}")
+    text = head + ',\n "predictions": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n"
+    data = text.encode("utf-8")
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 
 def _data_of(task: Task, data, split: str | None) -> Path | None:

@@ -1,5 +1,6 @@
 """The tasks and a whole run, with a tiny random model: the numbers are bad, the bookkeeping has to be right."""
 
+import gzip
 import json
 
 import pytest
@@ -99,6 +100,8 @@ def test_a_run_writes_every_prediction_and_how_it_was_made(tiny_model_dir, tmp_p
     result = evaluate("easy-vqa", model=tiny_model_dir, limit=12, json_path=path, device="cpu", batch_size=4)
     written = json.loads(path.read_text())
     assert written == json.loads(json.dumps(result.to_json()))
+    run._write_result(tmp_path / "result.json.gz", result)
+    assert gzip.decompress((tmp_path / "result.json.gz").read_bytes()) == path.read_bytes()
     assert len(written["predictions"]) == 12
     row = written["predictions"][0]
     assert {"key", "question", "reference", "prediction", "prediction_without_the_image", "finish_reason"} <= set(row)
