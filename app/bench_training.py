@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from mmvl.app.bench import _check_folder, _Progress
+from mmvl.app.bench import Progress, check_folder
 from mmvl.benchmark.training import run
 from mmvl.benchmark.training_step import Size
 
@@ -12,8 +12,8 @@ def training(
     parts: list[str], *, layers: int | None, tokens: int | None, seconds: float, json_path: Path | None
 ) -> None:
     """Measure, print, write. Raises ValueError or OSError for parts, sizes or a path that cannot be used."""
-    _check_folder(json_path)
-    progress = _Progress()
+    check_folder(json_path)
+    progress = Progress()
 
     def done(part: str, row: dict, result: dict) -> None:
         progress.clear()
