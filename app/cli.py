@@ -12,7 +12,22 @@ import typer
 
 from mmvl.app import errors
 from mmvl.app.batch import commands as batch
-from mmvl.app.options import Device, MaxTokens, MinP, Model, Penalty, Question, Seed, Stop, Temperature, TopK, TopP
+from mmvl.app.bench_ranks import bench_ranks
+from mmvl.app.options import (
+    Device,
+    MaxTokens,
+    MinP,
+    Model,
+    Penalty,
+    Quantize,
+    Question,
+    Seed,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+)
+from mmvl.app.quantize import bench_quantize, quantize
 from mmvl.app.server.command import serve
 
 app = typer.Typer(
@@ -31,6 +46,9 @@ bench = typer.Typer(help="Measure how fast the parts are on this machine.", no_a
 app.add_typer(bench, name="bench")
 
 
+OVER_RANKS = ("ask", "caption", "vqa", "chat", "serve", "demo", "eval")  # commands whose model torchrun may spread
+
+
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
@@ -44,6 +62,10 @@ def root(
 
         print(f"mmvl {mmvl.__version__}")
         raise typer.Exit
+    if context.invoked_subcommand in OVER_RANKS and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from mmvl.engine.ranks import gather
+
+        gather()  # under torchrun: ranks after the first stay here and help it until it ends
 
 
 @app.command()
@@ -55,6 +77,7 @@ def ask(
     ] = None,
     model: Model = None,
     device: Device = None,
+    quantize: Quantize = None,
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -73,7 +96,7 @@ def ask(
     run(
         files,
         question,
-        lambda: _open_model(model, device),
+        lambda: _open_model(model, device, quantize),
         pages=pages,
         stats=sys.stderr.isatty() if stats is None else stats,
         max_tokens=max_tokens,
@@ -95,6 +118,7 @@ app.command()(batch.vqa)
 def chat(
     model: Model = None,
     device: Device = None,
+    quantize: Quantize = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 is every network.")] = (
         "127.0.0.1"
     ),
@@ -102,13 +126,14 @@ def chat(
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")] = True,
 ) -> None:
     """Open the chat page: upload pictures and PDFs, ask, read along."""
-    vlm = _open_model(model, device)
+    vlm = _open_model(model, device, quantize)
     from mmvl.app.chat import serve
 
     serve(vlm, host=host, port=port, open_browser=browser)
 
 
 app.command()(serve)
+app.command()(quantize)
 
 
 @app.command()
@@ -331,6 +356,35 @@ def bench_decoder(
     bench.decoder(device=device, peer=peer, json_path=json_file)
 
 
+@bench.command("engine")
+def bench_engine(
+    model: Model = None,
+    shape: Annotated[
+        str | None, typer.Option("--shape", metavar="slice|small", help="Random weights of this shape instead.")
+    ] = None,
+    sequences: Annotated[str, typer.Option(metavar="N,N", help="Requests at the same time.")] = "1,8",
+    lengths: Annotated[str, typer.Option(metavar="N,N", help="Tokens of their prompts.")] = "128",
+    new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of an answer.")] = 64,
+    mixed: Annotated[bool, typer.Option("--mixed", help="64 prompts of 512 to 16,384 tokens as well.")] = False,
+    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="How often each is measured.")] = 3,
+    peer: Annotated[bool, typer.Option("--peer/--no-peer", help="Measure transformers as well.")] = True,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")] = None,
+    picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE.png", help="Draw it.")] = None,
+    device: Device = None,
+) -> None:
+    """Tokens a second, waiting times and memory of the engine under load, beside transformers' generate."""
+    from mmvl.app.bench_engine import engine
+
+    engine(
+        model, shape, sequences, lengths, new_tokens, mixed=mixed, repeats=repeats, peer=peer, json_path=json_file,
+        picture=picture, device=device,
+    )  # fmt: skip
+
+
+bench.command("quantize")(bench_quantize)
+bench.command("ranks")(bench_ranks)
+
+
 @bench.command("data")
 def bench_data(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of shards.", show_default=False)],
@@ -362,10 +416,10 @@ def bench_training(
     training(parts or [], layers=layers, tokens=tokens, seconds=seconds, json_path=json_file)
 
 
-def _open_model(model: Path | None, device: str | None):
+def _open_model(model: Path | None, device: str | None, quantize: str | None = None):
     from mmvl import VLM
 
-    return VLM(model, device=device)
+    return VLM(model, device=device, quantize=quantize)
 
 
 def main() -> None:

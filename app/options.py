@@ -11,6 +11,12 @@ Model = Annotated[
 Device = Annotated[
     str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 ...  [default: a GPU if there is one]")
 ]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        "--quantize", metavar="KIND", help="Experts as int8, int4 or fp8 while they are loaded.  [default: as stored]"
+    ),
+]
 Question = Annotated[str, typer.Option("-q", "--question", metavar="TEXT", help="What to ask about the files.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, metavar="N", help="Longest answer, in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0.0, metavar="T", help="0 is greedy: the likeliest token each time.")]

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,6 +20,8 @@ from torch import Tensor
 from mmvl.checkpoint import load_config, write_weights
 from mmvl.json_files import read_json, write_json
 from mmvl.kernels.experts_quantized import GROUP, KINDS, quantize_weight
+from mmvl.text_backbone.decoder import Decoder
+from mmvl.text_backbone.moe import QuantizedStack
 from mmvl.weight_files import WeightFiles
 from mmvl.weight_names import SCALE
 
@@ -103,3 +107,20 @@ def quantize_model(
     if experts == "int4":
         about["group_size"] = GROUP
     write_json(directory / "config.json", read_json(source / "config.json") | {"quantization_config": about})
+
+
+@contextmanager
+def quantize_decoder(decoder: Decoder, kind: str) -> Iterator[None]:
+    """Inside, the experts of a decoder in memory are quantised to `kind`; afterwards it has its own again."""
+    layers, own = decoder.model.layers, [layer.block_sparse_moe.experts for layer in decoder.model.layers]
+    try:
+        for layer, experts in zip(layers, own, strict=True):
+            stack = QuantizedStack(decoder.config, kind, layer.block_sparse_moe.here).to(experts.w1.device)
+            for which in ("w1", "w3", "w2"):
+                for e, w_NK in enumerate(getattr(experts, which)):
+                    stack.put(which, e, w_NK)
+            layer.block_sparse_moe.experts = stack
+        yield
+    finally:
+        for layer, experts in zip(layers, own, strict=True):
+            layer.block_sparse_moe.experts = experts

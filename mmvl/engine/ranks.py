@@ -56,6 +56,13 @@ def join() -> Team | None:
     return _team
 
 
+def gather() -> None:
+    """`join`; ranks after the first come back only to end."""
+    team = join()
+    if team is not None and team.rank:
+        team.follow()
+
+
 class Team:
     """The ranks of one job, seen from one of them. Rank 0 calls `load`; the others `follow`."""
 

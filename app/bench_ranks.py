@@ -1,0 +1,45 @@
+"""`mmvl bench ranks`: the decoder over several GPUs. torchrun starts it; alone it measures one."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def bench_ranks(
+    shape: Annotated[str, typer.Option(metavar="slice|whole|tiny", help="8 full-width layers, all 80, or a toy.")],
+    experts: Annotated[
+        str | None, typer.Option(metavar="int8|int4|fp8", help="Quantised experts.  [default: bf16]")
+    ] = None,
+    lengths: Annotated[str, typer.Option(metavar="N,N", help="Tokens to prefill.")] = "8192,32768",
+    sequences: Annotated[str, typer.Option(metavar="N,N", help="Sequences to decode.")] = "1,8,64",
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Written after every step.")] = None,
+) -> None:
+    """Prefill and decode with random weights over all ranks that torchrun started, with and without their sums."""
+    import torch
+    import torch.distributed as dist
+
+    from mmvl.benchmark.ranks import SHAPES, run
+
+    if shape not in SHAPES:
+        raise ValueError(f"unknown shape {shape!r}; there are: {', '.join(SHAPES)}")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        run(shape, experts, _numbers(lengths), _numbers(sequences), json_file, lambda what: print(what, flush=True))
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(n) for n in text.split(","))
+    except ValueError:
+        numbers = (0,)
+    if min(numbers) < 1:
+        raise ValueError(f"{text!r} is not a list of whole numbers like 1,8,64")
+    return numbers

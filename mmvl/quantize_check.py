@@ -1,0 +1,139 @@
+"""What quantised weights cost: how far next-token distributions are from those of the weights that they came from.
+
+On a model: over the answers of an evaluation task, each token predicted from the true ones before it. On layers of any
+shape, with random weights: over random embeddings. Distances are Kullback-Leibler divergences KL(before || after), in
+nats a token.
+
+Legend: T tokens, R rows compared, D model width, V vocabulary, I image tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmvl.checkpoint import load_model
+from mmvl.evaluation.run import choose, evaluate
+from mmvl.evaluation.tasks import TASKS
+from mmvl.model import ImageBatch, VLModel
+from mmvl.processor import Processor, Prompt
+from mmvl.quantize import quantize_decoder
+from mmvl.text_backbone.config import TextConfig
+from mmvl.text_backbone.decoder import Decoder
+from mmvl.text_backbone.packed import Packed
+
+Progress = Callable[[str], None]
+
+
+def distances(before_RV: Tensor, after_RV: Tensor, chosen_R: Tensor | None = None) -> dict[str, float]:
+    """Of logits (R, V): mean and 99th percentile of KL, how often the likeliest token is the same, and
+    ||after - before|| / ||before||; with the tokens that came next also both mean losses, in nats.
+    """
+    before_RV, after_RV = before_RV.double(), after_RV.double()
+    p, q = before_RV.log_softmax(-1), after_RV.log_softmax(-1)
+    kl_R = (p.exp() * (p - q)).sum(-1)
+    centred = before_RV - before_RV.mean(-1, keepdim=True)  # a shift of all logits means nothing
+    off = after_RV - after_RV.mean(-1, keepdim=True) - centred
+    result = {
+        "tokens": len(kl_R),
+        "kl_mean": kl_R.mean().item(),
+        "kl_p99": kl_R.quantile(0.99).item(),
+        "same_top_1": (before_RV.argmax(-1) == after_RV.argmax(-1)).double().mean().item(),
+        "logits_error": (off.norm() / centred.norm()).item(),
+    }
+    if chosen_R is not None:
+        for name, logp in (("loss_before", p), ("loss_after", q)):
+            result[name] = -logp.gather(1, chosen_R[:, None]).mean().item()
+    return result
+
+
+def compare(
+    reference: Path,
+    others: dict[str, tuple[Path, torch.dtype | None, str | None]],
+    *,
+    task: str = "print-lines",
+    limit: int = 100,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = torch.float32,
+    scores: bool = True,
+    progress: Progress = lambda what: None,
+) -> list[dict]:
+    """Compare models with `reference` on a task: a row for each of name -> (directory, dtype, quantize), itself first.
+
+    `scores`: also let those of the reference's dtype answer the questions, and score that. Only one model is in memory
+    at a time.
+
+    Raises:
+        FileNotFoundError, ValueError: a model, or the task, cannot be used.
+    """
+    if task not in TASKS or TASKS[task].data:
+        known = ", ".join(name for name, t in TASKS.items() if not t.data)
+        raise ValueError(f"the check can be on {known}; not on {task!r}")
+    examples = choose(TASKS[task].load(), limit)
+    processor = Processor.from_pretrained(reference)
+    prompts = [
+        processor.encode([*e.messages, {"role": "assistant", "content": e.reference}], add_generation_prompt=False)
+        for e in examples
+    ]
+    rows, before_RV = [], None
+    for name, (directory, of, quantize) in {"reference": (reference, dtype, "none"), **others}.items():
+        progress(f"{name}: log probabilities of {len(prompts)} answers")
+        model = load_model(directory, device, of, quantize=quantize)
+        if not isinstance(model, VLModel):
+            raise ValueError(f"{directory} holds a text model without the vision half; the check asks about pictures")
+        after_RV, chosen_R = answer_logits(model, prompts)
+        del model
+        row = {"name": name}
+        if before_RV is None:
+            before_RV = after_RV
+        row |= distances(before_RV, after_RV, chosen_R)
+        if scores and of == dtype:
+            progress(f"{name}: answering")
+            result = evaluate(task, directory, limit, device=device, progress=False)
+            row["scores"] = [{"metric": s.metric, "value": s.interval.value, "n": s.n} for s in result.scores[:3]]
+        rows.append(row)
+    return rows
+
+
+@torch.inference_mode()
+def answer_logits(model: VLModel, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+    """Logits (R, V) on the CPU wherever the next token is the assistant's, and those tokens (R,)."""
+    logits, chosen = [], []
+    for prompt in prompts:
+        ids_T = torch.tensor(prompt.token_ids, device=model.device)
+        images = ImageBatch.from_images(prompt.images)
+        packed = Packed.from_lengths((len(ids_T),), model.device)
+        hidden_TD = model(ids_T, packed, images and images.to(model.device)).hidden_TD
+        at_R = torch.tensor(prompt.loss_mask, device=model.device).nonzero()[:, 0]
+        logits.append(model.language_model.logits(hidden_TD[at_R - 1]).cpu())
+        chosen.append(ids_T[at_R].cpu())
+    return torch.cat(logits), torch.cat(chosen)
+
+
+@torch.inference_mode()
+def compare_layers(
+    config: TextConfig,
+    kinds: Sequence[str],
+    *,
+    tokens: int,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    progress: Progress = lambda what: None,
+) -> list[dict]:
+    """Random weights of a shape, as `init_weights` draws them, over random embeddings: a row a kind."""
+    progress("making the weights")
+    decoder = Decoder(config).to(device, dtype).requires_grad_(False)
+    decoder.init_weights(0)
+    generator = torch.Generator().manual_seed(1)
+    x_TD = torch.randn(tokens, config.hidden_size, generator=generator).to(device, dtype)
+    packed = Packed.from_lengths((tokens,), device)
+    before_RV = decoder.logits(decoder(x_TD, packed).hidden_TD).cpu()
+    rows = []
+    for kind in kinds:
+        progress(f"{kind}: {tokens} tokens")
+        with quantize_decoder(decoder, kind):
+            rows.append({"name": kind, **distances(before_RV, decoder.logits(decoder(x_TD, packed).hidden_TD).cpu())})
+    return rows
