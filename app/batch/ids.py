@@ -22,34 +22,24 @@ class Ids:
 
     def add_before(self, id: str) -> bool:
         """Note an id that an earlier run has written; False if it was noted already."""
-        if self._state(id) is not None:
+        if not self._new(id, _BEFORE):
             return False
-        self._set(id, _BEFORE)
         self.before += 1
         return True
 
     def claim(self, id: str) -> str:
         """What to do with an item of the source: "new": ask it; "done": an earlier run did; "repeat": the source had
         this id before."""
-        state = self._state(id)
-        if state is None:
-            self._set(id, _CLAIMED)
+        if self._new(id, _CLAIMED):
             return "new"
-        if state == _BEFORE:
-            self._set(id, _PASSED)
-            return "done"
-        return "repeat"
+        return "done" if self._changed(id, _BEFORE, _PASSED) else "repeat"
 
     def write(self, id: str) -> bool:
         """True the first time that a row of this id is to be written, else False: it must not be written again."""
-        state = self._state(id)
-        if state in (None, _CLAIMED):
-            self._set(id, _WRITTEN)
-            return True
-        return False
+        return self._changed(id, _CLAIMED, _WRITTEN) or self._new(id, _WRITTEN)
 
     def __contains__(self, id: str) -> bool:
-        return self._state(id) is not None
+        return self._rows.execute("SELECT 1 FROM ids WHERE id = ?", (_digest(id),)).fetchone() is not None
 
     def save(self, path: str) -> None:
         """Write the table to a file, for `load` in another process."""
@@ -71,12 +61,12 @@ class Ids:
     def close(self) -> None:
         self._rows.close()
 
-    def _state(self, id: str) -> int | None:
-        found = self._rows.execute("SELECT state FROM ids WHERE id = ?", (_digest(id),)).fetchone()
-        return None if found is None else found[0]
+    def _new(self, id: str, state: int) -> bool:
+        return self._rows.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", (_digest(id), state)).rowcount == 1
 
-    def _set(self, id: str, state: int) -> None:
-        self._rows.execute("INSERT OR REPLACE INTO ids VALUES (?, ?)", (_digest(id), state))
+    def _changed(self, id: str, before: int, state: int) -> bool:
+        change = "UPDATE ids SET state = ? WHERE id = ? AND state = ?"
+        return self._rows.execute(change, (state, _digest(id), before)).rowcount == 1
 
 
 def _digest(id: str) -> bytes:

@@ -27,6 +27,7 @@ class Journal:
         if on_existing not in ON_EXISTING:
             raise ValueError(f"--on-existing is one of {', '.join(ON_EXISTING)}, not {on_existing}")
         self.sink, self._settings, self._on_existing = sink, settings, on_existing
+        self._hash = settings.hash
         self.ids, self.failures = Ids(), 0
         folder = sink.path.suffix != ".jsonl"
         self._about = sink.path / ABOUT if folder else Path(f"{sink.path}.settings.json")
@@ -57,7 +58,7 @@ class Journal:
         """Keep the row of an item with the hash of the settings; False if the id has a row already."""
         if not self.ids.write(item.id):
             return False
-        self.sink.write(item, row | {"settings": self._settings.hash})
+        self.sink.write(item, row | {"settings": self._hash})
         return True
 
     def close(self) -> None:

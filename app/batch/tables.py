@@ -3,6 +3,7 @@
 import base64
 import binascii
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,7 +146,11 @@ def row_item(row: dict, id: str, path: Path, reading) -> Item:
     except ValueError as error:
         return Item(id, fields=fields, shown=shown, error=str(error))
     paths = [picture for picture in pictures if isinstance(picture, FilePicture)]
-    fields |= {"name": Path(paths[0].path).stem, where: values[0]} if paths and "name" not in fields else {}
+    fields |= (
+        {"name": os.path.splitext(os.path.basename(paths[0].path))[0], where: values[0]}
+        if paths and "name" not in fields
+        else {}
+    )
     return Item(id, pictures, fields, shown)
 
 
@@ -161,7 +166,7 @@ def picture_of(value, folder: Path, name: str) -> Picture:
         return BytesPicture(data_of(value, name), name)
     if "://" in value[:12]:
         raise ValueError(f"{name} is an address; pictures are not fetched from anywhere: download them first")
-    return FilePicture(str(folder / value))
+    return FilePicture(os.path.join(folder, value))
 
 
 def data_of(url: str, name: str) -> bytes:
