@@ -143,7 +143,7 @@ class _Opener:
         if _is_data(url):
             header, comma, encoded = url.partition(",")
             if not comma or not header.lower().endswith(";base64"):
-                raise invalid("A data: URL must look like data:image/png;base64,...", place)
+                raise invalid("A data: URL must be base64-encoded, and say so.", place)
         if len(encoded) > self._limits.image_bytes * 4 // 3 + 4:
             raise ApiError(413, f"{place}: larger than {self._limits.image_bytes // MIB} MiB.", param=place)
         try:
