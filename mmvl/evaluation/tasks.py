@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmvl.data.easy_vqa import read_easy_vqa
-from mmvl.evaluation import metrics, task_captions, task_needle, task_questions, task_receipts, task_refusals
+from mmvl.evaluation import (
+    metrics,
+    task_captions,
+    task_needle,
+    task_questions,
+    task_receipts,
+    task_refusals,
+    task_rendered,
+)
 from mmvl.evaluation.task import Example, Score, Task, shard_examples, without_images
 from mmvl.vlm import user_turn
 
@@ -103,5 +111,6 @@ TASKS = {
         *task_captions.TASKS,
         *task_needle.TASKS,
         *task_refusals.TASKS,
+        *task_rendered.TASKS,
     )
 }

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from mmvl.data.shards import ShardWriter
 from mmvl.data.splits import split_of
 from mmvl.evaluation import tesseract
 from mmvl.evaluation.draw import draw_lines, draw_table
@@ -228,3 +229,33 @@ def test_mistakes_in_the_data_are_told_in_one_line(tiny_model_dir, tmp_path, rec
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             evaluate(task, model=tiny_model_dir, **arguments)
+
+
+def test_rendered_questions_are_asked_alone(tmp_path):
+    """A sample of three turns: an answer, a refusal, a text; each with the picture and without what was said before."""
+
+    def turn(role, text, *files):
+        content = [{"type": "image", "file": file} for file in files] + [{"type": "text", "text": text}]
+        return {"role": role, "content": content}
+
+    turns = [turn("user", "Name?", "0.png"), turn("assistant", "Ann"), turn("user", "Age?")]
+    turns += [turn("assistant", "I can't see that in the image."), turn("user", "All?"), turn("assistant", "Ann\nBob")]
+    with ShardWriter(tmp_path, "set") as writer:
+        record = {"source": "pages/note", "kind": "conversation", "messages": turns, "meta": {}}
+        writer.write(record, {"0.png": draw_lines(["Ann", "Bob"])})
+    task = TASKS["rendered"]
+    examples = task.load(tmp_path, "all")
+    assert [(e.reference, e.meta["answerable"]) for e in examples] == [
+        ("Ann", True),
+        (turns[3]["content"][0]["text"], False),
+    ]
+    assert [[p["type"] for p in e.messages[0]["content"]] for e in examples] == [["image", "text"]] * 2
+    values = {s.metric: s.interval.value for s in task.score(examples, ["Anna", "I can't see that."])}
+    assert values == {
+        "ANLS": 0.75,
+        "relaxed accuracy": 0.0,
+        "false refusals": 0.0,
+        "refused where there is no answer": 1.0,
+    }
+    [text] = TASKS["rendered-text"].load(tmp_path, "all")
+    assert TASKS["rendered-text"].score([text], ["Ann\nBib"])[0].interval.value == pytest.approx(1 / 7)

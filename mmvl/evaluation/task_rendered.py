@@ -1,0 +1,112 @@
+"""Rendered pages, receipts, tables, charts, screens in layouts, styles, fonts never trained on; each question alone.
+
+The set is made by `mmvl data render KIND --set held_out=true` (with whole=1.0 for the task rendered-text) and a seed:
+it is what the command says, so nothing has to be kept.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmvl.data.shards import read_shard
+from mmvl.data.splits import in_split
+from mmvl.evaluation import metrics
+from mmvl.evaluation.answers import anls, is_refusal, relaxed_match
+from mmvl.evaluation.metrics import Interval
+from mmvl.evaluation.task import ALWAYS, Example, Score, Task, commonest, groups, shard_files, text_of
+from mmvl.vlm import user_turn
+
+DATA = "shards of `mmvl data render receipts|pages|tables|charts|screens --set held_out=true`, or a folder of them"
+
+
+def _questions(path: Path, split: str) -> list[Example]:
+    """Every question of every sample, asked by itself: no answer before it can help."""
+    examples = []
+    for shard in shard_files(path):
+        for sample in read_shard(shard):
+            if not in_split(sample.key, split):
+                continue
+            messages = sample.json.get("messages") or []
+            files = [p["file"] for m in messages for p in m["content"] if p["type"] == "image"]
+            pictures = [sample.members[name] for name in files]
+            for n, (asked, said) in enumerate(zip(messages[::2], messages[1::2], strict=True)):
+                reference = text_of(said["content"])
+                meta = {"source": sample.json["source"], "answerable": not is_refusal(reference)}
+                messages_of = user_turn(pictures, text_of(asked["content"]))
+                examples.append(Example(f"{sample.key}/{n}", messages_of, reference, meta, group=sample.key))
+    return examples
+
+
+def _short(path: Path, split: str) -> list[Example]:
+    return [e for e in _questions(path, split) if "\n" not in e.reference]
+
+
+def _texts(path: Path, split: str) -> list[Example]:
+    return [e for e in _questions(path, split) if "\n" in e.reference]
+
+
+def _right(example: Example, prediction: str) -> float:
+    if not example.meta["answerable"]:
+        return float(is_refusal(prediction))
+    return anls(prediction, [example.reference])
+
+
+def _mean(values: Sequence[float | bool], examples: Sequence[Example]) -> Interval:
+    return metrics.mean(list(values), groups(examples))
+
+
+def _score(examples: Sequence[Example], predictions: Sequence[str]) -> list[Score]:
+    pairs = list(zip(examples, predictions, strict=True))
+    known = [(e, p) for e, p in pairs if e.meta["answerable"]]
+    absent = [(e, p) for e, p in pairs if not e.meta["answerable"]]
+    rows = []
+    if known:
+        asked = [e for e, _ in known]
+        similar = [anls(p, [e.reference]) for e, p in known]
+        relaxed = [relaxed_match(p, e.reference) for e, p in known]
+        rows += [
+            Score("ANLS", _mean(similar, asked), len(known)),
+            Score("relaxed accuracy", _mean(relaxed, asked), len(known)),
+            Score("false refusals", _mean([is_refusal(p) for _, p in known], asked), len(known)),
+        ]
+    if absent:
+        refused = [is_refusal(p) for _, p in absent]
+        rows.append(Score("refused where there is no answer", _mean(refused, [e for e, _ in absent]), len(absent)))
+    sources = sorted({e.meta["source"] for e, _ in known})
+    for source in sources if len(sources) > 1 else []:
+        part = [i for i, (e, _) in enumerate(known) if e.meta["source"] == source]
+        of = [asked[i] for i in part]
+        rows.append(Score(f"ANLS, {source}", _mean([similar[i] for i in part], of), len(part)))
+        rows.append(Score(f"relaxed accuracy, {source}", _mean([relaxed[i] for i in part], of), len(part)))
+    return rows
+
+
+def _text_right(example: Example, prediction: str) -> float:
+    errors = metrics.character_errors(prediction, example.reference)
+    return max(0.0, 1 - errors.edits / max(errors.length, 1))
+
+
+def _score_texts(examples: Sequence[Example], predictions: Sequence[str]) -> list[Score]:
+    pairs = [(p, e.reference) for e, p in zip(examples, predictions, strict=True)]
+    of = groups(examples)
+    return [
+        Score(
+            "character error rate", metrics.error_rate([metrics.character_errors(*p) for p in pairs], of), len(pairs)
+        ),
+        Score("word error rate", metrics.error_rate([metrics.word_errors(*p) for p in pairs], of), len(pairs)),
+    ]
+
+
+TASKS = (
+    Task(
+        name="rendered",
+        description="questions about rendered pages in layouts and fonts never seen: ANLS, relaxed accuracy, refusals",
+        load=_short, score=_score, max_tokens=64, right=_right, blind=True, needs_data=True, headline=2, data=DATA,
+        rivals=lambda examples, data: {ALWAYS: [commonest(e.reference for e in examples)] * len(examples)},
+        notes="ANLS and relaxed accuracy: of questions that have an answer; texts of several lines are left out.",
+    ),
+    Task(
+        name="rendered-text",
+        description="transcribe rendered pages, tables, columns, rows of several lines: CER and WER",
+        load=_texts, score=_score_texts, max_tokens=900, right=_text_right, needs_data=True, data=DATA,
+    ),
+)  # fmt: skip
