@@ -92,7 +92,7 @@ tuning.declare(
 # lightning_hopper_triton.py instead of the plain kernels, for sequences of at least `shortest` tokens on average;
 # `halves` of a segment of a head fill a multiprocessor.
 _SPECIALIZED = {
-    "use": 1, "width": 64, "stages": 4, "registers": 80, "halves": 1, "least": 512, "shortest": 384,
+    "use": 1, "width": 64, "stages": 4, "registers": 128, "halves": 1, "least": 512, "shortest": 384,
 }  # fmt: skip
 tuning.declare(
     "lightning_specialized",

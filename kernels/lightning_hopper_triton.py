@@ -38,7 +38,6 @@ _fetch = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global
 _put = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
 _SEQUENCE, _FIRST, _LENGTH, _BEFORE, _AFTER, _SLOT, _TAIL, _COLUMNS = map(gl.constexpr, (0, 1, 2, 3, 4, 5, 6, 8))
 _SLOPES = gl.constexpr(3)  # buffers for e
-_TURNS = gl.constexpr(3)  # warpgroups that apply SiLU
 _SILU = gl.constexpr("""{
     .reg .b32 h, half, zero; .reg .f32 a, b, s, t;
     mov.b32 half, 0x3f003f00; mov.b32 zero, 0x80008000;
@@ -113,16 +112,19 @@ def _activate(a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, loaded, e_loaded, ready, f
     i_wide = gl.arange(0, C, layout=gl.SliceLayout(1, wide))
     i = gl.arange(0, C, layout=gl.SliceLayout(1, narrow))
     chunks = gl.maximum(gl.cdiv(length, C), 1)
-    for c in range(TURN, chunks, _TURNS):
+    for c in range(TURN, chunks, 2):
         s = c % STAGES
         n = gl.minimum(length - ((chunks - 1 - c) if REVERSE else c) * C, C)
         mbarrier.wait(loaded.index(s), c // STAGES & 1)
         a_buf, b_buf, c_buf = a_bufs.index(s), b_bufs.index(s), c_bufs.index(s)
-        if SILU_A:
-            a_buf.store(_by_pairs(a_buf.load(wide), _SILU))
-        if SILU_B:
-            b_buf.store(_by_pairs(b_buf.load(wide), _SILU))
+        # All loads before all stores: a barrier between them, and only one.
+        a = a_buf.load(wide) if SILU_A else 0
+        b = b_buf.load(wide) if SILU_B else 0
         v = c_buf.load(narrow)
+        if SILU_A:
+            a_buf.store(_by_pairs(a, _SILU))
+        if SILU_B:
+            b_buf.store(_by_pairs(b, _SILU))
         if SILU_C:
             v = _by_pairs(v, _SILU)
             c_buf.store(v)
@@ -140,7 +142,7 @@ def _activate(a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, loaded, e_loaded, ready, f
             e_buf.store(_by_pairs(e_buf.load(narrow), _SILU_SLOPE))
         if c >= 2:
             mbarrier.wait(free.index((c - 2) % STAGES), (c - 2) // STAGES & 1)
-        d_bufs.index(c % 2).store(d)
+        d_bufs.index(TURN).store(d)
         fence_async_shared()
         mbarrier.arrive(ready.index(s), count=1)
 
@@ -291,12 +293,10 @@ def _lightning_pass(
                          BV, C, REVERSE, SILU_A, SILU_B, SILU_C, SLOPE, STAGES)),
             (_activate, (a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, loaded, e_loaded, ready, free, length, slope, 1, K,
                          BV, C, REVERSE, SILU_A, SILU_B, SILU_C, SLOPE, STAGES)),
-            (_activate, (a_bufs, b_bufs, c_bufs, e_bufs, d_bufs, loaded, e_loaded, ready, free, length, slope, 2, K,
-                         BV, C, REVERSE, SILU_A, SILU_B, SILU_C, SLOPE, STAGES)),
             (_load, (a_desc, b_desc, c_desc, e_desc, a_bufs, b_bufs, c_bufs, e_bufs, loaded, e_loaded, free, first,
                      length, h * a_head + a_at, h * b_head + b_at, c_at, o_at, C, REVERSE, SLOPE, STAGES)),
         ],
-        [4, 4, 4, 1], [REGISTERS, REGISTERS, REGISTERS, 24],
+        [4, 4, 1], [REGISTERS, REGISTERS, 24],
     )  # fmt: skip
     if final_ptr is not None:
         if (before if REVERSE else after) == 0:
@@ -327,7 +327,7 @@ def _run(a, b, c, out, slopes, initial, added, table, final, segment, silu, reve
         added, table, final, H, segment, a.shape[2], b.shape[2], c.shape[2], out.shape[2], a_at, b_at, c_at, o_at,
         K=K, BV=BV, C=_CHUNK, REVERSE=reverse, TRANSPOSED=transposed, SILU_A=activated[0], SILU_B=activated[1],
         SILU_C=activated[2], SLOPE=slope, STAGES=config["stages"],
-        REGISTERS=config["registers"], num_warps=4, maxnreg=96,
+        REGISTERS=config["registers"], num_warps=4, maxnreg=128,
     )  # fmt: skip
 
 
