@@ -8,7 +8,7 @@ from contextlib import ExitStack, asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 import mmvl
@@ -37,7 +37,6 @@ def create_app(vlm, settings: ServerSettings | None = None, *, fetcher: Fetcher 
             yield
         finally:
             watching.cancel()
-            service.close()
 
     app = FastAPI(title="mmvl", version=mmvl.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.service = service
@@ -77,7 +76,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         status = "draining" if service.gate.draining else "stalled" if service.progress.stalled else "ok"
         return JSONResponse({"status": status}, 200 if status == "ok" else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
         """Numbers for Prometheus."""
         page, content_type = service.metrics.page(request.headers.get("accept", ""))

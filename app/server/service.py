@@ -57,9 +57,6 @@ class Service:
         """Tokens that a prompt and its answer may have together."""
         return self.vlm.engine.context
 
-    def close(self) -> None:
-        self._openers.shutdown(wait=False, cancel_futures=True)
-
     def tiles(self) -> Lease:
         """What a request's pictures hold, until it ends."""
         return self._tiles.lease()
