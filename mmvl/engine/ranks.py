@@ -1,13 +1,10 @@
 """One model over several ranks: rank 0 schedules and talks to the world, the others do what it says, step by step.
 
-Started by torchrun. What rank 0 does to its cache, and every call of its decoder, goes to the other ranks as a short
-message (a Unix socket on one machine, TCP between several); they do the same to theirs. Tensors travel by
-torch.distributed: the embeddings of a step are broadcast, the rest is in text_backbone/tensor_parallel.py.
+Started by torchrun. Orders go from rank 0 to the others as short messages, over a Unix socket on one machine and TCP
+between several; `spread.py` says which. Tensors travel by torch.distributed.
 
-A rank that dies closes its socket, which all others notice at once, also inside a collective: they end with one line
-that says so and exit code 1.
-
-Legend: T tokens of a step, D model width.
+A rank that dies closes its socket, which rank 0 or the others notice at once, also inside a collective: they end with
+one line that says so and exit code 1, and so does every other rank.
 """
 
 from __future__ import annotations
@@ -20,7 +17,6 @@ import socket
 import sys
 import tempfile
 import threading
-from collections import OrderedDict
 from datetime import timedelta
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
@@ -28,16 +24,12 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
 from mmvl.checkpoint import load_model
+from mmvl.engine.spread import Follower, SpreadDecoder
 from mmvl.model import VLModel
-from mmvl.text_backbone.cache import HybridCache
-from mmvl.text_backbone.decoder import Decoder, DecoderOutput
-from mmvl.text_backbone.packed import Packed
 
 TIMEOUT = timedelta(minutes=5)  # of a collective that a rank which still lives does not come to
-KEPT_PACKS = 64  # batches that a follower can still be asked about
 _team: Team | None = None
 
 
@@ -68,7 +60,7 @@ class Team:
 
     def __init__(self, rank: int, size: int):
         self.rank, self.size = rank, size
-        self._leaving = False
+        self._leaving, self._loaded = False, 0
         self._lock = threading.Lock()
         self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._peers = self._connect()
@@ -88,14 +80,15 @@ class Team:
         if self.rank:
             self.follow()
         how = {"dtype": dtype, "quantize": quantize}
-        self.send(("load", str(Path(directory).absolute()), device.type, how))
+        self._loaded += 1
+        self.send(("load", self._loaded, str(Path(directory).absolute()), device.type, how))
         model = load_model(directory, device, **how, ranks=self.size)
         for _ in self._peers:
             assert self._messages.get() == "ready"
         if isinstance(model, VLModel):
-            model.language_model = SpreadDecoder(model.language_model, self)
+            model.language_model = SpreadDecoder(model.language_model, self._loaded, self.send)
             return model
-        return SpreadDecoder(model, self)
+        return SpreadDecoder(model, self._loaded, self.send)
 
     def send(self, *orders: tuple) -> None:
         """To all other ranks, to be carried out in this order."""
@@ -118,7 +111,7 @@ class Team:
 
     def follow(self) -> NoReturn:
         """Do what rank 0 says until it ends."""
-        follower = Follower(self)
+        follower = Follower(self.rank, self.size)
         try:
             while True:
                 for order in self._messages.get():
@@ -191,129 +184,3 @@ def _at_once(connection: Connection, one_machine: bool) -> Connection:
                 if hasattr(socket, option):
                     s.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
     return connection
-
-
-class SpreadDecoder(nn.Module):
-    """Rank 0's part of a decoder, with the surface of a whole one: what it is asked, all ranks do."""
-
-    def __init__(self, decoder: Decoder, team: Team):
-        super().__init__()
-        self.decoder = decoder
-        self._team = team
-        self._caches = 0
-
-    @property
-    def config(self):
-        return self.decoder.config
-
-    @property
-    def cache_config(self):
-        return self.decoder.cache_config
-
-    @property
-    def model(self) -> nn.Module:
-        return self.decoder.model
-
-    def embed(self, ids_T: Tensor) -> Tensor:
-        return self.decoder.embed(ids_T)
-
-    def logits(self, hidden_TD: Tensor) -> Tensor:
-        return self.decoder.logits(hidden_TD)
-
-    def new_cache(self, **settings) -> MirroredCache:
-        """A cache on every rank, each for its own heads."""
-        self._caches += 1
-        self._team.send(("new_cache", self._caches, {k: v for k, v in settings.items() if k != "device"}))
-        return MirroredCache(self.decoder.new_cache(**settings), self._caches, self._team)
-
-    def forward(self, x_TD: Tensor, packed: Packed, cache: MirroredCache) -> DecoderOutput:
-        """As `Decoder.forward`, always with a cache."""
-        cache.flush(("forward", cache.number, cache.number_of(packed), tuple(x_TD.shape), x_TD.dtype))
-        x_TD = x_TD.contiguous()
-        dist.broadcast(x_TD, src=0)
-        return self.decoder(x_TD, packed, cache.raw)
-
-
-class MirroredCache:
-    """Rank 0's cache. Calls that change it are repeated on the other ranks, in order, before their next forward pass.
-
-    A call that raises here has changed nothing and is not repeated.
-    """
-
-    def __init__(self, raw: HybridCache, number: int, team: Team):
-        self.raw, self.number = raw, number
-        self._team = team
-        self._orders: list[tuple] = []
-        self._packs = 0
-        self._number_of: OrderedDict[int, tuple[int, Packed]] = OrderedDict()  # the batch is kept so that its id is
-
-    def __getattr__(self, name: str):
-        found = getattr(self.raw, name)
-        if not callable(found) or name.startswith("_") or name in HybridCache.READS:
-            return found
-
-        def call(*args, **kwargs):
-            result = found(*args, **kwargs)
-            sent = [self._reference(a) for a in args], {k: self._reference(v) for k, v in kwargs.items()}
-            if isinstance(result, Packed):
-                self._packs += 1
-                self._number_of[id(result)] = self._packs, result
-                if len(self._number_of) > KEPT_PACKS:
-                    self._number_of.popitem(last=False)
-            self._orders.append(("call", self.number, name, *sent))
-            return result
-
-        return call
-
-    def number_of(self, packed: Packed) -> int:
-        return self._number_of[id(packed)][0]
-
-    def flush(self, *orders: tuple) -> None:
-        """Send what has been done so far, and `orders` after it."""
-        self._team.send(*self._orders, *orders)
-        self._orders.clear()
-
-    def _reference(self, value):
-        assert not isinstance(value, Tensor), "the other ranks cannot repeat a call with a tensor"
-        return _Pack(self.number_of(value)) if isinstance(value, Packed) else value
-
-
-class _Pack(int):
-    """Stands for the batch of this number in a message."""
-
-
-class Follower:
-    """What a rank other than the first holds, and one method an order. One that returns something is answered."""
-
-    def __init__(self, team: Team):
-        self._team = team
-        self._caches: dict[int, HybridCache] = {}
-        self._packs: dict[int, OrderedDict[int, Packed]] = {}
-        self._count: dict[int, int] = {}
-
-    def load(self, directory: str, device_type: str, how: dict) -> str:
-        self._device = torch.device(device_type, torch.cuda.current_device()) if device_type == "cuda" else "cpu"
-        self._decoder = load_model(directory, self._device, **how, rank=self._team.rank, ranks=self._team.size)
-        return "ready"
-
-    def new_cache(self, number: int, settings: dict) -> None:
-        self._caches[number] = self._decoder.new_cache(**settings, device=self._device)
-        self._packs[number], self._count[number] = OrderedDict(), 0
-
-    @torch.inference_mode()
-    def call(self, number: int, name: str, args: list, kwargs: dict) -> None:
-        packs = self._packs[number]
-        args = [packs[a] if isinstance(a, _Pack) else a for a in args]
-        kwargs = {k: packs[v] if isinstance(v, _Pack) else v for k, v in kwargs.items()}
-        result = getattr(self._caches[number], name)(*args, **kwargs)
-        if isinstance(result, Packed):
-            self._count[number] += 1
-            packs[self._count[number]] = result
-            if len(packs) > KEPT_PACKS:
-                packs.popitem(last=False)
-
-    @torch.inference_mode()
-    def forward(self, number: int, packed: int, shape: tuple[int, int], dtype: torch.dtype) -> None:
-        x_TD = torch.empty(shape, dtype=dtype, device=self._device)
-        dist.broadcast(x_TD, src=0)
-        self._decoder(x_TD, self._packs[number][packed], self._caches[number])
