@@ -21,10 +21,10 @@ MODEL = "tiny"
 
 
 class Served:
-    """A running server: its `url`, `app`, `service`, `vlm`, and clients for it."""
+    """A running server: its `url`, event `loop`, `service`, `vlm`, and clients for it."""
 
-    def __init__(self, url: str, app, vlm):
-        self.url, self.app, self.vlm, self.service = url, app, vlm, app.state.service
+    def __init__(self, url: str, service, loop):
+        self.url, self.service, self.vlm, self.loop = url, service, service.vlm, loop
         self.http = httpx.Client(base_url=url, timeout=30, verify=False)  # certificates take 50 ms to load
 
     @property
@@ -57,16 +57,19 @@ def running(vlm, fetcher=None, **settings):
     app = create_app(vlm, ServerSettings(**settings), fetcher=fetcher)
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1, lifespan="on"))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=lambda: loop.run_until_complete(server.serve(sockets=[listener])))
     thread.start()
     try:
         wait_until(lambda: server.started)
-        served = Served(f"http://127.0.0.1:{listener.getsockname()[1]}", app, vlm)
+        served = Served(f"http://127.0.0.1:{listener.getsockname()[1]}", app.state.service, loop)
         with served.http:
             yield served
     finally:
         server.should_exit = True
         thread.join()
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
 
 
 def wait_until(true, seconds: float = 10.0) -> None:
