@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-_API, _LIMITS, _TIMES = "Who may ask", "Limits", "Time"
+from mmvl.app.options import Device, Model
 
 
 def _option(*names: str, default: object, metavar: str, text: str):
@@ -14,13 +14,8 @@ def _option(*names: str, default: object, metavar: str, text: str):
 
 
 def serve(
-    model: Annotated[
-        Path | None, typer.Option("--model", metavar="DIR", help="Model in Hugging Face layout.  [default: mmvl-tiny]")
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 ...  [default: a GPU if there is one]"),
-    ] = None,
+    model: Model = None,
+    device: Device = None,
     max_sequences: Annotated[
         int, typer.Option("--max-sequences", min=1, metavar="N", help="Answers that are written at the same time.")
     ] = 32,
