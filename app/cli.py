@@ -400,6 +400,22 @@ def bench_data(
     run(folder, model, workers=workers, seconds=seconds, rounds=rounds, json_path=json_file)
 
 
+@bench.command("packing")
+def bench_packing(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Its shards must be there.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable.")
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", min=1, metavar="N", help="How many rows to pack.")] = 48,
+    model: Model = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")] = None,
+) -> None:
+    """The share of padding in the rows that a recipe's samples are packed into."""
+    from mmvl.app.bench_data import packing as run
+
+    run(recipe, model, overrides or [], rows=rows, json_path=json_file)
+
+
 @bench.command("training")
 def bench_training(
     parts: Annotated[

@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -35,3 +36,17 @@ def test_fewer_shards_than_processes_are_one_clear_line(run_cli, shards):
     result = run_cli("bench", "data", shards, "--workers", "2")
     assert (result.code, result.err.count("\n")) == (1, 1)
     assert "1 shards for 2 processes" in result.err
+
+
+def test_rows_of_a_recipe_are_full(run_cli, shards, tmp_path):
+    recipe = Path(__file__).parents[2] / "mmvl" / "recipes" / "tiny" / "instruction.yaml"
+    small = ["batch_tokens=600", "max_sample_tokens=600", "workers=0", "virtual_workers=1", "open_rows=4"]
+    small += [f"sources=[{{path: {shards}, weight: 1}}]"]
+    settings = [word for key in small for word in ("--set", f"data.{key}")]
+    result = run_cli("bench", "packing", recipe, *settings, "--rows", "8", "--json", tmp_path / "result.json")
+    assert result.code == 0, result.err
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written["rows"] * 600 * (1 - written["padding"]) == pytest.approx(written["tokens"])
+    assert f"padding {written['padding']:.2%}" in result.out and written["padding"] < 0.2
+    refused = run_cli("bench", "packing", recipe.with_name("tokenizer.yaml"))
+    assert (refused.code, refused.err.count("\n")) == (1, 1) and "packs no rows" in refused.err
