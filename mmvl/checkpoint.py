@@ -244,7 +244,7 @@ def write_weights(
         part = directory / f"{file}.part"
         try:
             write_safetensors(part, {name: layout[name] for name in names}, tensor, {"format": "pt"})
-        except OSError:
+        except BaseException:  # a full disk, a damaged source, Ctrl-C
             part.unlink(missing_ok=True)
             raise
     wait()

@@ -155,18 +155,14 @@ class WeightFiles(StoredTensors):
                     del self._views[head]
 
     def _check(self, where: str) -> None:
-        shapes = {}
-        for name, view in self._views.items():
-            base = name.removesuffix(SCALE)
-            if name.endswith(SCALE) and base in self._views and base in self.names:
-                continue
-            shapes[name] = tuple(view.shape)
-            kind = self.kind(name)
-            if kind is not None and len(self.names.get(name, ())) == 2:
-                like = [t[0] for t in quantize_weight(torch.empty(1, *self.names[name], device="meta"), kind)]
-                if [tuple(t.shape) for t in like] == [shapes[name], tuple(self._views[name + SCALE].shape)]:
-                    shapes[name] = self.names[name]
-        check_shapes(shapes, self.names, where)
+        shapes, want = {name: tuple(view.shape) for name, view in self._views.items()}, dict(self.names)
+        for name in self.names.keys() & shapes.keys():
+            kind = _KIND_OF.get(self.dtype(name))
+            if kind is not None:
+                like = torch.empty(1, *self.names[name], device="meta")
+                quantized, scale = (t.shape[1:] for t in quantize_weight(like, kind)) if like.ndim == 3 else ((), ())
+                want[name], want[name + SCALE] = tuple(quantized), tuple(scale)
+        check_shapes(shapes, want, where)
 
 
 def check_shapes(shapes: dict[str, tuple[int, ...]], want: dict[str, tuple[int, ...]], where: str) -> None:
