@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+_PRINTABLE = re.compile("[ -~]*")
+
 # Never part of training text, so that evaluation lines are made of sentences no model has seen.
 HELD_OUT_SOURCES = ("devil",)
 
@@ -87,4 +89,4 @@ class Phrases:
 
 def printable(text: str) -> bool:
     """Whether every character is printable ASCII: what every Latin font can show."""
-    return all(" " <= c <= "~" for c in text)
+    return _PRINTABLE.fullmatch(text) is not None

@@ -6,25 +6,35 @@ Renderers draw with `Page.print`; rows, fields and other facts give transcriptio
 import functools
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from mmvl.data.drawing import Colour, assistant, load_font, user
 from mmvl.data.fonts import Font, pick
+from mmvl.data.order import derive
 
 CANNOT_SEE = "I can't see that in the image."
 
 # Ways of asking for a field by its name. A field that a page lacks may be asked for all the same: see `converse`.
 FIELDS: dict[str, tuple[str, ...]] = {
     "company": (
-        "What is the company?", "What is the name of the company?", "Which company is it?", "Who issued this?",
-        "What is the company's name?", "Which business is this from?",
+        "What is the company?",
+        "What is the name of the company?",
+        "Which company is it?",
+        "Who issued this?",
+        "What is the company's name?",
+        "Which business is this from?",
     ),
     "shop": (
-        "What is the name of the shop?", "Which shop is it?", "Where was this bought?", "What is the company?",
-        "What is the name of the company?", "Who is the seller?",
+        "What is the name of the shop?",
+        "Which shop is it?",
+        "Where was this bought?",
+        "What is the company?",
+        "What is the name of the company?",
+        "Who is the seller?",
     ),
     "address": ("What is the address?", "What is the company's address?", "Where is the company?"),
     "date": ("What is the date?", "What date is it?", "When was it issued?", "What is the date on the document?"),
@@ -66,8 +76,12 @@ FIELDS: dict[str, tuple[str, ...]] = {
 
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 _WHOLE = (
-    "Read the text.", "Transcribe the document.", "Read the whole page.", "Transcribe everything.",
-    "Write down all the text.", "What does it say?",
+    "Read the text.",
+    "Transcribe the document.",
+    "Read the whole page.",
+    "Transcribe everything.",
+    "Write down all the text.",
+    "What does it say?",
 )
 
 
@@ -218,10 +232,39 @@ class Type:
 
 
 _FANCY = (
-    "breip", "dkghand", "domestic", "jara", "junkyard", "klaudia", "leckerli", "lobster", "oldania", "opendys",
-    "penguin", "quercus", "rufscript", "steve", "femke", "okolaks", "chorus", "z003", "caliban", "emerita", "ocra",
-    "cupola", "essays", "keyfont", "dunhill", "unslanted", "quotation", "dosis", "essays1743", "ikarius", "romande",
-    "beteckna", "irianis",
+    "breip",
+    "dkghand",
+    "domestic",
+    "jara",
+    "junkyard",
+    "klaudia",
+    "leckerli",
+    "lobster",
+    "oldania",
+    "opendys",
+    "penguin",
+    "quercus",
+    "rufscript",
+    "steve",
+    "femke",
+    "okolaks",
+    "chorus",
+    "z003",
+    "caliban",
+    "emerita",
+    "ocra",
+    "cupola",
+    "essays",
+    "keyfont",
+    "dunhill",
+    "unslanted",
+    "quotation",
+    "dosis",
+    "essays1743",
+    "ikarius",
+    "romande",
+    "beteckna",
+    "irianis",
 )
 
 
@@ -257,6 +300,32 @@ class Faces:
         draw = rng.random()
         fonts = self.mono if draw < mono else self.every if draw > 1 - fancy else self.plain
         return self.type_of(pick(fonts, rng))
+
+
+class Views:
+    """`views` samples of every page that is drawn, as drawing costs most: other questions, other wear each time.
+
+    views(index) -> (page, random numbers for sample `index`); the page of the last call is kept. Of one view, or a
+    page's first, the random numbers go on where `draw` (random numbers -> page) left off.
+    """
+
+    def __init__(self, views: int, draw: Callable[[random.Random], Any], *seed):
+        if views < 1:
+            raise ValueError(f"views is {views}; it is at least 1")
+        self.views, self._draw, self._seed = views, draw, seed
+        self._number: int | None = None
+
+    def __call__(self, index: int) -> tuple[Any, random.Random]:
+        number, view = divmod(index, self.views)
+        name, seed, *rest = self._seed
+        rng = random.Random(derive(name, seed, number, *rest))
+        if number != self._number:
+            self._page, self._number = self._draw(rng), number
+            self._state = rng.getstate()
+        if view:
+            return self._page, random.Random(derive(name, seed, number, *rest, f"view {view}"))
+        rng.setstate(self._state)
+        return self._page, rng
 
 
 def region_questions(page: Page, rng: random.Random, number: int) -> list[tuple[str, str]]:

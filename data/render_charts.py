@@ -5,12 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmvl.data.ask_charts import ask_chart
-from mmvl.data.charts import chart_of_table, invent_chart
+from mmvl.data.charts import Chart, chart_of_table, invent_chart
 from mmvl.data.corpus import Phrases
 from mmvl.data.draw_charts import HELD_OUT_STYLES, STYLES, draw_chart
 from mmvl.data.fonts import held_out_fonts, training_fonts
-from mmvl.data.order import derive
-from mmvl.data.page import Faces, converse, record_of
+from mmvl.data.page import Faces, Page, Views, converse, record_of
 from mmvl.data.paper import age, encode_page
 from mmvl.data.parallel import write_shards
 from mmvl.data.public_formats import read_tables
@@ -33,6 +32,7 @@ def render_charts(
     most_questions: int = 8,
     unanswerable: float = 0.1,
     whole: float = 0.0,
+    views: int = 1,
     wear: float = 0.3,
     held_out: bool = False,
     prefix: str = "charts",
@@ -51,15 +51,20 @@ def render_charts(
     split = "development" if held_out else "train"
     known = [table for table in read_tables(tables) if in_split(table.key, split)] if tables else []
 
-    def make(index: int) -> tuple[dict, dict[str, bytes]]:
-        rng = random.Random(derive("charts", seed, index, held_out))
+    def draw(rng: random.Random) -> tuple[Page, Chart]:
         chart = None
         for _ in range(20 if known and rng.random() < real else 0):
             if chart := chart_of_table(rng, rng.choice(known)):
                 break
         chart = chart or invent_chart(rng, phrases)
         name = "statistics" if not held_out and rng.random() < statistics else rng.choice(list(styles))
-        page = draw_chart(rng, chart, styles[name], name, faces, max_side)
+        return draw_chart(rng, chart, styles[name], name, faces, max_side), chart
+
+    drawn = Views(views, draw, "charts", seed, held_out)
+
+    def make(index: int) -> tuple[dict, dict[str, bytes]]:
+        (page, chart), rng = drawn(index)
+        page.facts, page.absent = [], []  # each view has its own
         ask_chart(page, chart, rng)
         pairs = converse(page, rng, fewest_questions, most_questions, unanswerable, whole=whole)
         image = age(page.image, rng, wear) if rng.random() < wear else page.image

@@ -7,8 +7,7 @@ from pathlib import Path
 from mmvl.data.corpus import Phrases
 from mmvl.data.fonts import held_out_fonts, training_fonts
 from mmvl.data.letters import HELD_OUT_LAYOUTS, LAYOUTS, draw_office_page
-from mmvl.data.order import derive
-from mmvl.data.page import Faces, converse, record_of
+from mmvl.data.page import Faces, Page, Views, converse, record_of
 from mmvl.data.paper import age, encode_page
 from mmvl.data.parallel import write_shards
 
@@ -26,6 +25,7 @@ def render_pages(
     most_questions: int = 8,
     unanswerable: float = 0.1,
     whole: float = 0.0,
+    views: int = 1,
     wear: float = 1.0,
     held_out: bool = False,
     prefix: str = "pages",
@@ -39,9 +39,13 @@ def render_pages(
     phrases = Phrases(corpus, held_out=held_out)
     layouts = HELD_OUT_LAYOUTS if held_out else LAYOUTS
 
+    def draw(rng: random.Random) -> Page:
+        return draw_office_page(rng, phrases, faces, layouts, max_side)
+
+    drawn = Views(views, draw, "pages", seed, held_out)
+
     def make(index: int) -> tuple[dict, dict[str, bytes]]:
-        rng = random.Random(derive("pages", seed, index, held_out))
-        page = draw_office_page(rng, phrases, faces, layouts, max_side)
+        page, rng = drawn(index)
         pairs = converse(page, rng, fewest_questions, most_questions, unanswerable, whole=whole)
         extension, data = encode_page(age(page.image, rng, wear), rng, 0.85)
         return record_of(page, f"pages/{page.kind}", pairs, f"0.{extension}"), {f"0.{extension}": data}

@@ -10,7 +10,7 @@ from mmvl.data.corpus import Phrases
 from mmvl.data.drawing import assistant, user
 from mmvl.data.fonts import held_out_fonts, training_fonts
 from mmvl.data.order import derive
-from mmvl.data.page import Faces, Page, converse, record_of
+from mmvl.data.page import Faces, Page, Views, converse, record_of
 from mmvl.data.paper import age, dot_matrix, encode_page, warp
 from mmvl.data.parallel import write_shards
 from mmvl.data.receipts import HELD_OUT_LAYOUTS, LAYOUTS, draw_receipt
@@ -45,6 +45,7 @@ def render_receipts(
     most_questions: int = 8,
     unanswerable: float = 0.1,
     whole: float = 0.0,
+    views: int = 1,
     wear: float = 1.0,
     held_out: bool = False,
     prefix: str = "receipts",
@@ -54,14 +55,19 @@ def render_receipts(
 
     fonts, corpus: as for `render_text_lines`. max_side: longest side in pixels, before wear adds at most a few percent.
     unanswerable: share of the questions that the slip does not answer. whole: share of the conversations that end with
-    a transcription of all of it (where it is not too long). wear: 0 clean, 1 ordinary, 2 heavy.
+    a transcription of all of it (where it is not too long). views: samples of every slip that is drawn, with other
+    questions and wear. wear: 0 clean, 1 ordinary, 2 heavy.
     held_out: only held-out fonts, words and layouts (for evaluation); otherwise only the others.
     """
     faces, phrases, layouts = _material(fonts, corpus, held_out)
 
+    def draw(rng: random.Random) -> Page:
+        return draw_receipt(rng, phrases, faces, layouts, max_side)
+
+    drawn = Views(views, draw, "receipts", seed, held_out)
+
     def make(index: int) -> tuple[dict, dict[str, bytes]]:
-        rng = random.Random(derive("receipts", seed, index, held_out))
-        page = draw_receipt(rng, phrases, faces, layouts, max_side)
+        page, rng = drawn(index)
         pairs = converse(page, rng, fewest_questions, most_questions, unanswerable, whole=whole)
         image = page.image
         if wear > 0:

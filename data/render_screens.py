@@ -6,8 +6,7 @@ from pathlib import Path
 
 from mmvl.data.corpus import Phrases
 from mmvl.data.fonts import held_out_fonts, training_fonts
-from mmvl.data.order import derive
-from mmvl.data.page import Faces, converse, record_of
+from mmvl.data.page import Faces, Page, Views, converse, record_of
 from mmvl.data.paper import age, encode_page
 from mmvl.data.parallel import write_shards
 from mmvl.data.screens import HELD_OUT_LAYOUTS, LAYOUTS, draw_screen
@@ -26,6 +25,7 @@ def render_screens(
     most_questions: int = 8,
     unanswerable: float = 0.1,
     whole: float = 0.0,
+    views: int = 1,
     wear: float = 0.15,
     held_out: bool = False,
     prefix: str = "screens",
@@ -39,9 +39,13 @@ def render_screens(
     phrases = Phrases(corpus, held_out=held_out)
     layouts = HELD_OUT_LAYOUTS if held_out else LAYOUTS
 
+    def draw(rng: random.Random) -> Page:
+        return draw_screen(rng, phrases, faces, layouts, max_side)
+
+    drawn = Views(views, draw, "screens", seed, held_out)
+
     def make(index: int) -> tuple[dict, dict[str, bytes]]:
-        rng = random.Random(derive("screens", seed, index, held_out))
-        page = draw_screen(rng, phrases, faces, layouts, max_side)
+        page, rng = drawn(index)
         pairs = converse(page, rng, fewest_questions, most_questions, unanswerable, whole=whole)
         image = age(page.image, rng, 0.6) if rng.random() < wear else page.image
         extension, data = encode_page(image, rng, 0.4)

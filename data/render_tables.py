@@ -6,11 +6,10 @@ from pathlib import Path
 
 from mmvl.data.corpus import Phrases
 from mmvl.data.fonts import held_out_fonts, training_fonts
-from mmvl.data.order import derive
-from mmvl.data.page import Faces, converse, record_of
+from mmvl.data.page import Faces, Page, Views, converse, record_of
 from mmvl.data.paper import age, encode_page
 from mmvl.data.parallel import write_shards
-from mmvl.data.public_formats import read_tables
+from mmvl.data.public_formats import RealTable, read_tables
 from mmvl.data.splits import in_split
 from mmvl.data.tables import HELD_OUT_LAYOUTS, LAYOUTS, ask_table, draw_table, invent_table, part_of
 from mmvl.data.text import clean
@@ -32,6 +31,7 @@ def render_tables(
     most_questions: int = 8,
     unanswerable: float = 0.1,
     whole: float = 0.0,
+    views: int = 1,
     wear: float = 0.4,
     held_out: bool = False,
     prefix: str = "tables",
@@ -54,13 +54,18 @@ def render_tables(
     # Fonts have Latin letters; a table with many others is left out, an odd accent becomes its letter.
     known = [table for table in known if _legible(table) and table.rows]
 
-    def make(index: int) -> tuple[dict, dict[str, bytes]]:
-        rng = random.Random(derive("tables", seed, index, held_out))
+    def draw(rng: random.Random) -> tuple[Page, RealTable]:
         if known and rng.random() < real:
             table, _ = part_of(rng.choice(known), rng, rng.choice((most_rows, most_rows, 8, 5)))
         else:
             table = invent_table(rng, phrases)
-        page, table = draw_table(rng, table, layouts, faces, max_side)
+        return draw_table(rng, table, layouts, faces, max_side)
+
+    drawn = Views(views, draw, "tables", seed, held_out)
+
+    def make(index: int) -> tuple[dict, dict[str, bytes]]:
+        (page, table), rng = drawn(index)
+        page.facts = []  # each view has its own
         other = rng.choice(known) if known and table.key else invent_table(rng, phrases)
         names = [" ".join(row[0].split()) for row in other.rows[:3] if row and row[0].isascii()]
         ask_table(page, table, rng, names)

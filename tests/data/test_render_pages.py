@@ -16,7 +16,7 @@ from mmvl.data.corpus import Phrases
 from mmvl.data.draw_charts import HELD_OUT_STYLES, STYLES, draw_chart
 from mmvl.data.fonts import training_fonts
 from mmvl.data.letters import HELD_OUT_LAYOUTS, LAYOUTS, draw_office_page
-from mmvl.data.page import CANNOT_SEE, Faces, Page, converse
+from mmvl.data.page import CANNOT_SEE, Faces, Page, Views, converse
 from mmvl.data.paper import age, fade_ink, warp
 from mmvl.data.public_formats import RealTable
 from mmvl.data.receipts import draw_receipt
@@ -215,3 +215,30 @@ def test_wear_keeps_mode_and_leaves_ink(faces, phrases):
     turned = np.asarray(warp(dark, random.Random(0), 255, 4.0, 0.02, 0.01))
     assert abs((turned < 128).sum() - 1024) < 160  # nothing of the square is lost
     assert np.asarray(fade_ink(dark, random.Random(0)))[30, 30] <= 140
+
+
+@pytest.mark.parametrize("name", ["receipts", "pages", "tables", "charts", "screens"])
+def test_views_of_a_page_differ_in_questions_and_wear_only(name, fonts, corpus, tmp_path):
+    settings = {"workers": 1, "fonts": fonts, "corpus": corpus}
+    settings |= {"statistics": 0.0} if name == "charts" else {}
+    one = samples(RENDERERS[name].run(tmp_path / "one", 2, 7, **settings))
+    three = samples(RENDERERS[name].run(tmp_path / "three", 6, 7, views=3, **settings))
+    for number in range(2):
+        first, *others = three[3 * number : 3 * number + 3]
+        assert (first.json, first.members) == (one[number].json, one[number].members), "the first as without views"
+        for other in others:
+            assert other.json["meta"]["layout"] == first.json["meta"]["layout"]
+            assert exchange(other) != exchange(first)
+
+
+def test_views_say_the_same_wherever_a_process_begins():
+    def draw(rng):
+        return rng.random()
+
+    whole = Views(3, draw, "x", 1)
+    all_of_them = [(page, rng.random()) for page, rng in map(whole, range(9))]
+    late = Views(3, draw, "x", 1)
+    assert [(page, rng.random()) for page, rng in map(late, range(4, 9))] == all_of_them[4:]
+    assert len({page for page, _ in all_of_them}) == 3 and len({value for _, value in all_of_them}) == 9
+    with pytest.raises(ValueError, match="views is 0"):
+        Views(0, draw, "x", 1)
