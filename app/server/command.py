@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmvl.app.options import Device, Model
+from mmvl.app.options import Device, Model, Quantize
 
 
 def _option(*names: str, default: object, metavar: str, text: str):
@@ -16,6 +16,7 @@ def _option(*names: str, default: object, metavar: str, text: str):
 def serve(
     model: Model = None,
     device: Device = None,
+    quantize: Quantize = None,
     max_sequences: Annotated[
         int, typer.Option("--max-sequences", min=1, metavar="N", help="Answers that are written at the same time.")
     ] = 32,
@@ -132,7 +133,7 @@ def serve(
     from mmvl.app.server.app import create_app
     from mmvl.app.server.run import run_app
 
-    vlm = VLM(model, device=device, max_sequences=max_sequences)
+    vlm = VLM(model, device=device, quantize=quantize, max_sequences=max_sequences)
     app = create_app(vlm, settings)
     name = app.state.service.names[0]
     run_app(app, settings, ready=lambda url: print(f"mmvl serves {name} at {url}/v1 (Ctrl-C ends it)", flush=True))

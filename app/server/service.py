@@ -24,7 +24,6 @@ from mmvl.engine.request import Update
 from mmvl.engine.sampling_params import SamplingParams
 from mmvl.engine.text_stream import TokenBytes
 from mmvl.processor import Prompt
-from mmvl.vision.tiling import tile_image
 
 log = logging.getLogger("mmvl.server")
 Job = tuple[Prompt, SamplingParams]
@@ -137,14 +136,14 @@ class Service:
 
     def _open(self, request: ChatRequest, fetched: dict[str, bytes], tiles: Lease):
         """On a thread: pictures -> tiles, messages -> prompt, response_format -> mask."""
-        tiling = self.vlm.processor.tiling
+        tile = self.vlm.processor.tiling.tile
         image_tokens = 0
 
         def tiled(image: Image.Image, detail: str | None):
             nonlocal image_tokens
             if detail == "low":  # as much as one tile shows
-                image.thumbnail((tiling.tile, tiling.tile), Image.Resampling.BICUBIC)
-            opened = tile_image(image, tiling)
+                image.thumbnail((tile, tile), Image.Resampling.BICUBIC)
+            (opened,) = self.vlm.processor.tile([image])
             image_tokens += opened.num_tokens
             if image_tokens >= self.context:
                 raise self._too_long(f"its images alone have {image_tokens} tokens or more")
