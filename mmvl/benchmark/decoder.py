@@ -90,7 +90,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _fill(module: torch.nn.Module, device: torch.device) -> None:
+def fill_randomly(module: torch.nn.Module, device: torch.device) -> None:
     """Natural sizes: norms 1, matrices such that their outputs are as large as their inputs."""
     generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
@@ -106,7 +106,7 @@ class _Ours:
         with torch.device("meta"):
             self.decoder = Decoder(config).to(dtype).requires_grad_(False)
         self.decoder.to_empty(device=device)
-        _fill(self.decoder, device)
+        fill_randomly(self.decoder, device)
         self.config, self.device, self.dtype = config, device, dtype
         self._last: tuple | None = None
 
@@ -167,7 +167,7 @@ class _Transformers:
             self.model = MiniMaxForCausalLM(MiniMaxConfig(**whole_heads.to_native_dict())).to(dtype)
         decays = {name: buffer.shape for name, buffer in self.model.named_buffers()}
         self.model.requires_grad_(False).to_empty(device=device)
-        _fill(self.model, device)
+        fill_randomly(self.model, device)
         for name in decays:  # their values do not matter for time, only that they are numbers
             self.model.get_buffer(name).fill_(0.5)
         self.model.eval()

@@ -5,6 +5,7 @@ from collections import deque
 
 import torch
 
+from mmvl.engine.cpu_decode import CpuDecode
 from mmvl.engine.draft import PromptLookup
 from mmvl.engine.graphs import DecodeGraphs
 from mmvl.engine.images import ImageEncoder
@@ -16,13 +17,13 @@ from mmvl.engine.request import FinishReason, Request, Update
 from mmvl.engine.sampler import NOT_FINITE, Sampler
 from mmvl.engine.sampling_params import SamplingParams
 from mmvl.engine.scheduler import Scheduler, Work
+from mmvl.engine.spread import SpreadDecoder
 from mmvl.engine.stats import Counters, Stats
-from mmvl.engine.step import Flight, Result, Stepper
+from mmvl.engine.step import FastDecode, Flight, Result, Stepper
 from mmvl.engine.text_stream import TextStream, TokenBytes
 from mmvl.model import VLModel
 from mmvl.processor import Processor, Prompt
 from mmvl.text_backbone.cache import CacheFull
-from mmvl.text_backbone.decoder import Decoder
 
 PREFIX_CACHES = ("exact", "int8", "off")
 
@@ -39,7 +40,7 @@ class Engine:
     swap_bytes: host memory for requests that have to wait; None: a part of what there is on a GPU, else none. Without
         room there they are computed again.
     behind: launch a step before the last one's tokens were seen; None: on a GPU.
-    graphs: decode by CUDA graphs; None: on a GPU, where the model runs on one.
+    graphs: decode by CUDA graphs, or on a CPU by `cpu_decode.py`; False is off.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Engine:
         draft_tokens: int = 8,
         swap_bytes: int | None = None,
         behind: bool | None = None,
-        graphs: bool | None = None,
+        graphs: bool = True,
     ):
         gpu = model.device.type == "cuda"
         max_batch_tokens = max_batch_tokens or (8192 if gpu else 2048)
@@ -95,19 +96,18 @@ class Engine:
         # A sampled image id would be a placeholder without an image.
         sampler = Sampler(processor.valid_vocab_size, [processor.image_id])
         self._stepper = Stepper(
-            model, self.pools, sampler, self._images, behind=self.behind, graphs=self._graphs(graphs)
+            model, self.pools, sampler, self._images, behind=self.behind, fast=self._fast_decode() if graphs else None
         )
         self._token_bytes = TokenBytes(processor.tokenizer)
         self._flights: deque[Flight] = deque()
 
-    def _graphs(self, wanted: bool | None) -> DecodeGraphs | None:
+    def _fast_decode(self) -> FastDecode | None:
+        """What decodes faster than the decoder itself."""
         decoder = self.model.language_model
-        possible = self.model.device.type == "cuda" and isinstance(decoder, Decoder)
-        if wanted and not possible:
-            raise ValueError("CUDA graphs need a GPU, and a model on one")
-        if not possible or wanted is False:
-            return None
-        return DecodeGraphs(decoder, self.cache, decoder.config.hidden_size, self.model.dtype, self.max_sequences)
+        if self.model.device.type == "cpu":
+            return CpuDecode.of(decoder, self.cache)
+        settings = (self.cache, decoder.config.hidden_size, self.model.dtype, self.max_sequences)
+        return decoder.new_graphs(*settings) if isinstance(decoder, SpreadDecoder) else DecodeGraphs(decoder, *settings)
 
     @property
     def running(self) -> list[Request]:

@@ -121,6 +121,7 @@ class DecodeGraphs:
             self._decoder(x_BD, batch.packed, self._cache)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # with "global", NCCL's watchdog, a thread of its own that asks for events meanwhile, would break the capture
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             hidden_BD = self._decoder(x_BD, batch.packed, self._cache).hidden_TD
         return graph, batch, x_BD, hidden_BD

@@ -8,11 +8,11 @@ T tokens of the step, S rows that are sampled, D model width, V vocabulary, N ca
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from mmvl.engine.graphs import DecodeGraphs
 from mmvl.engine.images import ImageEncoder
 from mmvl.engine.pools import Pools
 from mmvl.engine.request import TokenLogprob
@@ -20,6 +20,16 @@ from mmvl.engine.sampler import Logprobs, Row, Sampler
 from mmvl.engine.scheduler import Work
 from mmvl.model import VLModel
 from mmvl.text_backbone.packed import to_device
+
+
+class FastDecode(Protocol):
+    """Another way through the decoder for one token of each sequence (`graphs.py`, `cpu_decode.py`, `spread.py`)."""
+
+    def fits(self, slots: Sequence[int]) -> bool:
+        """Whether it can take these sequences."""
+
+    def run(self, slots: Sequence[int], x_SD: Tensor) -> Tensor:
+        """Embeddings (S, D) -> hidden states (S, D), good until the next run; the cache is advanced."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,10 @@ class Flight:
 
 
 class Stepper:
-    """Runs steps of a model over the pools. `behind`: the host may launch a step before it has seen the last one's."""
+    """Runs steps of a model over the pools.
+
+    behind: the host may launch a step before it has seen the last one's. fast: decodes where it `fits`.
+    """
 
     def __init__(
         self,
@@ -95,9 +108,9 @@ class Stepper:
         images: ImageEncoder,
         *,
         behind: bool,
-        graphs: DecodeGraphs | None,
+        fast: FastDecode | None,
     ):
-        self.model, self.pools, self.sampler, self.images, self.graphs = model, pools, sampler, images, graphs
+        self.model, self.pools, self.sampler, self.images, self.fast = model, pools, sampler, images, fast
         num_slots = pools.cache.free_slots
         self._last_N = torch.zeros(num_slots, dtype=torch.int64, device=model.device) if behind else None
 
@@ -106,8 +119,8 @@ class Stepper:
         cache, drafting = self.pools.cache, any(work.draft for work in works)
         x_TD = self._embed(works)
         slots = [work.request.slot for work in works]
-        if self.graphs is not None and x_TD.shape[0] == len(works) and self.graphs.fits(slots):
-            hidden_TD = self.graphs.run(slots, x_TD)
+        if self.fast is not None and x_TD.shape[0] == len(works) and self.fast.fits(slots):
+            hidden_TD = self.fast.run(slots, x_TD)
         else:
             packed = cache.pack([(work.request.slot, work.count) for work in works], draft=drafting)
             hidden_TD = self.model.language_model(x_TD, packed, cache).hidden_TD

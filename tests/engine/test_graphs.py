@@ -1,6 +1,5 @@
 """The batch of a CUDA graph, run without a graph: on the CPU, through Triton's interpreter. The capture needs a GPU."""
 
-import pytest
 import torch
 
 from mmvl.engine.graphs import LADDER, StaticBatch
@@ -61,12 +60,3 @@ def test_the_ladder_wastes_little():
     sizes = list(LADDER)
     assert sizes == sorted(set(sizes))
     assert all(after <= before + max(4, before // 2) for before, after in zip(sizes, sizes[1:], strict=False))
-
-
-def test_graphs_are_refused_where_there_is_no_gpu(tiny_model_dir):
-    from mmvl.checkpoint import load_model
-    from mmvl.engine import Engine
-    from mmvl.processor import Processor
-
-    with pytest.raises(ValueError, match="need a GPU"):
-        Engine(load_model(tiny_model_dir), Processor.from_pretrained(tiny_model_dir), graphs=True)

@@ -1,0 +1,88 @@
+"""`mmvl bench engine`: the engine under load beside transformers, as a table on the terminal, JSON and a picture."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from mmvl.app.bench import _check_folder, _Progress
+
+
+def engine(
+    model: Path | None,
+    shape: str | None,
+    sequences: str,
+    lengths: str,
+    new_tokens: int,
+    *,
+    mixed: bool,
+    repeats: int,
+    peer: bool,
+    json_path: Path | None,
+    picture: Path | None,
+    device: str | None,
+) -> None:
+    """Measure, print, write. Raises ValueError or OSError for what cannot be used."""
+    import torch
+
+    from mmvl.benchmark.engine import loads, run
+    from mmvl.benchmark.run import choose_device
+
+    for path in (json_path, picture):
+        _check_folder(path)
+    where = choose_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = loads(_numbers("--sequences", sequences), _numbers("--lengths", lengths), new_tokens, mixed)
+    progress = _Progress()
+    result = run(where, model=model, shape=shape, chosen=chosen, peer=peer, progress=progress, repeats=repeats)
+    progress.clear()
+    console = Console(highlight=False)
+    console.print(printed(result["table"]))
+    if "failed" in result:
+        console.print(result["failed"], markup=False)
+    if json_path is not None:
+        json_path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        console.print(f"Wrote {json_path}", markup=False)
+    if picture is not None:
+        from mmvl.benchmark.engine_picture import draw
+
+        draw(result, picture)
+        console.print(f"Drew {picture}", markup=False)
+
+
+def printed(lines: list[dict]) -> Table:
+    """A row a load and contestant."""
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("requests x prompt\n+ answer", no_wrap=True)
+    shown.add_column("")
+    for name in ("tokens/s", "", "first\ntoken, s", "between,\nms", "\np95", "\nfloor", "prompt\ntokens/s", "GiB"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for line in lines:
+        for name in ("mmvl", "transformers"):
+            row = line.get(name)
+            if row is None:
+                continue
+            times = f"{line['times']:.2f} x" if name == "mmvl" and "times" in line else ""
+            shown.add_row(
+                line["load"] if name == "mmvl" else "",
+                name,
+                f"{row['tokens_per_second']:,.1f}",
+                times,
+                f"{row['first_token_seconds']:.3f}",
+                f"{1e3 * row['between_seconds']:.2f}",
+                f"{1e3 * row['between_seconds_p95']:.2f}",
+                f"{1e3 * row['step_floor']:.2f}",
+                f"{row['prompt_tokens_per_second']:,.0f}",
+                f"{row['memory_gib']:.1f}",
+            )
+    return shown
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise ValueError(f"{option} takes whole numbers with commas between them, not {text!r}")
+    return found
