@@ -116,9 +116,9 @@ def _measure_ours(ranks, size, layers, token_groups, progress, took) -> None:
     progress(f"mmvl: making {layers} layers")
     ours = _Ours(ranks, size, layers)
     alone: dict[int, dict] = {}
-    for groups in token_groups:
+    for groups in token_groups if ranks.world > 1 else (1,):
         ours.set_token_groups(groups)
-        for sent in (True, False):
+        for sent in (True, False) if ranks.world > 1 else (True,):
             progress(f"mmvl: tokens in {groups} groups, {'sent' if sent else 'copied on the spot'}")
             with _sending(sent):
                 row = {"name": "mmvl", "token_groups": groups, "sent": sent, **_row(ours, ranks, size)}
