@@ -68,7 +68,7 @@ def bench_quantize(
     from mmvl.benchmark.decoder import SLICE
     from mmvl.kernels.experts_quantized import KINDS
     from mmvl.quantize import quantize_model
-    from mmvl.quantize_check import compare, compare_layers
+    from mmvl.quantize_check import compare, compare_layers, speeds
     from mmvl.vlm import MMVL_TINY
 
     source, where, console = model or MMVL_TINY, _device(device), Console(stderr=True)
@@ -79,7 +79,16 @@ def bench_quantize(
             quantize_model(source, Path(folder, name), experts=kind, rest=rest, device=where)
             others[name] = Path(folder, name), torch.float32, None
         rows = compare(source, others, task=check, limit=questions, device=where, progress=console.print)
-    about = {"model": source.resolve().name, "task": check, "questions": questions, "layers": None}
+    ways = {str(dtype)[6:]: (dtype, NONE) for dtype in (torch.float32, torch.bfloat16)}
+    ways |= {f"{kind} in memory": (torch.float32, kind) for kind in KINDS}
+    about = {
+        "model": source.resolve().name,
+        "task": check,
+        "questions": questions,
+        "layers": None,
+        "threads": torch.get_num_threads(),
+        "speed": speeds(source, ways, device=where, progress=console.print),
+    }
     if tokens:
         config = replace(SLICE, num_hidden_layers=2, attn_type_list=(0, 1), num_local_experts=experts, vocab_size=4096)
         of_layers = compare_layers(
@@ -117,6 +126,9 @@ def _report(rows: list[dict], about: dict, device, json_path: Path | None) -> No
             value = f"{score['value']:.2%}"
             table.add_row(f"  {score['metric']}", f"{score['n']:,} asked", "", "", "", "", value, style="dim")
     Console().print(table)
+    for row in about.get("speed", []):
+        rates = ", ".join(f"{v:,.0f} at {k.rpartition('_')[2]}" for k, v in row.items() if k.startswith("tokens_per"))
+        print(f"{row['name']}: tokens a second at so many requests: {rates}")
     if json_path is not None:
         from mmvl.benchmark.run import provenance
 

@@ -9,6 +9,7 @@ Legend: T tokens, R rows compared, D model width, V vocabulary, I image tokens.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from mmvl.quantize import quantize_decoder
 from mmvl.text_backbone.config import TextConfig
 from mmvl.text_backbone.decoder import Decoder
 from mmvl.text_backbone.packed import Packed
+from mmvl.vlm import VLM
 
 Progress = Callable[[str], None]
 
@@ -94,6 +96,38 @@ def compare(
             progress(f"{name}: answering")
             result = evaluate(task, directory, limit, device=device, progress=False)
             row["scores"] = [{"metric": s.metric, "value": s.interval.value, "n": s.n} for s in result.scores[:3]]
+        rows.append(row)
+    return rows
+
+
+def speeds(
+    directory: Path,
+    ways: dict[str, tuple[torch.dtype, str]],
+    *,
+    device: torch.device | str,
+    requests: Sequence[int] = (1, 8),
+    tokens: int = 64,
+    progress: Progress = lambda what: None,
+) -> list[dict]:
+    """Tokens a second of a model loaded in each of the ways, name -> (dtype, quantize), with so many requests at once.
+
+    Each answers a text prompt with `tokens` tokens; the prompt's time counts. The best of three.
+    """
+    rows = []
+    for name, (dtype, quantize) in ways.items():
+        progress(f"{name}: tokens a second")
+        vlm = VLM(directory, device=device, dtype=dtype, quantize=quantize)
+        row = {"name": name, "tokens": tokens}
+        for count in requests:
+            asked = [[{"role": "user", "content": f"Say something about number {n}."}] for n in range(count)]
+            seconds = []
+            for _ in range(3):
+                begin = time.perf_counter()
+                for _, answer in vlm.batch(asked, max_tokens=tokens, ignore_eos=True):
+                    if isinstance(answer, Exception):
+                        raise answer
+                seconds.append(time.perf_counter() - begin)
+            row[f"tokens_per_second_{count}"] = count * tokens / min(seconds)
         rows.append(row)
     return rows
 
