@@ -28,12 +28,13 @@ class Answering:
     name: str
     system: str
     sampling: dict
+    quantize: str | None = None
 
     def open(self) -> "ModelAnswerer":
         """Raises what `mmvl.VLM` raises."""
         from mmvl import VLM
 
-        return ModelAnswerer(VLM(self.model, device=self.device), self)
+        return ModelAnswerer(VLM(self.model, device=self.device, quantize=self.quantize), self)
 
 
 class ModelAnswerer:

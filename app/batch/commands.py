@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mmvl.app import errors
-from mmvl.app.options import MaxTokens, Model, Penalty, Seed, Stop, Temperature, TopP
+from mmvl.app.options import MaxTokens, Model, Penalty, Quantize, Seed, Stop, Temperature, TopP
 
 Source = Annotated[
     list[Path],
@@ -50,6 +50,7 @@ def caption(
     id: Id = None,
     keep: Keep = None,
     model: Model = None,
+    quantize: Quantize = None,
     device: Devices = None,
     engine: Engine = "local",
     workers: Workers = 0,
@@ -76,6 +77,7 @@ def vqa(
     id: Id = None,
     keep: Keep = None,
     model: Model = None,
+    quantize: Quantize = None,
     device: Devices = None,
     engine: Engine = "local",
     workers: Workers = 0,
@@ -104,6 +106,7 @@ def _run(task: str, prompt: str, options: dict) -> None:
         on_existing=options["on_existing"],
         reading=Reading(options["image"], options["id"], tuple(options["keep"] or ())),
         model=options["model"],
+        quantize=options["quantize"],
         devices=options["device"].split(",") if options["device"] else (),
         engine=options["engine"],
         workers=options["workers"],

@@ -1,7 +1,9 @@
 """What `mmvl caption` and `mmvl vqa` do: everything checked first, then the model opened, then the rows."""
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +29,7 @@ def job(
     on_existing: str = "skip",
     reading: Reading | None = None,
     model: Path | None = None,
+    quantize: str | None = None,
     devices: Sequence[str] = (),
     engine: str = "local",
     workers: int = 0,
@@ -52,8 +55,8 @@ def job(
     from mmvl.vlm import MMVL_TINY
 
     directory = model or MMVL_TINY
-    how = Answering(model, None, directory.name, system, sampling)
-    settings = Settings(task, directory.name, fingerprint(directory), template.text, system, sampling)
+    how = Answering(model, None, directory.name, system, sampling, quantize)
+    settings = Settings(task, directory.name, fingerprint(directory), template.text, system, sampling, quantize)
     with closing(Journal(sink, settings, on_existing)) as journal:
         if engine == "ray":
             if str(dest) == BESIDE:
@@ -67,9 +70,14 @@ def job(
 
 
 def local_answerer(how: Answering, devices: Sequence[str]) -> Callable[[], AbstractContextManager[Answerer]]:
-    """What opens the model: in this process for one device, else in one process a device."""
-    from dataclasses import replace
+    """What opens the model: in this process for one device, else in one process a device.
 
+    Where torchrun has started several ranks, these share one model, which is opened in this process.
+    """
+    if not devices and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        import torch
+
+        devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     if len(devices) < 2:
         one = replace(how, device=devices[0] if devices else None)
         return lambda: nullcontext(one.open())

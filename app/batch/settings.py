@@ -21,6 +21,7 @@ class Settings:
     prompt: str
     system: str
     sampling: dict
+    quantize: str | None = None
 
     @property
     def hash(self) -> str:
