@@ -92,7 +92,10 @@ def test_parts_of_the_experts_add_up(shape, kind, backend, rmse_ratio):
     if kind is not None:
         weights = quantize_experts(*weights, kind).dequantize(torch.float64)
     expected = experts(x.double(), *(w.double() for w in weights), r.weights_Tk.double(), r.indices_Tk)
-    assert rmse_ratio(total, expected) < (TOLERANCE[dtype] if kind != "fp8" else 0.1)
+    tolerance = TOLERANCE[dtype]
+    if kind is not None:  # the reference rounds weights to 16 bits as well, and fp8 is coarse
+        tolerance = 0.1 if kind == "fp8" else 2 * tolerance
+    assert rmse_ratio(total, expected) < tolerance
 
 
 def test_what_cannot_be_done_is_said():
