@@ -6,23 +6,23 @@
 #   STAMPS    where Debian's tuxpaint-stamps-default is unpacked ("/" if it is installed; empty: no stamps)
 #   RECEIPTS, CHARTS, TABLES  real scans (SROIE), charts (ChartQA), tables (WikiTableQuestions), in the forms that
 #             data/public_formats.py reads; empty: none, and the recipes' sources scans, scan-lines, chart-scans go
-#   OUT       where the shards go; ONLY  names of sources, all if empty; SCALE  divides the counts, for a try
+#   DEST      where the shards go; ONLY  names of sources, all if empty; SCALE  divides the counts, for a try
 #   SEEDS     is added to every seed, for more data of the same kinds; WORKERS  processes of a source, 0 is one a core
 # Sources are made JOBS at a time: each begins with some seconds of one process, reading fonts.
 set -euo pipefail
 : "${FONTS:=/usr/share/fonts}" "${CORPUS:=runs/corpus}" "${STAMPS=/}" "${RECEIPTS=}" "${CHARTS=}" "${TABLES=}"
-: "${OUT:=runs/data}" "${ONLY=}" "${SCALE:=1}" "${SEEDS:=0}" "${WORKERS:=0}" "${JOBS:=6}"
+: "${DEST:=runs/data}" "${ONLY=}" "${SCALE:=1}" "${SEEDS:=0}" "${WORKERS:=0}" "${JOBS:=6}"
 running=0 failed=0
 shards() { # render|import, kind, name, count, seed, settings
   [[ -z $ONLY || " $ONLY " == *" $3 "* ]] || return 0
   if ((running >= JOBS)); then wait -n || failed=1; running=$((running - 1)); fi
-  mmvl data "$1" "$2" -o "$OUT/$3" --count $(($4 / SCALE)) --seed $(($5 + SEEDS)) --workers "$WORKERS" "${@:6}" &
+  mmvl data "$1" "$2" -o "$DEST/$3" --count $(($4 / SCALE)) --seed $(($5 + SEEDS)) --workers "$WORKERS" "${@:6}" &
   running=$((running + 1))
 }
 render() { shards render "$1" "$2" "$3" "$4" --set fonts="$FONTS" --set corpus="$CORPUS" "${@:5}"; }
 
 # The largest first, so that none is left running alone.
-asked=(--set whole=0.5 --set unanswerable=0.12)
+asked=(--set whole=0.5 --set unanswerable=0.12 --set views=3)
 real=(${TABLES:+--set tables="$TABLES"})
 render receipts receipts 50000 31 "${asked[@]}"
 render pages pages 40000 32 "${asked[@]}"
@@ -47,7 +47,7 @@ shards import text text 0 11 --set corpus="$CORPUS"
 while ((running)); do wait -n || failed=1; running=$((running - 1)); done
 ((failed == 0))
 # Pairs for the preference stage: this picture's (or text's) answer over another's.
-shards import pairs preferences 8000 21 --set shards="$OUT/documents"
-shards import pairs text-preferences 4000 22 --set shards="$OUT/text"
+shards import pairs preferences 8000 21 --set shards="$DEST/documents"
+shards import pairs text-preferences 4000 22 --set shards="$DEST/text"
 while ((running)); do wait -n || failed=1; running=$((running - 1)); done
 ((failed == 0))
