@@ -58,6 +58,7 @@ def bench_quantize(
         int, typer.Option(metavar="N", help="Tokens through two layers of the full width; 0: none.")
     ] = 0,
     experts: Annotated[int, typer.Option(min=2, metavar="N", help="Experts that these layers have.")] = 4,
+    new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Of each answer that is timed.")] = 64,
     json_file: Json = None,
     device: Device = None,
 ) -> None:
@@ -66,8 +67,7 @@ def bench_quantize(
     from rich.console import Console
 
     from mmvl.benchmark.decoder import SLICE
-    from mmvl.kernels.experts_quantized import KINDS
-    from mmvl.quantize import quantize_model
+    from mmvl.quantize import KINDS, quantize_model
     from mmvl.quantize_check import compare, compare_layers, speeds
     from mmvl.vlm import MMVL_TINY
 
@@ -87,7 +87,7 @@ def bench_quantize(
         "questions": questions,
         "layers": None,
         "threads": torch.get_num_threads(),
-        "speed": speeds(source, ways, device=where, progress=console.print),
+        "speed": speeds(source, ways, device=where, tokens=new_tokens, progress=console.print),
     }
     if tokens:
         config = replace(SLICE, num_hidden_layers=2, attn_type_list=(0, 1), num_local_experts=experts, vocab_size=4096)

@@ -39,7 +39,7 @@ def test_several_files_and_chosen_pdf_pages_are_all_seen(run_cli, monkeypatch, s
     pages = [Image.new("RGB", (50, 50), colour) for colour in ("white", "black", "red")]
     pages[0].save(tmp_path / "three.pdf", save_all=True, append_images=pages[1:])
     vlm = scripted(["fine"])
-    monkeypatch.setattr(cli, "_open_model", lambda model, device: vlm)
+    monkeypatch.setattr(cli, "_open_model", lambda model, device, quantize: vlm)
     result = run_cli("ask", picture_path, tmp_path / "three.pdf", "-q", " What? ", "--pages", "2-3")
     assert result.out == "fine\n"
     (message,) = vlm.asked[0]
@@ -49,5 +49,5 @@ def test_several_files_and_chosen_pdf_pages_are_all_seen(run_cli, monkeypatch, s
 
 
 def test_control_characters_of_an_answer_do_not_reach_the_terminal(run_cli, monkeypatch, scripted, picture_path):
-    monkeypatch.setattr(cli, "_open_model", lambda model, device: scripted(["\x1b]0;owned\x07", "text"]))
+    monkeypatch.setattr(cli, "_open_model", lambda model, device, quantize: scripted(["\x1b]0;owned\x07", "text"]))
     assert run_cli("ask", picture_path, "-q", "What?").out == "]0;ownedtext\n"

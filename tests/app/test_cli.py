@@ -25,7 +25,7 @@ class Stream:
 class VLM:
     def stream(self, messages, **sampling):
         return Stream()
-cli._open_model = lambda model, device: VLM()
+cli._open_model = lambda model, device, quantize: VLM()
 cli.main()
 """
 
@@ -59,7 +59,7 @@ def test_version(run_cli):
 
 
 def test_a_defect_of_ours_names_its_type_and_how_to_see_more(run_cli, monkeypatch, picture_path):
-    def broken(model, device):
+    def broken(model, device, quantize):
         raise RuntimeError("two\nlines")
 
     monkeypatch.setattr(cli, "_open_model", broken)
