@@ -70,6 +70,7 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> Response:
         """200 while the engine moves; 503 if it hangs, or the server is shutting down."""

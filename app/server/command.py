@@ -1,4 +1,4 @@
-"""`mmvl serve`: its options, and how they, a YAML file and the environment become settings."""
+"""`mmvl serve` and `mmvl bench server`: their options, and how a server's become settings."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -137,6 +137,22 @@ def serve(
     app = create_app(vlm, settings)
     name = app.state.service.names[0]
     run_app(app, settings, ready=lambda url: print(f"mmvl serves {name} at {url}/v1 (Ctrl-C ends it)", flush=True))
+
+
+def bench_server(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Of a running server.")] = "http://127.0.0.1:8000",
+    streams: Annotated[int, typer.Option("--streams", min=1, metavar="N", help="Clients at the same time.")] = 100,
+    seconds: Annotated[float, typer.Option("--seconds", min=1, help="How long they go on asking.")] = 60.0,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, metavar="N", help="Longest answer.")] = 32,
+    mixed: Annotated[
+        bool, typer.Option("--mixed/--plain", help="Pictures, PDFs, JSON, clients that leave; or texts alone.")
+    ] = True,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")] = None,
+) -> None:
+    """Many clients at once against a running server: latencies, failures, and the server's memory."""
+    from mmvl.app.bench_server import server
+
+    server(url, streams=streams, seconds=seconds, max_tokens=max_tokens, mixed=mixed, json_path=json_file)
 
 
 def settings_of(options: dict[str, Any], more: list[str], config: Path | None, api_key_file: Path | None):

@@ -91,6 +91,12 @@ def texts(request: ChatRequest) -> Iterator[str]:
             yield from (part.text for part in message.content if isinstance(part, TextPart))
 
 
+def kinds(request: ChatRequest) -> set[type]:
+    """The classes of a request's parts."""
+    contents = (message.content for message in request.messages if not isinstance(message.content, str))
+    return {type(part) for content in contents for part in content}
+
+
 class _Opener:
     """Opens parts one after the other and counts their pictures."""
 

@@ -11,14 +11,14 @@ from dataclasses import replace
 import torch
 from PIL import Image
 
-from mmvl.app.server.content import MediaLimits, open_messages, remote_urls, texts
+from mmvl.app.server.content import MediaLimits, kinds, open_messages, remote_urls, texts
 from mmvl.app.server.errors import ApiError, invalid, out_of_time
 from mmvl.app.server.fetch import Fetcher
 from mmvl.app.server.gate import Budget, Gate, Lease
 from mmvl.app.server.health import Progress
 from mmvl.app.server.json_grammar import Grammars
 from mmvl.app.server.metrics import Metrics
-from mmvl.app.server.protocol import ChatRequest, CompletionRequest
+from mmvl.app.server.protocol import ChatRequest, CompletionRequest, FilePart, ImagePart
 from mmvl.app.server.settings import MIB, ServerSettings
 from mmvl.engine.request import Update
 from mmvl.engine.sampling_params import SamplingParams
@@ -45,7 +45,9 @@ class Service:
         self._fetcher = fetcher or Fetcher(settings)
         self._grammars = Grammars(vlm.processor)
         self._limits = MediaLimits.of(settings)
-        self._openers = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="mmvl-open")
+        # PDFs may take half a minute: pictures do not wait for them, nor texts for either.
+        self._image_openers = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="mmvl-image")
+        self._pdf_openers = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="mmvl-pdf")
         self._preparing = 0
         self._answering: set[asyncio.Queue] = set()  # where the updates of the requests that run arrive
         # No token stands for more bytes than this: a text longer than that times the context cannot fit into it.
@@ -73,9 +75,9 @@ class Service:
         self._preparing += 1
         try:
             fetched = await self._fetched(remote_urls(request), body)
-            prompt, mask = await asyncio.get_running_loop().run_in_executor(
-                self._openers, self._open, request, fetched, tiles
-            )
+            media = kinds(request)
+            pool = self._pdf_openers if FilePart in media else self._image_openers if ImagePart in media else None
+            prompt, mask = await asyncio.get_running_loop().run_in_executor(pool, self._open, request, fetched, tiles)
         finally:
             self._preparing -= 1
             body.release()

@@ -36,7 +36,7 @@ class ServerSettings(BaseModel):
     max_bodies_mb: Count = 512  # of all requests that are being read or opened
     max_choices: Count = 8  # `n` of one request
     default_max_tokens: Count = 1024  # where a request names none
-    decode_threads: Annotated[int, Field(ge=1, le=64)] = 2  # images and PDFs opened at one time
+    decode_threads: Annotated[int, Field(ge=1, le=64)] = 2  # images opened at one time, and as many PDFs
     max_tiles: Count = 8192  # of all images of all requests in this server
 
     # Of one request.

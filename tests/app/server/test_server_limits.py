@@ -177,7 +177,7 @@ def test_a_client_that_leaves_while_it_sends(serve, tiny, until):
 def test_an_image_that_waits_for_its_opening_is_forgotten_with_its_client(serve, tiny, asked, as_image, until):
     with serve(tiny, decode_threads=1) as server:
         opening, go_on = threading.Event(), threading.Event()
-        server.service._openers.submit(lambda: (opening.set(), go_on.wait(10)))
+        server.service._image_openers.submit(lambda: (opening.set(), go_on.wait(10)))
         opening.wait(10)
         with sent(server, asked("?", as_image(b"not looked at"))):
             until(lambda: server.metric("num_requests_waiting") == 1)

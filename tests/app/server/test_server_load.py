@@ -5,6 +5,9 @@ import json
 import time
 
 import httpx
+import pytest
+
+from mmvl.app import bench_server
 
 
 def test_a_hundred_streams_at_once(serve, tiny, asked, as_image, picture_path, until):
@@ -29,6 +32,19 @@ def test_more_streams_than_the_limit_are_told_so_and_the_rest_goes_on(serve, tin
         assert set(statuses) == {200, 429} and statuses.count(200) >= 10
         assert all(text for status, text, _ in answers if status == 200)
         until(server.idle)
+
+
+def test_the_benchmark_sees_every_kind_of_traffic(serve, tiny, tmp_path, until, capsys):
+    with serve(tiny) as server:
+        file = tmp_path / "result.json"
+        bench_server.server(server.url, streams=6, seconds=1.5, max_tokens=30, mixed=True, json_path=file)
+        result = json.loads(file.read_text())
+        assert result["statuses"]["200"] > 5 and result["statuses"]["400"] > 0 and result["faults"] == {}
+        assert result["first_words_p50_p95_seconds"][0] > 0 and result["server_memory_mib"]["peak"] > 0
+        until(server.idle)
+    with pytest.raises(OSError, match="mmvl serve"):
+        bench_server.server(server.url, streams=1, seconds=1, max_tokens=1, mixed=False, json_path=None)
+    assert "first words" in capsys.readouterr().out
 
 
 async def _all(url: str, bodies: list[dict]) -> list[tuple[int, str, float]]:

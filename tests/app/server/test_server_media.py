@@ -158,6 +158,15 @@ def test_a_pdf_that_never_ends_is_given_up(serve, tiny, asked, as_file):
         assert answer.status_code == 422 and "takes more than 1 s" in answer.text
 
 
+def test_pictures_and_texts_do_not_wait_for_a_slow_pdf(serve, tiny, asked, as_image, as_file):
+    with serve(tiny, pdf_seconds=3, decode_threads=1) as server, ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(lambda: server.post(json=asked("?", as_file(_forms_in_forms()))).status_code)
+        for body in (asked("?", as_image(PICTURE)), asked()):
+            assert server.post(json=body).status_code == 200
+        assert not slow.done()
+        assert slow.result() == 422
+
+
 def test_thirty_two_bombs_at_once_take_the_memory_of_two(serve, tiny, asked, as_image, as_file):
     """Eight pictures of 9 million pixels in 2 KB each are within the limit; decoded together they take 600 MiB."""
     process, peak, done = psutil.Process(), 0, threading.Event()
