@@ -98,7 +98,8 @@ def run(
             for load in chosen:
                 if name == OURS and any(row["load"] == load.name for row in result["rows"]):
                     continue
-                contestant.run(replace(load, lengths=load.lengths[:1], new_tokens=2))  # to warm up
+                warm = tuple(min(length, 256) for length in load.lengths)
+                contestant.run(replace(load, lengths=warm, new_tokens=4))  # compiles, captures
                 for repeat in range(repeats):
                     progress(f"{name}: {load.name} tokens, {repeat + 1} of {repeats}")
                     count = len(load.lengths)

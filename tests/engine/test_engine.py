@@ -108,6 +108,10 @@ def test_the_samples_differ_enough_to_mean_something(alone):
         {"max_batch_tokens": 3, "max_sequences": 1},
         {"max_batch_tokens": 33, "max_sequences": 2},
         {"max_sequences": 4, "max_cached_tokens": 256},  # the KV pool is the bottleneck
+        {"behind": True},
+        {"behind": True, "max_batch_tokens": 7, "max_sequences": 3},
+        {"draft_tokens": 0, "prefix_cache": "off", "graphs": False},
+        {"graphs": False, "behind": True, "max_batch_tokens": 33},
     ],
 )
 def test_the_same_tokens_alone_and_in_any_batch(model, processor, prompts, alone, settings):
@@ -235,3 +239,86 @@ def test_an_unseeded_request_can_be_repeated_from_the_seed_it_drew(model, proces
     again = engine.submit(prompts[0], params)
     run(engine, [again])
     assert again.output_ids == request.output_ids
+
+
+LONG = SamplingParams(max_tokens=110, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def long_alone(model, processor, prompts):
+    plain = {"prefix_cache": "off", "draft_tokens": 0}
+    return [outputs(model, processor, [prompt], [LONG], **plain)[0] for prompt in prompts[:4]]
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("swap_bytes", [0, 1 << 24])
+def test_who_had_to_wait_goes_on_as_if_nothing_had_been(model, processor, prompts, long_alone, swap_bytes, behind):
+    """Answers outgrow the memory: the last ones are computed again, or come back from the host."""
+    short = {"max_cached_tokens": 256, "swap_bytes": swap_bytes, "prefix_cache": "off", "draft_tokens": 0}
+    engine = Engine(model, processor, behind=behind, **short)
+    requests = [engine.submit(prompt, LONG) for prompt in prompts[:4]]
+    run(engine, requests)
+    assert [request.output_ids for request in requests] == long_alone
+    assert engine.stats().preemptions_total > 0
+    assert_empty(engine)
+    assert engine.pools._swap_bytes == swap_bytes
+
+
+def test_a_request_of_a_higher_priority_is_served_first(model, processor, prompts, long_alone):
+    engine = Engine(model, processor, max_sequences=1)
+    low = engine.submit(prompts[0], LONG, priority=5)
+    for _ in range(5):
+        engine.step()
+    high = engine.submit(prompts[1], LONG)
+    run(engine, [low, high])
+    assert high.finished < low.finished and high.output_ids == long_alone[1] and low.output_ids == long_alone[0]
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_request_that_runs_out_of_memory_fails_alone(model, processor, prompts, alone, monkeypatch, behind):
+    """The device cannot compute any step with the second prompt's first token, say."""
+    engine = Engine(model, processor, behind=behind, draft_tokens=0)
+    decoder = type(model.language_model)
+    forward, marked = decoder.forward, model.language_model.model.embed_tokens.weight[5]
+
+    def short(self, x_TD, packed, cache=None):
+        if (x_TD == marked).all(-1).any():
+            raise torch.OutOfMemoryError("CUDA out of memory, say")
+        return forward(self, x_TD, packed, cache)
+
+    monkeypatch.setattr(decoder, "forward", short)
+    bad = type(prompts[1])([5, 6, 7])
+    requests = [engine.submit(prompt, params) for prompt, params in zip(prompts, PARAMS, strict=True)]
+    requests.insert(1, engine.submit(bad, PARAMS[0]))
+    run(engine, requests)
+    assert requests[1].finish_reason == "error" and isinstance(requests[1].error, torch.OutOfMemoryError)
+    assert [request.output_ids for request in requests if request is not requests[1]] == alone
+    assert_empty(engine)
+
+
+def test_an_image_that_cannot_be_encoded_fails_its_request_alone(model, processor, prompts, alone, monkeypatch):
+    engine = Engine(model, processor)
+    encode, largest = model.embed_images, max(len(i.tiles_N3TT) for i in prompts[3].images)
+
+    def short(batch):
+        if len(batch.tiles_N3tt) >= largest:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return encode(batch)
+
+    monkeypatch.setattr(model, "embed_images", short)
+    requests = [engine.submit(prompts[n], PARAMS[n]) for n in (1, 3, 0)]
+    run(engine, requests)
+    assert [request.finish_reason == "error" for request in requests] == [False, True, False]
+    assert [requests[0].output_ids, requests[2].output_ids] == [alone[1], alone[0]]
+    assert_empty(engine)
+
+
+def test_only_what_a_step_needs_of_many_images_is_on_the_device(model, processor, monkeypatch):
+    """A prompt with more pictures than a step reads: they are encoded as their turn comes."""
+    pictures = [Image.new("RGB", (28, 28), (n, 0, 0)) for n in range(20)]
+    parts = [{"type": "image", "image": picture} for picture in pictures]
+    prompt = processor.encode([{"role": "user", "content": [*parts, {"type": "text", "text": "?"}]}])
+    calls, encode = [], model.embed_images
+    monkeypatch.setattr(model, "embed_images", lambda batch: calls.append(len(batch.layout)) or encode(batch))
+    assert outputs(model, processor, [prompt], [SamplingParams(max_tokens=2)], max_batch_tokens=40)
+    assert sum(calls) == 20 and max(calls) < 10
