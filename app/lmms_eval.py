@@ -62,10 +62,11 @@ class MMVL(lmms):
 
     def _conversation(self, request: Instance) -> tuple[list[dict], dict]:
         _, to_messages, settings, document, task, split = request.args
-        messages = [
-            {"role": message["role"], "content": list(_parts(message["content"]))}
-            for message in to_messages(self.task_dict[task][split][document])
-        ]
+        asked = to_messages(self.task_dict[task][split][document])
+        try:
+            messages = [{"role": turn["role"], "content": list(_parts(turn["content"]))} for turn in asked]
+        except ValueError as error:
+            raise ValueError(f"document {document} of {task}: {error}") from None
         if self._system:
             messages.insert(0, {"role": "system", "content": self._system})
         return messages, sampling(settings)
