@@ -93,12 +93,10 @@ class Parallel:
         """This rank's part of a batch that its sequence group has read; before it is counted and moved to the device.
 
         Raises:
-            ValueError: preference pairs (they need whole rows), or fewer tokens than ranks.
+            ValueError: fewer tokens than ranks.
         """
         if self.sequence_size == 1:
             return batch
-        if batch.pairs:
-            raise ValueError("preference pairs cannot be spread over a sequence group; set parallel.sequence to 1")
         return split_row(batch, RowPart(batch.lengths, self.sequence_rank, self.sequence_size, self._row), tiling)
 
 
@@ -133,7 +131,8 @@ class RowBatch(Batch):
 def split_row(batch: Batch, row: RowPart, tiling: TilingConfig) -> RowBatch:
     """Part `row.rank` of a batch: its tokens, the targets that they predict, and the images that it shows any part of.
 
-    An image across a border is embedded by both ranks, each of which keeps the tokens that are its own.
+    An image across a border is embedded by both ranks, each of which keeps the tokens that are its own. Documents keep
+    their numbers in the row.
     """
 
     def inside(positions: Tensor) -> slice:
@@ -155,6 +154,9 @@ def split_row(batch: Batch, row: RowPart, tiling: TilingConfig) -> RowBatch:
         source_L=batch.source_L[targets],
         images=images,
         image_positions_I=batch.image_positions_I[placeholders] - row.begin,
+        document_L=None if batch.document_L is None else batch.document_L[targets],
+        pairs=batch.pairs,
+        keys=batch.keys,
         image_tokens_before=placeholders.start - first,
         row=row,
         **counts,

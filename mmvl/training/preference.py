@@ -14,8 +14,10 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,9 +25,11 @@ from mmvl.checkpoint import read_json
 from mmvl.data.order import derive
 from mmvl.data.shards import ShardSource
 from mmvl.model import VLModel
+from mmvl.text_backbone.decoder import DecoderOutput
 from mmvl.training.batch import Batch, Example
 from mmvl.training.loader import Encode, Loader
 from mmvl.training.objective import Objective, _busiest, cross_entropy
+from mmvl.training.parallel import RowBatch
 from mmvl.training.report import read_metrics
 from mmvl.training.train import Stage
 
@@ -69,33 +73,69 @@ class PreferenceObjective(Objective):
         self.beta, self.sft_weight = beta, sft_weight
         self.reference: dict[str, tuple[float, float]] = {}
 
-    def answers(self, batch: Batch) -> tuple[Tensor, Tensor, object]:
-        """Log-probability (S,) fp32 and tokens (S,) of the answer of each document, and the decoder's output."""
+    def answers(self, batch: Batch) -> Answers:
+        """What the model makes of the answer of each document of the row; of a part of it, its ranks add up."""
         out = self.model.language_model(self._embed(batch), batch.packed)
         hidden_LD = out.hidden_TD.index_select(0, batch.target_positions_L)
         loss_L, _ = cross_entropy(self.model.language_model, hidden_LD, batch.targets_L)
-        zeros_S = torch.zeros(len(batch.lengths), device=loss_L.device)
-        log_p_S = zeros_S.index_add(0, batch.document_L, -loss_L.float())
-        return log_p_S, zeros_S.index_add(0, batch.document_L, torch.ones_like(loss_L)), out
+        found_3L = torch.stack([-loss_L.float(), torch.ones_like(loss_L), batch.source_L.float()])
+        row = batch.row if isinstance(batch, RowBatch) else None
+        documents = len(batch.lengths if row is None else row.lengths)
+        sums_3S = torch.zeros(3, documents, device=loss_L.device).index_add(1, batch.document_L, found_3L)
+        if row is not None:
+            sums_3S = _SumOfParts.apply(sums_3S, row)
+        log_p_S, tokens_S, sources_S = sums_3S
+        return Answers(log_p_S, tokens_S.detach(), (sources_S / tokens_S).detach().round().long(), out)
 
     def forward(self, batch: Batch, pairs: int | None = None, world: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
-        """`pairs` of the `world` ranks together; None: this rank is alone."""
-        log_p_S, tokens_S, out = self.answers(batch)
+        """`pairs` of the `world` ranks together; None: this rank is alone.
+
+        Ranks that share a row all have its whole loss; the figures are the first one's.
+        """
+        log_p_S, tokens_S, source_S, out = self.answers(batch)
         reference_P2 = torch.tensor([self.reference[key] for key in batch.keys], device=log_p_S.device)
         loss_P, margin_P = dpo_loss(log_p_S[0::2], log_p_S[1::2], reference_P2, self.beta)
         loss_P = loss_P - self.sft_weight * log_p_S[0::2] / tokens_S[0::2]
         loss = loss_P.sum() * (world / (pairs or len(loss_P))) + self.balance * out.balance_loss
         with torch.no_grad():
-            source_S = torch.zeros(len(batch.lengths), dtype=torch.int64, device=loss.device)
-            source_S[batch.document_L] = batch.source_L  # every document has targets
             sums = torch.zeros(3, self.num_sources, device=loss.device)
-            sums.index_add_(1, source_S[0::2], torch.stack([loss_P, (margin_P > 0).float(), torch.ones_like(loss_P)]))
+            if counts(batch):
+                found_3P = torch.stack([loss_P, (margin_P > 0).float(), torch.ones_like(loss_P)])
+                sums.index_add_(1, source_S[0::2], found_3P)
         figures = {
             "balance": out.balance_loss.detach(),
             "by_source": sums,
             "busiest_expert": _busiest(out.expert_counts_LE),
         }
         return loss, figures
+
+
+class Answers(NamedTuple):
+    """Of each document's answer: log-probability (fp32), tokens, index of its source, (S,); the decoder's output."""
+
+    log_p_S: Tensor
+    tokens_S: Tensor
+    source_S: Tensor
+    out: DecoderOutput
+
+
+def counts(batch: Batch) -> bool:
+    """Whether what is counted by pairs counts here: once for ranks that share a row."""
+    return not isinstance(batch, RowBatch) or batch.row.rank == 0
+
+
+class _SumOfParts(torch.autograd.Function):
+    """The sum over the ranks that share a row. All of them have the same loss then, so a part's gradient is its own."""
+
+    @staticmethod
+    def forward(ctx, x, row):
+        total = x.clone()
+        dist.all_reduce(total, group=row.group)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
 
 
 class PreferenceStage(Stage):
@@ -128,7 +168,7 @@ class PreferenceStage(Stage):
 
     def units(self, batch: Batch) -> int:
         """The loss is a mean over pairs."""
-        return len(batch.keys)
+        return len(batch.keys) if counts(batch) else 0
 
     def after_step(self) -> str | None:
         if self.step % self.recipe.preference.check_every_steps == 0:
@@ -207,8 +247,8 @@ class PreferenceStage(Stage):
         found: dict[str, tuple[float, float]] = {}
         with torch.no_grad():
             for batch, real in self._mine(list(self._batches_of(self._examples(encode)))):
-                log_p_S, _, _ = self.objective.answers(batch.to(self.device))
-                if real:
+                log_p_S = self.objective.answers(batch.to(self.device)).log_p_S
+                if real and counts(batch):
                     found |= dict(zip(batch.keys, log_p_S.view(-1, 2).tolist(), strict=True))
         reference = {key: tuple(pair) for part in self.ranks.gather(found) for key, pair in part.items()}
         if wrong := [key for key, pair in reference.items() if not all(map(math.isfinite, pair))]:
@@ -245,14 +285,14 @@ class PreferenceStage(Stage):
             yield pack()
 
     def _mine(self, batches: list[Batch]) -> Iterator[tuple[Batch, bool]]:
-        """This rank's batches, with True; then others that count for nothing, so that all ranks run equally many.
-
-        Ranks that share experts meet in every forward pass.
+        """This rank's batches or parts of them, with True; then others that count for nothing, so that all ranks run
+        equally many: ranks that share experts meet in every forward pass.
         """
-        rank, world = self.ranks.rank, self.ranks.world
+        rank, world = self.parallel.data_rank, self.parallel.data_world
         for start in range(0, len(batches), world):
             number = start + rank
-            yield (batches[number], True) if number < len(batches) else (batches[start], False)
+            real = number < len(batches)
+            yield self.parallel.part(batches[number if real else start], self.model.tiling), real
 
 
 def _write(path: Path, text: str) -> None:

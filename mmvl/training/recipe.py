@@ -232,8 +232,6 @@ class PreferenceRecipe(TrainRecipe):
     def _has_a_reference(self):
         if self.init_from is None:
             raise ValueError("a preference stage starts from a trained model: give init_from")
-        if self.parallel.sequence > 1:
-            raise ValueError("a pair's answers need their whole row: parallel.sequence must be 1 in a preference stage")
         return self
 
 

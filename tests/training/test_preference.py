@@ -16,7 +16,6 @@ from mmvl.text_backbone.packed import Packed
 from mmvl.training.batch import Batch
 from mmvl.training.loader import Encode
 from mmvl.training.preference import Kept, PreferenceObjective, dpo_loss
-from mmvl.training.recipe import load_recipe
 from mmvl.training.report import read_metrics
 from mmvl.training.train import train
 from tests.training.test_contrastive import over_two_ranks
@@ -91,7 +90,8 @@ def test_a_pairs_log_probabilities_are_those_of_its_answers_alone(pair_shards, t
     examples = [encode((0, seen[0])), encode((1, read[1])), encode((0, seen[4]))]
     batch = Batch.collate(examples, 2, processor.image_id).to(torch.device("cpu"))
     objective = PreferenceObjective(model, 0.0, 2, beta=0.5, sft_weight=0.2)
-    log_p, tokens, _ = objective.answers(batch)
+    log_p, tokens, source, _ = objective.answers(batch)
+    assert source.tolist() == [0, 0, 1, 1, 0, 0]
     x_TD = model.embed(batch.ids_T, model.embed_images(batch.images), batch.image_positions_I)
     start, plain = 0, []
     for document, length in zip([d for e in examples for d in e.documents], batch.lengths, strict=True):
@@ -143,15 +143,20 @@ def test_a_stage_prefers_what_was_chosen_and_resumes_exactly(preference_file, tm
         train(preference_file, [f"out={split}"])
 
 
-def test_two_ranks_that_share_the_experts_prefer_what_one_does(preference_file, tmp_path):
+@pytest.mark.parametrize("shared", ["parallel.expert=2", "parallel={sequence: 2, expert: 2}"])
+def test_two_ranks_that_share_experts_or_rows_prefer_what_one_does(preference_file, tmp_path, shared):
     """Also the reference and the held-out pairs are computed together: ranks meet in every forward pass."""
     changes = ["preference.max_epochs=1.0", "data.batches_per_step=2"]
     one, two = train(preference_file, [*changes, f"out={tmp_path / 'one'}"]), tmp_path / "two"
-    over_two_ranks(preference_file, *changes, "parallel.expert=2", f"out={two}")
+    over_two_ranks(preference_file, *changes, shared, f"out={two}")
     a, b = (read_tensors(d / "model") for d in (one, two))
     assert max((a[name] - b[name]).abs().max().item() for name in a) < 1e-6
-    for mine, theirs in zip(*(read_metrics(d / "held-out.jsonl") for d in (one, two)), strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-5)
+    for name in ("held-out.jsonl", "metrics.jsonl"):
+        for mine, theirs in zip(*(read_metrics(d / name) for d in (one, two)), strict=True):
+            keys = {"loss", "pairs", "tokens"}
+            keys |= {"accuracy"} if mine["step"] else set()  # at first both answers are as likely as in the reference
+            for key in mine.keys() & keys:
+                assert mine[key] == pytest.approx(theirs[key], rel=1e-5), (name, mine["step"], key)
 
 
 def test_it_stops_early_when_held_out_pairs_get_no_better(preference_file, tmp_path):
@@ -163,7 +168,5 @@ def test_it_stops_early_when_held_out_pairs_get_no_better(preference_file, tmp_p
 
 
 def test_what_a_preference_stage_refuses(preference_file):
-    with pytest.raises(ValueError, match="their whole row"):
-        load_recipe(preference_file, ["parallel.sequence=2"])
     with pytest.raises(ValueError, match="both must be above 0"):
         train(preference_file, ["preference.held_out=1e-9"])
