@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
-from mmvl.app.server.errors import ApiError, from_validation, invalid, out_of_time
+from mmvl.app.server.errors import CLIENT_LEFT, ApiError, from_validation, invalid, out_of_time
 from mmvl.app.server.protocol import ChatRequest, CompletionRequest
 from mmvl.app.server.replies import Choice, Reply, Usage
 from mmvl.app.server.service import Job, Service
@@ -23,7 +23,6 @@ from mmvl.engine.request import TokenLogprob, Update
 MAX_JSON_VALUES = 500_000  # commas and brackets: small objects take a hundred times their bytes once they are parsed
 _PARSED_ON_A_THREAD = 256 << 10  # bytes
 _LAST_WORDS_SECONDS = 10  # after the deadline, for a client that reads slowly
-CLIENT_LEFT = 499  # nginx's code; nobody sees it but the metrics
 
 log = logging.getLogger("mmvl.server")
 Body = TypeVar("Body", ChatRequest, CompletionRequest)
@@ -49,7 +48,9 @@ async def answer(
                 work = await _while_there(request, jobs(body, holds))
         except TimeoutError:
             raise out_of_time() from None
-        if not body.stream:
+        streamed = body.stream
+        del body  # its files are opened: they are as large as all that the request holds from now on
+        if not streamed:
             return await _while_there(request, told.whole(work))
         events = told.stream(work)
         # What fails before the first words is told by the status, so the response begins after them.
@@ -61,7 +62,8 @@ class _Answer:
     """Turns the engine's updates into what one request gets."""
 
     def __init__(self, service: Service, body: ChatRequest | CompletionRequest, arrived: float, deadline: float):
-        self._service, self._body, self._arrived, self._deadline = service, body, arrived, deadline
+        self._service, self._arrived, self._deadline = service, arrived, deadline
+        self._usage_in_stream = body.usage_in_stream
         tokens = service.tokens if body.logprobs_wanted is not None else None
         self._reply = Reply(body.model, chat=isinstance(body, ChatRequest), tokens=tokens)
         self._choices: list[Choice] = []
@@ -81,7 +83,7 @@ class _Answer:
                 async for event in updates:
                     began = True
                     yield event
-            if self._body.usage_in_stream:
+            if self._usage_in_stream:
                 yield _event(self._reply.closing(self._usage(jobs)))
         except ApiError as error:
             if not began:
@@ -187,7 +189,7 @@ def _parsed(data: bytearray, kind: type[Body]) -> Body:
     if sum(data.count(mark) for mark in b",[{") > MAX_JSON_VALUES:
         raise ApiError(413, "The request has too many values.", code="request_too_large")
     try:
-        return kind.model_validate_json(bytes(data))
+        return kind.model_validate_json(data)
     except ValidationError as error:
         raise from_validation(error) from None
 

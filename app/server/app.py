@@ -40,7 +40,7 @@ def create_app(vlm, settings: ServerSettings | None = None, *, fetcher: Fetcher 
 
     app = FastAPI(title="mmvl", version=mmvl.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.service = service
-    app.add_middleware(Guard, settings=settings, bodies=service.bodies)
+    app.add_middleware(Guard, settings=settings, bodies=service.bodies, refused=service.metrics.refused)
     if settings.allow_origins:
         origins, methods = list(settings.allow_origins), ["GET", "POST"]
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=["*"])

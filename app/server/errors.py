@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
+CLIENT_LEFT = 499  # nginx's code; nobody sees it but the metrics
 MAX_MESSAGE = 1000  # characters
 MAX_FAULTS, MAX_COUNTED = 4, 10_000  # of a request: told in one message, looked at
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mmvl.app.server.errors import ApiError
+from mmvl.app.server.errors import CLIENT_LEFT, ApiError
 
 
 class Gate:
@@ -75,10 +75,11 @@ class Budget:
     def lease(self) -> "Lease":
         return Lease(self)
 
-    def change(self, amount: int) -> None:
-        """Takes, or gives back if negative. Raises ApiError (429) if that is more than is left."""
+    def take(self, lease: "Lease", amount: int) -> None:
         with self._lock:
-            if amount > 0 and self.used + amount > self._limit:
+            if lease.over:
+                raise ApiError(CLIENT_LEFT, "The request is over.", code="client_left")
+            if self.used + amount > self._limit:
                 raise ApiError(
                     429,
                     f"The server holds as many {self._of} as it can; try again in a moment.",
@@ -86,20 +87,24 @@ class Budget:
                     retry_after=2,
                 )
             self.used += amount
+            lease.held += amount
+
+    def give_back(self, lease: "Lease") -> None:
+        with self._lock:
+            self.used -= lease.held
+            lease.held, lease.over = 0, True
 
 
 class Lease:
     """What one request holds of a budget."""
 
     def __init__(self, budget: Budget):
-        self._budget, self._held = budget, 0
+        self._budget, self.held, self.over = budget, 0, False
 
     def take(self, amount: int) -> None:
-        """Raises ApiError (429) if that is more than is left."""
-        self._budget.change(amount)
-        self._held += amount
+        """Raises ApiError: 429 if that is more than is left; 499 after `release`, which a thread may outlive."""
+        self._budget.take(self, amount)
 
     def release(self) -> None:
-        """Gives everything back; more may be taken afterwards."""
-        self._budget.change(-self._held)
-        self._held = 0
+        """Gives everything back, for good."""
+        self._budget.give_back(self)

@@ -9,6 +9,7 @@ import binascii
 import hashlib
 import hmac
 import json
+from collections.abc import Callable
 
 from mmvl.app.server.errors import ApiError
 from mmvl.app.server.gate import Budget, Lease
@@ -20,10 +21,10 @@ _MAX_DISCARDED_BODIES, _DISCARD_SECONDS = 4, 10.0
 
 
 class Guard:
-    """ASGI middleware. bodies: bytes of bodies that requests hold at one time."""
+    """ASGI middleware. bodies: bytes of bodies that requests hold at one time; refused: told the status of refusals."""
 
-    def __init__(self, app, settings: ServerSettings, bodies: Budget):
-        self._app, self._bodies = app, bodies
+    def __init__(self, app, settings: ServerSettings, bodies: Budget, refused: Callable[[int], None]):
+        self._app, self._bodies, self._refused = app, bodies, refused
         self._hosts = frozenset(host.lower() for host in settings.checked_hosts)
         self._max_body, self._body_seconds = settings.max_body_mb * MIB, settings.body_seconds
         self._keys = [_digest(key.get_secret_value().encode()) for key in settings.api_keys]
@@ -36,6 +37,7 @@ class Guard:
         if refusal is None and scope["type"] == "http" and scope["path"] != OPEN_PATH:
             refusal = self._body_refusal(headers)
         if refusal is not None:
+            self._refused(refusal.status)
             if scope["type"] == "http":
                 await _discard(receive, _MAX_DISCARDED_BODIES * self._max_body)
             return await _refuse(refusal, scope, send)
@@ -62,6 +64,7 @@ class Guard:
         finally:
             body.lease.release()
         if body.refusal is not None and not started:
+            self._refused(body.refusal.status)
             if not body.over:
                 await _discard(receive, _MAX_DISCARDED_BODIES * self._max_body)
             await _refuse(body.refusal, scope, send)

@@ -24,7 +24,9 @@ def run_app(app: FastAPI, settings: ServerSettings, *, ready=None) -> None:
 
     Raises OSError if the port cannot be had, KeyboardInterrupt after Ctrl-C.
     """
-    logging.basicConfig(stream=sys.stderr, level=settings.log_level.upper(), format=_LOG_FORMAT)
+    logging.basicConfig(stream=sys.stderr, format=_LOG_FORMAT)
+    for name in ("mmvl", "uvicorn"):
+        logging.getLogger(name).setLevel(settings.log_level.upper())
     listener = _listen(settings.host, settings.port)
     with listener:
         config = uvicorn.Config(

@@ -78,6 +78,9 @@ class Service:
             media = kinds(request)
             pool = self._pdf_openers if FilePart in media else self._image_openers if ImagePart in media else None
             prompt, mask = await asyncio.get_running_loop().run_in_executor(pool, self._open, request, fetched, tiles)
+        except MemoryError:
+            words = "The server has no memory for these files now; try again in a moment."
+            raise ApiError(503, words, code="out_of_memory", retry_after=5) from None
         finally:
             self._preparing -= 1
             body.release()

@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from mmvl.app.server.errors import ApiError
+from mmvl.app.server.gate import Budget
 from mmvl.app.server.health import Progress
 from mmvl.engine.stats import Counters
 
@@ -91,10 +93,11 @@ def test_bodies_that_are_too_large_too_slow_or_too_many(serve, tiny, asked):
             slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 999\r\n")
             slow.sendall(b"content-type: application/json\r\n\r\n{")
             assert b" 408 " in slow.recv(4096).splitlines()[0]
-        server.service.bodies.change(1 << 20)  # as others would hold
+        others = server.service.bodies.lease()
+        others.take(1 << 20)
         answer = server.post(json=asked())
         assert answer.status_code == 429 and int(answer.headers["retry-after"]) >= 1
-        server.service.bodies.change(-(1 << 20))
+        others.release()
         assert server.service.bodies.used == 0
 
 
@@ -123,6 +126,17 @@ def test_the_tiles_of_waiting_images_are_bounded(serve, tiny, asked, as_image, p
         picture = as_image(picture_path.read_bytes())
         answers = [server.post(json=asked("?", *[picture] * n)).status_code for n in (1, 3, 1)]
         assert answers == [200, 429, 200]
+
+
+def test_what_is_taken_after_the_end_is_not_kept():
+    budget = Budget(10, "things")
+    lease = budget.lease()
+    lease.take(4)
+    lease.release()
+    with pytest.raises(ApiError):  # on a thread that opened files while its client left
+        lease.take(1)
+    lease.release()
+    assert budget.used == 0
 
 
 def test_a_deadline(serve, slow, asked, until):

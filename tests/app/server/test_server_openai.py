@@ -4,6 +4,7 @@ import json
 
 import openai
 import pytest
+import torch
 from PIL import Image
 
 from mmvl.vlm import user_turn
@@ -215,13 +216,16 @@ def test_it_tries_again_when_the_server_is_busy_or_ends_and_not_otherwise(serve,
         assert server.service.bodies.used == 0
 
 
-def test_a_failure_in_mid_stream_is_seen(serve, tiny, asked, monkeypatch):
+def test_failures_of_the_engine_are_told_and_it_goes_on(serve, tiny, asked, monkeypatch):
     step, left = tiny.engine.step, iter(range(4))
 
     def failing_step():
         if next(left, None) is None:
             raise RuntimeError("secret detail")
         return step()
+
+    def out_of_memory():
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
 
     with serve(tiny) as server, server.client() as client:
         monkeypatch.setattr(tiny.engine, "step", failing_step)
@@ -233,5 +237,9 @@ def test_a_failure_in_mid_stream_is_seen(serve, tiny, asked, monkeypatch):
         assert "secret" not in str(failure.value)
         with pytest.raises(openai.InternalServerError):
             client.chat.completions.create(**asked())
+        monkeypatch.setattr(tiny.engine, "step", out_of_memory)
+        with pytest.raises(openai.InternalServerError) as failure:
+            client.chat.completions.create(**asked())
+        assert failure.value.status_code == 503 and failure.value.code == "out_of_memory"
         monkeypatch.undo()
-        assert client.chat.completions.create(**asked()).choices
+        assert client.chat.completions.create(**asked()).choices and server.idle()
