@@ -194,24 +194,31 @@ def forward(x, w1, w3, w2, scales, weights, order, offsets, save, partial=False)
     """
     (T, D), (E, I, _), k = x.shape, w1.shape, weights.shape[1]
     P = T * k
-    fp8 = scales is not None
-    shape = _shape(P, E, I, D, w1.dtype)
-    s1, s3, s2 = scales or (None, None, None)
     h = torch.empty(P, I, dtype=x.dtype, device=x.device)
     gate = torch.empty_like(h) if save else None
     up = torch.empty_like(h) if save else None
-    xs = hs = None
-    sorted_x = gather(x, order, k) if not fp8 else None
-    if fp8:
-        sorted_x, xs = quantize_rows(x, order, k)
+    pairs = (torch.zeros if partial else torch.empty)(P, D, dtype=x.dtype, device=x.device)
+    sorted_x, xs = (gather(x, order, k), None) if scales is None else quantize_rows(x, order, k)
+    shape = _shape(P, E, I, D, w1.dtype)
+    products(sorted_x, xs, w1, w3, w2, scales, weights, order, offsets, shape, h, gate, up, pairs)
+    return combine(pairs, x, k), gate, up
+
+
+def products(sorted_x, xs, w1, w3, w2, scales, weights, order, offsets, shape, h, gate, up, pairs):
+    """Fill `h` (P, I), `pairs` (P, D) and, unless None, `gate` and `up`, in the rows of these experts, `offsets` say.
+
+    xs: the scales of fp8 rows. shape: what launch parameters are looked up by.
+    """
+    (P, D), (E, I, _) = sorted_x.shape, w1.shape
+    s1, s3, s2 = scales or (None, None, None)
     config = tuning.config("experts_up_large", **shape)
     BM, BN, BK = config["BM"], config["BN"], config["BK"]
     table, last = _table(offsets, P, E, BM)
     w_desc, w3_desc, swapped = _up_maps(w1, w3, BN, BK)
     joint = w3_desc is None
-    _up_large[_programs(config, last, I, x.device)](
+    _up_large[_programs(config, last, I, h.device)](
         _descriptor(sorted_x, BM, BK), w_desc, w3_desc, h, gate, up, xs, s1, s3, table, last,
-        D=D, I=I, BM=BM, BN=BN, BK=BK, GROUP=config["GROUP"], SAVE=save, SCALED=fp8,
+        D=D, I=I, BM=BM, BN=BN, BK=BK, GROUP=config["GROUP"], SAVE=gate is not None, SCALED=xs is not None,
         FLAT=bool(config["persistent"]) and joint,  # two products in a flat loop would wait for each other
         JOINT=joint, SWAPPED=swapped, **_launch_options(config),
     )  # fmt: skip
@@ -219,15 +226,14 @@ def forward(x, w1, w3, w2, scales, weights, order, offsets, save, partial=False)
     if config["BM"] != BM:
         table, last = _table(offsets, P, E, config["BM"])
     BM, BN, BK = config["BM"], config["BN"], config["BK"]
-    if fp8:
+    hs = None
+    if xs is not None:
         h, hs = quantize_rows(h)
-    pairs = (torch.zeros if partial else torch.empty)(P, D, dtype=x.dtype, device=x.device)
-    _down_large[_programs(config, last, D, x.device)](
+    _down_large[_programs(config, last, D, h.device)](
         _descriptor(h, BM, BK), _descriptor(w2, BN, BK), pairs, hs, s2, weights, order, table, last,
-        D=D, I=I, BM=BM, BN=BN, BK=BK, GROUP=config["GROUP"], SCALED=fp8, FLAT=bool(config["persistent"]),
-        **_launch_options(config),
+        D=D, I=I, BM=BM, BN=BN, BK=BK, GROUP=config["GROUP"], SCALED=xs is not None,
+        FLAT=bool(config["persistent"]), **_launch_options(config),
     )  # fmt: skip
-    return combine(pairs, x, k), gate, up
 
 
 def fits(x, w1, w3, w2):

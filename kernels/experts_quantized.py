@@ -1,8 +1,8 @@
 """Experts with quantised weights: int8 with a scale for each output channel, int4 in groups of 128 inputs, or fp8.
 
-The weights are quantised once, at load, into the order the kernels read them in; int8 and int4 are unpacked in
-registers, and the products are those of 16 bits. In fp8 x and silu(gate) * up are quantised too, row by row, and the
-products are in fp8: for many tokens on Hopper, where they take half the time.
+The weights are quantised once, at load, into the order the kernels read them in; the products of int8 and int4 are
+those of 16 bits: unpacked in registers for few tokens, ahead of the product for many. In fp8 x and silu(gate) * up are
+quantised too, row by row, and the products are in fp8: for many tokens on Hopper, where they take half the time.
     int8    w = scale[e, n] * q[e, n, k], q in -127..127
     int4    w = scale[e, g, n] * (q - 8), q in 0..15; byte b of group g holds inputs 128 g + b (low) and 128 g + 64 + b
     fp8     w = scale[e, n] * q[e, n, k], q in e4m3, largest 448
@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import torch
 
-from .backend import TRITON, choose
+from . import tuning
+from .backend import TRITON, capability, choose
 from .experts import _routing_kernels, experts, only_these_experts, pairs_of_a_rank
 
 GROUP = 128
@@ -156,9 +157,19 @@ def _quantized_op(
         from .experts_large_triton import forward
 
         return forward(x, w1, w3, w2, scales, weights, order, offsets, False, partial)[0]
-    from .experts_few_triton import forward
+    bits, (T, D), (E, I, _) = int(kind[3:]), x.shape, w1.shape
+    shape = {"P": T * weights.shape[1], "E": E, "I": I, "D": D, "dtype": str(x.dtype)[6:], "bits": bits}
+    if tuning.config("experts_unpack", **shape)["use"] and _maps_fit_16_bits(x, I):
+        from .experts_unpacked_triton import forward
+    else:
+        from .experts_few_triton import forward
+    return forward(x, w1, w3, w2, scales, bits, weights, order, offsets, partial)
 
-    return forward(x, w1, w3, w2, scales, int(kind[3:]), weights, order, offsets, partial)
+
+def _maps_fit_16_bits(x, I) -> bool:
+    """Whether the kernels of many tokens take weights of the kind of `x`: Hopper, rows of multiples of 16 bytes."""
+    hopper = not x.is_cuda or capability(x.device) >= (9, 0)
+    return hopper and x.element_size() == 2 and x.shape[1] % 8 == 0 and I % 8 == 0
 
 
 @_quantized_op.register_fake

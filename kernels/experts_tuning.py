@@ -107,6 +107,12 @@ def _down_large(P, E, I, D, dtype):
     return {**_up_large(P, E, I, D, dtype), "BN": 256, "num_stages": 4 if dtype.startswith("float8") else 3}
 
 
+def _unpack(P, E, I, D, dtype, bits):
+    """Whether weights are unpacked ahead of the product: it costs 0.1 ms an expert of 170M weights, and saves half."""
+    return {"use": int(dtype != "float32" and I >= 512 and P >= (192 if bits == 4 else 384) * E)}
+
+
+
 _PLAIN = [{"BM": 64}, {"BM": 64, "BN": 64}, {"BN": 64}, {"BN": 256, "num_warps": 8}, {"num_warps": 8},
           {"num_stages": 2}, {"num_stages": 4}, {"BK": 128, "num_stages": 2}, {"GROUP": 1}]  # fmt: skip
 _FEW = [{"tma": 0}, {"tma": 1}, {"num_stages": 3}, {"BK": 64, "num_stages": 6}, {"BK": 256, "num_stages": 3},
@@ -134,6 +140,7 @@ for _op, _default, _changes in (
     ("experts_down_few", _down_few, [*_FEW, {"SPLIT": 1}, {"SPLIT": 2}, {"SPLIT": 4}]),
     ("experts_up_large", _up_large, _LARGE),
     ("experts_down_large", _down_large, _LARGE),
+    ("experts_unpack", _unpack, [{"use": 0}, {"use": 1}]),
 ):
     candidates = functools.partial(_beside, _default, _changes)
     tuning.declare(_op, default=_default, exact=EXACT, candidates=candidates)
