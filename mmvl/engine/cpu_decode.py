@@ -16,18 +16,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmvl.kernels.lightning_decode import lightning_decode
 from mmvl.kernels.rope import rope_tables
 from mmvl.text_backbone.cache import HybridCache
 from mmvl.text_backbone.decoder import Decoder
 from mmvl.text_backbone.lightning import OUTPUT_NORM_EPS
 from mmvl.text_backbone.moe import Experts
+from mmvl.text_backbone.packed import Packed
 
 LARGEST = 512 << 20  # bytes of a decoder's weights: a larger one has enough to compute
+MOST_KEYS = 32_768  # tokens whose keys may be gathered, those that only fill up included
 ALL_EXPERTS = 2  # with so many token-expert pairs an expert, all are computed for all tokens at once: two products
 
 
 class CpuDecode:
-    """Runs one token of each of some sequences through a decoder on its cache; `CpuDecode.of` says whether it can.
+    """Runs one token of each of some sequences through a decoder on its cache, or drafts of a few tokens.
 
     Copies of the joined weights are made at the start.
     """
@@ -52,11 +55,26 @@ class CpuDecode:
         self._final = _Norm(decoder.model.norm.weight, decoder.config.rms_norm_eps)
 
     def fits(self, slots: Sequence[int]) -> bool:
-        return True
+        """Whether the sequences are short, or alike: keys are gathered up to the longest one. One slot a token."""
+        lengths = [self._cache.length(slot) for slot in slots]
+        return len(slots) * max(lengths) <= max(MOST_KEYS, 2 * sum(lengths))
 
     def run(self, slots: Sequence[int], x_SD: Tensor) -> Tensor:
         """One token of each sequence, whose pages must be there: embeddings (S, D) -> hidden states (S, D)."""
-        batch = _Batch(self._cache, self._config, slots)
+        batch = _Batch(self._cache, self._config, slots, [self._cache.length(slot) for slot in slots])
+        hidden_SD = self._through(batch, x_SD)
+        self._cache.advance_by(slots, (1,) * len(slots))
+        return hidden_SD
+
+    def verify(self, packed: Packed, x_TD: Tensor) -> Tensor:
+        """A draft that `HybridCache.pack` packed: embeddings (T, D) -> hidden states (T, D); `accept` follows."""
+        slots, at = [], []
+        for slot, start, count in zip(packed.slots, packed.starts, packed.lengths, strict=True):
+            slots += [slot] * count
+            at += range(start, start + count)
+        return self._through(_Batch(self._cache, self._config, slots, at, packed), x_TD)
+
+    def _through(self, batch: "_Batch", x_SD: Tensor) -> Tensor:
         alpha, beta, residual_SD, y_SD = 1.0, 1.0, None, x_SD
         for layer in self._layers:
             total_SD = _add(residual_SD, y_SD, alpha, beta)
@@ -67,7 +85,6 @@ class CpuDecode:
             y_SD = layer.experts(h_SD)
             residual_SD = h_SD if layer.postnorm else total_SD
             alpha, beta = layer.mlp_alpha, layer.mlp_beta
-        self._cache.advance_by(slots, (1,) * len(slots))
         return self._final(_add(residual_SD, y_SD, alpha, beta))
 
 
@@ -91,11 +108,14 @@ class _Norm:
 
 
 class _Batch:
-    """What all layers need to know of a step."""
+    """What all layers need to know of a step: tokens at the positions `at` of the sequences in `slots`.
 
-    def __init__(self, cache: HybridCache, config, slots: Sequence[int]):
+    In a draft (`packed`) a sequence has several tokens, and each sees those before it.
+    """
+
+    def __init__(self, cache: HybridCache, config, slots: Sequence[int], at: Sequence[int], packed=None):
         size, count = cache.page_size, len(slots)
-        at = [cache.length(slot) for slot in slots]
+        self.packed = packed
         most = max(at) + 1
         rows_SU = np.zeros((count, most), dtype=np.int64)
         within = np.arange(size)
@@ -130,7 +150,8 @@ class _Layer:
             joined = torch.cat((attention.qkv_proj.weight, attention.output_gate.weight))
             self._out_CD = attention.out_proj.weight.detach().t().contiguous()
             self._output_norm = _Norm(attention.norm.weight, OUTPUT_NORM_EPS)
-            self._decay_H11 = torch.exp(-attention.slopes_H(torch.device("cpu")).float())[:, None, None]
+            self._slopes_H = attention.slopes_H(torch.device("cpu"))
+            self._decay_H11 = torch.exp(-self._slopes_H.float())[:, None, None]
         else:
             self.attend = self._softmax
             joined = torch.cat((attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight))
@@ -148,9 +169,24 @@ class _Layer:
         self._down_of = self._down_XD.chunk(self._num_experts)
 
     def _lightning(self, h_SD: Tensor, batch: _Batch, cache: HybridCache) -> Tensor:
-        S, H, K = h_SD.shape[0], self.heads, self.head_dim
+        H, K = self.heads, self.head_dim
         joined_SC = torch.mm(h_SD, self._in_DC)
-        q_SHK, k_SHK, v_SHK = F.silu(joined_SC[:, : 3 * H * K]).view(S, H, 3 * K).split(K, dim=2)
+        if batch.packed is not None:
+            o_SC = self._lightning_draft(joined_SC[:, : 3 * H * K].contiguous(), batch.packed, cache)
+        else:
+            o_SC = self._lightning_step(joined_SC[:, : 3 * H * K], batch, cache)
+        return torch.mm(self._output_norm(o_SC).mul_(joined_SC[:, 3 * H * K :].sigmoid()), self._out_CD)
+
+    def _lightning_draft(self, qkv_TC: Tensor, packed: Packed, cache: HybridCache) -> Tensor:
+        cache.keep_draft(self.index, qkv_TC, self._slopes_H)
+        return lightning_decode(
+            qkv_TC, cache.states(self.index), packed.slots_S, self._slopes_H, cu_seqlens_S1=packed.cu_seqlens_S1,
+            update=False,
+        ).flatten(1)  # fmt: skip
+
+    def _lightning_step(self, qkv_SC: Tensor, batch: _Batch, cache: HybridCache) -> Tensor:
+        S, H, K = qkv_SC.shape[0], self.heads, self.head_dim
+        q_SHK, k_SHK, v_SHK = F.silu(qkv_SC).view(S, H, 3 * K).split(K, dim=2)
         states_NHKK = cache.states(self.index)
         if batch.one_slot is not None:
             state_SHKK = states_NHKK[batch.one_slot : batch.one_slot + 1]
@@ -159,8 +195,7 @@ class _Layer:
         state_SHKK.mul_(self._decay_H11).addcmul_(k_SHK[..., None], v_SHK[:, :, None])
         if batch.one_slot is None:
             states_NHKK.index_copy_(0, batch.slots_S, state_SHKK)
-        o_SC = torch.matmul(q_SHK[:, :, None], state_SHKK).view(S, H * K)
-        return torch.mm(self._output_norm(o_SC).mul_(joined_SC[:, 3 * H * K :].sigmoid()), self._out_CD)
+        return torch.matmul(q_SHK[:, :, None], state_SHKK).view(S, H * K)
 
     def _softmax(self, h_SD: Tensor, batch: _Batch, cache: HybridCache) -> Tensor:
         S, H, G, K = h_SD.shape[0], self.heads, self.groups, self.head_dim

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mmvl.engine.cpu_decode import CpuDecode
 from mmvl.engine.images import ImageEncoder
 from mmvl.engine.pools import Pools
 from mmvl.engine.request import TokenLogprob
@@ -123,7 +124,11 @@ class Stepper:
             hidden_TD = self.fast.run(slots, x_TD)
         else:
             packed = cache.pack([(work.request.slot, work.count) for work in works], draft=drafting)
-            hidden_TD = self.model.language_model(x_TD, packed, cache).hidden_TD
+            of_tokens = [work.request.slot for work in works for _ in range(work.count)]
+            if drafting and isinstance(self.fast, CpuDecode) and self.fast.fits(of_tokens):
+                hidden_TD = self.fast.verify(packed, x_TD)
+            else:
+                hidden_TD = self.model.language_model(x_TD, packed, cache).hidden_TD
         rows_T, rows, at = [], [], 0
         for work in works:
             at += work.count
