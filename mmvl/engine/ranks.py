@@ -13,10 +13,13 @@ import atexit
 import os
 import queue
 import secrets
+import signal
 import socket
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
@@ -86,9 +89,9 @@ class Team:
         for _ in self._peers:
             assert self._messages.get() == "ready"
         if isinstance(model, VLModel):
-            model.language_model = SpreadDecoder(model.language_model, self._loaded, self.send)
+            model.language_model = SpreadDecoder(model.language_model, self._loaded, self)
             return model
-        return SpreadDecoder(model, self._loaded, self.send)
+        return SpreadDecoder(model, self._loaded, self)
 
     def send(self, *orders: tuple) -> None:
         """To all other ranks, to be carried out in this order."""
@@ -98,6 +101,14 @@ class Team:
                     connection.send(orders)
                 except OSError:
                     self._lost(peer)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Around what all ranks do together: if it fails here the others wait for ever, so it ends all."""
+        try:
+            yield
+        except Exception as error:
+            self._end(f"rank {self.rank} failed: {_line(error)}")
 
     def leave(self) -> None:
         """Let the other ranks go, who end with exit code 0."""
@@ -110,7 +121,10 @@ class Team:
     # The others.
 
     def follow(self) -> NoReturn:
-        """Do what rank 0 says until it ends."""
+        """Do what rank 0 says until it ends. Signals to the whole job are its to answer: it may have work to finish."""
+        if threading.current_thread() is threading.main_thread():
+            for one in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(one, signal.SIG_IGN)
         follower = Follower(self.rank, self.size)
         try:
             while True:
@@ -122,9 +136,8 @@ class Team:
                     if getattr(follower, order[0])(*order[1:]) is not None:
                         self._peers[0].send("ready")
         except Exception as error:
-            text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            self._peers[0].send(("failed", text[:500]))
-            self._end(f"rank {self.rank} failed: {text}")
+            self._peers[0].send(("failed", _line(error)))
+            self._end(f"rank {self.rank} failed: {_line(error)}")
 
     # Both.
 
@@ -172,6 +185,10 @@ class Team:
         print(f"mmvl: {why}; rank {self.rank} ends as well, no answer can be finished without it", file=sys.stderr)
         sys.stderr.flush()
         os._exit(1)  # the main thread may be in a collective that will never end
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
 
 
 def _at_once(connection: Connection, one_machine: bool) -> Connection:

@@ -9,7 +9,9 @@ Legend: T tokens of a step, S sequences, D model width.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -23,16 +25,24 @@ from mmvl.text_backbone.packed import Packed
 
 KEPT_PACKS = 64  # batches that a follower can still be asked about
 CacheNumber = tuple[int, int]  # of the decoder, and of the cache among those that it made
-Send = Callable[..., None]  # takes orders: tuples of the name of a Follower's method and its arguments
+
+
+class Orders(Protocol):
+    """How rank 0 reaches the others."""
+
+    def send(self, *orders: tuple) -> None:
+        """To every other rank: tuples of the name of a `Follower`'s method and its arguments."""
+
+    def together(self) -> AbstractContextManager:
+        """Around what all ranks do together: if it fails here, they cannot go on."""
 
 
 class SpreadDecoder(nn.Module):
     """Rank 0's part of a decoder, with the surface of a whole one: what it is asked, all ranks do."""
 
-    def __init__(self, decoder: Decoder, number: int, send: Send):
+    def __init__(self, decoder: Decoder, number: int, team: Orders):
         super().__init__()
-        self.decoder, self._number = decoder, number
-        self._send = send
+        self.decoder, self._number, self._team = decoder, number, team
         self._caches = 0
 
     @property
@@ -57,15 +67,14 @@ class SpreadDecoder(nn.Module):
         """A cache on every rank, each for its own heads."""
         self._caches += 1
         number = self._number, self._caches
-        self._send(("new_cache", number, {k: v for k, v in settings.items() if k != "device"}))
-        return MirroredCache(self.decoder.new_cache(**settings), number, self._send)
+        self._team.send(("new_cache", number, {k: v for k, v in settings.items() if k != "device"}))
+        return MirroredCache(self.decoder.new_cache(**settings), number, self._team)
 
     def forward(self, x_TD: Tensor, packed: Packed, cache: MirroredCache) -> DecoderOutput:
         """As `Decoder.forward`, always with a cache."""
         cache.flush(("forward", cache.number, cache.number_of(packed), tuple(x_TD.shape), x_TD.dtype))
-        x_TD = x_TD.contiguous()
-        dist.broadcast(x_TD, src=0)
-        return self.decoder(x_TD, packed, cache.raw)
+        with self._team.together():
+            return self.decoder(_broadcast(x_TD), packed, cache.raw)
 
     def new_graphs(self, cache: MirroredCache, *settings) -> SpreadGraphs:
         """Graphs on every rank; `settings` are those of `DecodeGraphs` after the cache."""
@@ -81,13 +90,19 @@ class SpreadGraphs:
 
     def fits(self, slots: Sequence[int]) -> bool:
         self._cache.flush(("graph_fits", self._cache.number, tuple(slots)))
-        return self._graphs.fits(slots)
+        with self._cache.team.together():
+            return self._graphs.fits(slots)
 
     def run(self, slots: Sequence[int], x_SD: Tensor) -> Tensor:
         self._cache.flush(("graph_run", self._cache.number, tuple(slots), tuple(x_SD.shape), x_SD.dtype))
-        x_SD = x_SD.contiguous()
-        dist.broadcast(x_SD, src=0)
-        return self._graphs.run(slots, x_SD)
+        with self._cache.team.together():
+            return self._graphs.run(slots, _broadcast(x_SD))
+
+
+def _broadcast(x_TD: Tensor) -> Tensor:
+    x_TD = x_TD.contiguous()
+    dist.broadcast(x_TD, src=0)
+    return x_TD
 
 
 class MirroredCache:
@@ -96,9 +111,8 @@ class MirroredCache:
     A call that raises here has changed nothing and is not repeated.
     """
 
-    def __init__(self, raw: HybridCache, number: CacheNumber, send: Send):
-        self.raw, self.number = raw, number
-        self._send = send
+    def __init__(self, raw: HybridCache, number: CacheNumber, team: Orders):
+        self.raw, self.number, self.team = raw, number, team
         self._orders: list[tuple] = []
         self._packs = 0
         self._number_of: OrderedDict[int, tuple[int, Packed]] = OrderedDict()  # the batch is kept so that its id is
@@ -126,7 +140,7 @@ class MirroredCache:
 
     def flush(self, *orders: tuple) -> None:
         """Send what has been done so far, and `orders` after it."""
-        self._send(*self._orders, *orders)
+        self.team.send(*self._orders, *orders)
         self._orders.clear()
 
     def _reference(self, value):

@@ -63,7 +63,7 @@ def start(out: Path, world: int, *arguments: str) -> subprocess.Popen:
 @pytest.mark.parametrize("world, busy, killed", [(2, True, 1), (4, False, 0)])
 def test_ranks_say_the_same_and_end_together(tmp_path, alone, world, busy, killed):
     run = start(tmp_path, world, *["busy"] * busy)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     while not (tmp_path / "answers.json").exists() and run.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     if run.poll() is not None or not (tmp_path / "answers.json").exists():
