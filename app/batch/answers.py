@@ -29,12 +29,14 @@ class Answering:
     system: str
     sampling: dict
     quantize: str | None = None
+    max_sequences: int = 32
 
     def open(self) -> "ModelAnswerer":
         """Raises what `mmvl.VLM` raises."""
         from mmvl import VLM
 
-        return ModelAnswerer(VLM(self.model, device=self.device, quantize=self.quantize), self)
+        vlm = VLM(self.model, device=self.device, quantize=self.quantize, max_sequences=self.max_sequences)
+        return ModelAnswerer(vlm, self)
 
 
 class ModelAnswerer:

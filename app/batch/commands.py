@@ -34,6 +34,9 @@ Devices = Annotated[
     str | None,
     typer.Option("--device", metavar="NAMES", help="cpu, cuda:0,cuda:1 ...: a process each.  [default: all GPUs]"),
 ]
+MaxSequences = Annotated[
+    int, typer.Option("--max-sequences", min=1, metavar="N", help="Answers that are written at the same time.")
+]
 Engine = Annotated[str, typer.Option(metavar="local|ray", help="Here, or on a Ray cluster.")]
 Workers = Annotated[int, typer.Option(min=0, metavar="N", help="Of --engine ray: actors; 0 is one a GPU.")]
 
@@ -51,6 +54,7 @@ def caption(
     keep: Keep = None,
     model: Model = None,
     quantize: Quantize = None,
+    max_sequences: MaxSequences = 32,
     device: Devices = None,
     engine: Engine = "local",
     workers: Workers = 0,
@@ -78,6 +82,7 @@ def vqa(
     keep: Keep = None,
     model: Model = None,
     quantize: Quantize = None,
+    max_sequences: MaxSequences = 32,
     device: Devices = None,
     engine: Engine = "local",
     workers: Workers = 0,
@@ -107,6 +112,7 @@ def _run(task: str, prompt: str, options: dict) -> None:
         reading=Reading(options["image"], options["id"], tuple(options["keep"] or ())),
         model=options["model"],
         quantize=options["quantize"],
+        max_sequences=options["max_sequences"],
         devices=options["device"].split(",") if options["device"] else (),
         engine=options["engine"],
         workers=options["workers"],

@@ -12,7 +12,7 @@ from mmvl.app.batch.journal import ON_EXISTING, Journal
 from mmvl.app.batch.run import Answerer, report, run
 from mmvl.app.batch.settings import Settings, fingerprint
 from mmvl.app.batch.sinks import BESIDE, JsonLinesSink, open_sink
-from mmvl.app.batch.sources import Reading, Source, open_source
+from mmvl.app.batch.sources import Folders, Reading, Source, open_source
 from mmvl.app.batch.templates import Template
 
 ENGINES = ("local", "ray")
@@ -30,6 +30,7 @@ def job(
     reading: Reading | None = None,
     model: Path | None = None,
     quantize: str | None = None,
+    max_sequences: int = 32,
     devices: Sequence[str] = (),
     engine: str = "local",
     workers: int = 0,
@@ -46,7 +47,13 @@ def job(
         raise ValueError(f"--on-existing is one of {', '.join(ON_EXISTING)}, not {on_existing}")
     if engine not in ENGINES:
         raise ValueError(f"--engine is one of {', '.join(ENGINES)}, not {engine}")
+    if engine == "ray" and devices:
+        raise ValueError("--device is for --engine local: Ray gives each of its --workers a GPU")
+    if engine != "ray" and workers:
+        raise ValueError("--workers is for --engine ray; on this machine there is a process for each --device")
     source = open_source(sources, reading)
+    if not isinstance(source, Folders):
+        _refuse_overlap(sources, dest)
     sink = open_sink(dest, task, list(sources), overwrite=on_existing == "overwrite")
     if source.requests and not isinstance(sink, JsonLinesSink):
         raise ValueError("the answers to an OpenAI batch file go into a .jsonl, in OpenAI's own shape")
@@ -55,7 +62,7 @@ def job(
     from mmvl.vlm import MMVL_TINY
 
     directory = model or MMVL_TINY
-    how = Answering(model, None, directory.name, system, sampling, quantize)
+    how = Answering(model, None, directory.name, system, sampling, quantize, max_sequences)
     settings = Settings(task, directory.name, fingerprint(directory), template.text, system, sampling, quantize)
     with closing(Journal(sink, settings, on_existing)) as journal:
         if engine == "ray":
@@ -89,6 +96,17 @@ def local_answerer(how: Answering, devices: Sequence[str]) -> Callable[[], Abstr
 
 def _open(how: Answering):
     return how.open()
+
+
+def _refuse_overlap(sources: Sequence[Path], dest: Path) -> None:
+    """Rows are not written where rows are read: they would be items of the next run, or overwritten by this one."""
+    if str(dest) == BESIDE:
+        raise ValueError("-o .txt writes beside pictures of a folder; these are rows of files: name x.jsonl")
+    there = dest.resolve()
+    for source in sources:
+        here = source.resolve()
+        if there == here or there.parent == here or here.parent == there:
+            raise ValueError(f"{dest} lies in what is read ({source}): name a place outside of it")
 
 
 def _try(template: Template, source: Source) -> None:

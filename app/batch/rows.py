@@ -65,12 +65,12 @@ class LineFile:
 
     def open(self) -> None:
         """Be ready to append."""
-        self._file = self.path.open("ab")
-        self._file.truncate(_end_of_last_line(self.path))
+        if self._file is None:
+            self._file = self.path.open("ab")
+            self._file.truncate(_end_of_last_line(self.path))
 
     def write(self, row: dict) -> None:
-        if self._file is None:
-            self.open()
+        self.open()
         self._file.write(line_of(row))
         self._file.flush()
 

@@ -134,7 +134,7 @@ def row_item(row: dict, id: str, path: Path, reading) -> Item:
         id = clean(str(found))
     elif reading.id:
         return Item(id, error=f"no field {reading.id!r} to be its id")
-    shown = {name: row.get(name) for name in reading.keep}
+    shown = {name: _plain(row.get(name)) for name in reading.keep}
     names = (reading.image,) if reading.image else IMAGE_FIELDS
     where = next((name for name in names if row.get(name) is not None), None)
     fields = {name: value for name, value in row.items() if name != where}
@@ -152,6 +152,11 @@ def row_item(row: dict, id: str, path: Path, reading) -> Item:
         else {}
     )
     return Item(id, pictures, fields, shown)
+
+
+def _plain(value):
+    """A value of Parquet's as JSON has it: dates and decimals as text, bytes by their number."""
+    return json.loads(json.dumps(value, default=lambda v: f"({len(v)} bytes)" if isinstance(v, bytes) else str(v)))
 
 
 def picture_of(value, folder: Path, name: str) -> Picture:

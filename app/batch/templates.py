@@ -2,6 +2,8 @@
 
 import functools
 
+_TOLD = 20  # fields that an error names
+
 
 class Template:
     """A Jinja template in its sandbox. A field that a row does not have is an error, never an empty place.
@@ -22,7 +24,7 @@ class Template:
         try:
             prompt = _compiled(self.text).render(fields).strip()
         except jinja2.UndefinedError as error:
-            known = ", ".join(fields) or "none"
+            known = ", ".join([*list(fields)[:_TOLD], *(["..."] if len(fields) > _TOLD else [])]) or "none"
             raise ValueError(f"the prompt needs a field that is not there ({error}); there are: {known}") from None
         except Exception as error:  # a template is a program: it may divide by zero
             raise ValueError(f"the prompt cannot be filled in: {error}") from None

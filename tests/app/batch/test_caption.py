@@ -138,7 +138,13 @@ def test_an_answer_that_failed_in_the_engine_is_a_row_with_the_reason(batch, tmp
         ({"source": ["empty"]}, "no picture and no PDF"),
         ({"source": ["notes.md"]}, "nothing to read pictures from"),
         ({"source": ["picture", "rows.jsonl"]}, "several kinds"),
-        ({"source": ["rows.jsonl"], "-o": ".txt"}, "the pictures of one folder"),
+        ({"-o": ".txt"}, "the pictures of one folder"),
+        ({"source": ["rows"], "-o": ".txt"}, "beside pictures of a folder"),
+        ({"source": ["rows.jsonl"], "-o": "rows.jsonl", "--on-existing": "overwrite"}, "lies in what is read"),
+        ({"source": ["rows"], "-o": "rows/new.jsonl"}, "lies in what is read"),
+        ({"source": ["rows/rows.jsonl"], "-o": "rows", "--on-existing": "overwrite"}, "lies in what is read"),
+        ({"--engine": "ray", "--device": "cpu"}, "for --engine local"),
+        ({"--workers": "2"}, "for --engine ray"),
         ({"-o": "empty"}, None),
         ({"-o": "missing/rows.jsonl"}, "no folder missing to write rows.jsonl into"),
         ({"-o": "missing/shards"}, "no folder missing to make shards in"),
@@ -154,11 +160,12 @@ def test_an_answer_that_failed_in_the_engine_is_a_row_with_the_reason(batch, tmp
 )
 def test_bad_arguments_are_told_before_the_model_is_opened(run_cli, tmp_path, picture_path, monkeypatch, change, says):
     monkeypatch.chdir(tmp_path)
-    for folder in ("empty", "full"):
+    for folder in ("empty", "full", "rows"):
         (tmp_path / folder).mkdir()
     (tmp_path / "full" / "thesis.md").touch()
     (tmp_path / "notes.md").write_text("not a row")
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": str(picture_path)}))
+    for name in ("rows.jsonl", "rows/rows.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"image": str(picture_path)}))
     settings = {"source": ["picture"], "-o": "new.jsonl"} | change
     sources = [picture_path if source == "picture" else source for source in settings.pop("source")]
     options = [word for option in settings.items() for word in option]

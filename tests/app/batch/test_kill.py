@@ -69,8 +69,9 @@ def killed_in_a_write(run, number: int) -> None:
     """A job that is killed when half of its `number`th write (to the files of any destination) is done."""
 
     def open_lines(self) -> None:
-        plain_lines(self)
-        self._file = Half(self._file, number)
+        if self._file is None:
+            plain_lines(self)
+            self._file = Half(self._file, number)
 
     def open_shard(self) -> None:
         plain_shard(self)

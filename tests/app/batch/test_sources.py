@@ -1,6 +1,7 @@
 """Sources: every kind gives items with ids, pictures and fields; whatever is wrong with a row is told in its row."""
 
 import base64
+import datetime
 import io
 import json
 import tarfile
@@ -124,14 +125,17 @@ def test_a_line_without_an_end_does_not_fill_memory(batch, tmp_path, monkeypatch
 def test_rows_of_parquet(batch, tmp_path):
     (tmp_path / "a.png").write_bytes(png())
     images = [{"bytes": png(), "path": None}, {"bytes": None, "path": "a.png"}, None]
-    table = pyarrow.table({"image": images, "question": ["1", "2", "3"]})
+    when = [datetime.date(2026, 11, day) for day in (1, 2, 3)]
+    table = pyarrow.table({"image": images, "question": ["1", "2", "3"], "when": when, "raw": [b"ab"] * 3})
     pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
     first, second, third = batch.open_source([tmp_path / "x.parquet"])
     assert isinstance(first.pictures[0], BytesPicture) and isinstance(second.pictures[0], FilePicture)
     assert sizes(first) == sizes(second) == [(6, 4)]
     assert (first.id, first.fields["question"]) == ("x.parquet#1", "1")
     assert "no picture" in third.error
-    with pytest.raises(ValueError, match="no column 'answer'; there are: image, question"):
+    (kept, *_) = batch.open_source([tmp_path / "x.parquet"], batch.Reading(keep=("when", "raw")))
+    assert kept.shown == {"when": "2026-11-01", "raw": "(2 bytes)"}
+    with pytest.raises(ValueError, match="no column 'answer'; there are: image, question, when, raw"):
         batch.open_source([tmp_path / "x.parquet"], batch.Reading(keep=("answer",)))
 
 
