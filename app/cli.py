@@ -54,6 +54,7 @@ def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
+    local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,  # deepspeed's launcher gives it
 ) -> None:
     if debug:
         os.environ["MMVL_DEBUG"] = "1"

@@ -131,9 +131,8 @@ def test_the_command_prints_the_plan_and_makes_nothing(recipe_file, tmp_path):
 
     result = CliRunner().invoke(app, ["train", str(recipe_file), "--dry-run", "--set", HARDWARE])
     assert result.exit_code != 0 and "virtual_workers" in str(result.exception)
-    result = CliRunner().invoke(
-        app, ["train", str(recipe_file), "--dry-run", "--set", HARDWARE, "--set", "data.virtual_workers=8"]
-    )
+    started = ["--local_rank=0", "train", str(recipe_file)]  # as deepspeed's launcher puts it
+    result = CliRunner().invoke(app, [*started, "--dry-run", "--set", HARDWARE, "--set", "data.virtual_workers=8"])
     assert result.exit_code == 0, result.output
     for part in ("8 GPUs", "parameters", "steps of 3,200", "at 50% of the GPUs' peak", "optimizer", "to spare"):
         assert part in result.output

@@ -16,10 +16,12 @@ from rich.console import Console
 
 import mmvl.training.checkpoints as checkpoints
 from mmvl.checkpoint import load_model, read_tensors, save_model
+from mmvl.data.shards import ShardSource
 from mmvl.processor import Processor
 from mmvl.text_backbone.packed import Packed
+from mmvl.training.batch import Batch
 from mmvl.training.engine import param_groups
-from mmvl.training.loader import Loader
+from mmvl.training.loader import Encode, Loader
 from mmvl.training.objective import Objective, cross_entropy
 from mmvl.training.recipe import DataSpec, load_recipe
 from mmvl.training.report import read_metrics
@@ -55,6 +57,27 @@ def test_objective_is_the_mean_over_documents_seen_alone(model, recipe_dict, tin
     assert loss.item() == pytest.approx(total / count, rel=1e-5)
     assert figures["by_source"][2].sum() == count
     assert figures["by_source"][0].sum().item() == pytest.approx(total, rel=1e-5)
+
+
+def test_a_rows_gradients_are_the_sum_of_its_documents_alone(model, shards, tiny_model_dir):
+    """Documents with and without pictures, each as a batch of its own, against all in one packed row."""
+    processor = Processor.from_pretrained(tiny_model_dir)
+    encode = Encode(processor, 400, ["text", "colours"])
+    read, seen = (ShardSource.from_dir(shards / name) for name in encode.names)
+    examples = [encode(pair) for i in range(4) for pair in ((0, read[i]), (1, seen[i]))]
+    objective = Objective(model, balance=0.0, num_sources=2)
+
+    def gradients(*rows):
+        model.zero_grad()
+        for row in rows:
+            batch = Batch.collate(row, 2, processor.image_id).to(torch.device("cpu"))
+            objective(batch, targets=sum(sum(e.prompt.loss_mask[1:]) for e in examples))[0].backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    packed, alone = gradients(examples), gradients(*([example] for example in examples))
+    for name, gradient in packed.items():
+        assert (gradient - alone[name]).norm() <= 2e-6 * gradient.norm().clamp(min=1e-8), name
+    assert min(packed[name].norm() for name in packed if "norm" not in name) > 0
 
 
 def test_cross_entropy_in_chunks_is_the_same(model):
