@@ -1,6 +1,9 @@
 """Renderer: a colour emoji on a plain ground, and its Unicode name as the answer.
 
 The font is Noto Color Emoji (SIL OFL 1.1, pictures Apache-2.0); it holds bitmaps of one size, 109, scaled afterwards.
+Other drawing styles come as folders of pictures named by code point, such as openmoji/1f600.png: what an SVG set of
+emoji (npm's @iconify-json/openmoji, fluent-emoji-flat, noto-v1, twemoji) gives with any rasteriser. One style is never
+trained on, so that it can be asked whether a thing is known or only its drawing.
 """
 
 import random
@@ -15,6 +18,8 @@ from mmvl.data.order import derive
 from mmvl.data.parallel import write_shards
 
 _BITMAP_SIZE = 109
+
+HELD_OUT_STYLES = ("twemoji",)
 
 QUESTIONS = (
     "What is this?", "What does the picture show?", "Caption this image.", "What is in the picture?",
@@ -71,6 +76,28 @@ def draw_emoji(font: ImageFont.FreeTypeFont, char: str) -> Image.Image:
     return image
 
 
+def find_pictures(folder: str | Path, names: dict[str, str], held_out: bool) -> list[tuple[str, str, str, Path]]:
+    """[(style, character, name, file)] of folder/STYLE/CODE.png, held-out styles or the others, in order.
+
+    names: character -> name; other characters are left out. ValueError for a file that is not named by a code point,
+    FileNotFoundError where no picture of the wanted styles is.
+    """
+    found = []
+    for path in sorted(Path(folder).glob("*/*.png")):
+        if (path.parent.name in HELD_OUT_STYLES) != held_out:
+            continue
+        try:
+            char = chr(int(path.stem, 16))
+        except (ValueError, OverflowError):
+            raise ValueError(f"{path}: a picture of an emoji is named by its code point, such as 1f600.png") from None
+        if char in names:
+            found.append((path.parent.name, char, names[char], path))
+    if not found:
+        kind = f"the held-out styles ({', '.join(HELD_OUT_STYLES)})" if held_out else "styles for training"
+        raise FileNotFoundError(f"{folder}: no STYLE/CODE.png of {kind}")
+    return found
+
+
 def render_emoji(
     out_dir: str | Path,
     count: int,
@@ -78,21 +105,35 @@ def render_emoji(
     workers: int = 0,
     *,
     fonts: str | Path,
+    pictures: str | Path = "",
+    held_out: bool = False,
     min_size: int = 40,
     max_size: int = 112,
     prefix: str = "emoji",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
-    """Write `count` pictures of one emoji each, min_size to max_size pixels high, and return the shards."""
+    """Write `count` pictures of one emoji each, min_size to max_size pixels high, and return the shards.
+
+    fonts: directory with NotoColorEmoji.ttf. pictures: folder of further styles, see `find_pictures`. held_out: only
+    the held-out styles, which need `pictures` (for evaluation); otherwise the font and the other styles.
+    """
+    if held_out and not pictures:
+        raise ValueError("emoji: held_out needs pictures=DIR, a folder of drawing styles")
     path = find_font(fonts)
-    emoji = find_emoji(path)
+    known = find_emoji(path)
+    emoji: list[tuple[str, str, str, Path | None]] = []
+    if not held_out:
+        emoji += [("", char, name, None) for char, name in known]
+    if pictures:
+        emoji += find_pictures(pictures, dict(known), held_out)
+        emoji.sort(key=lambda item: derive("emoji styles", *item[:2]))  # so that a few are of every style
     font = ImageFont.truetype(path, _BITMAP_SIZE, layout_engine=ImageFont.Layout.BASIC)
 
     def make(index: int) -> tuple[dict, dict[str, bytes]]:
         turn, position = divmod(index, len(emoji))
-        char, name = emoji[position]
-        rng = random.Random(derive("emoji", seed, turn, char))
-        picture = draw_emoji(font, char)
+        style, char, name, file = emoji[position]
+        rng = random.Random(derive("emoji", seed, turn, char, *([style] if style else [])))
+        picture = Image.open(file).convert("RGBA") if file else draw_emoji(font, char)
         picture = picture.crop(picture.getbbox())
         height = rng.randint(min_size, max_size)
         picture = picture.resize((max(1, round(picture.width * height / picture.height)), height), Image.LANCZOS)
@@ -106,7 +147,7 @@ def render_emoji(
             "source": "emoji",
             "kind": "caption",
             "messages": [user(rng.choice(QUESTIONS), f"0.{extension}"), assistant(name)],
-            "meta": {"emoji": f"U+{ord(char):04X}"},
+            "meta": {"emoji": f"U+{ord(char):04X}", **({"style": style} if style else {})},
         }
         return record, {f"0.{extension}": data}
 

@@ -160,6 +160,25 @@ def test_emoji(tmp_path):
         assert 40 <= picture(sample).height <= 112 * 2 + 4 and len(set(picture(sample).getdata())) > 1
 
 
+def test_emoji_in_drawing_styles_one_of_which_is_held_out(tmp_path):
+    shutil.copy(FONT_DIR / "DejaVuSans.ttf", tmp_path / "NotoColorEmoji.ttf")
+    for style, colour in (("openmoji", "red"), ("twemoji", "blue")):
+        (tmp_path / "styles" / style).mkdir(parents=True)
+        for code in ("1f600", "263a", "61"):
+            Image.new("RGBA", (20, 20), colour).save(tmp_path / "styles" / style / f"{code}.png")
+    settings = {"workers": 1, "fonts": tmp_path, "pictures": tmp_path / "styles"}
+    known = samples(render_emoji(tmp_path / "out", 1000, 1, **settings))
+    assert {e.json["meta"].get("style") for e in known} == {None, "openmoji"}
+    drawn = samples(render_emoji(tmp_path / "held", 4, 1, held_out=True, **settings))
+    assert {e.json["meta"]["style"] for e in drawn} == {"twemoji"}
+    assert {answers(e)[0] for e in drawn} == {"grinning face", "smiling face"}, "a letter is no emoji"
+    with pytest.raises(ValueError, match="needs pictures=DIR"):
+        render_emoji(tmp_path / "x", 1, fonts=tmp_path, held_out=True)
+    (tmp_path / "styles" / "openmoji" / "smile.png").touch()
+    with pytest.raises(ValueError, match="named by its code point"):
+        render_emoji(tmp_path / "x", 1, **settings)
+
+
 def test_emoji_names_and_a_missing_font(tmp_path):
     assert [emoji_name(c) for c in "\u2764\U0001f600\U0001f422"] == ["red heart", "grinning face", "turtle"]
     with pytest.raises(FileNotFoundError, match="fonts-noto-color-emoji"):
