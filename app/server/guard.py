@@ -39,7 +39,7 @@ class Guard:
         if refusal is not None:
             self._refused(refusal.status)
             if scope["type"] == "http":
-                await _discard(receive, _MAX_DISCARDED_BODIES * self._max_body)
+                await self._discard(receive, headers)
             return await _refuse(refusal, scope, send)
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
@@ -66,7 +66,7 @@ class Guard:
         if body.refusal is not None and not started:
             self._refused(body.refusal.status)
             if not body.over:
-                await _discard(receive, _MAX_DISCARDED_BODIES * self._max_body)
+                await self._discard(receive, headers)
             await _refuse(body.refusal, scope, send)
 
     def _refusal(self, headers: dict[bytes, bytes]) -> ApiError | None:
@@ -84,6 +84,22 @@ class Guard:
     def _body_refusal(self, headers: dict[bytes, bytes]) -> ApiError | None:
         declared = headers.get(b"content-length", b"0")
         return _too_large(self._max_body) if declared.isdigit() and int(declared) > self._max_body else None
+
+    async def _discard(self, receive, headers: dict[bytes, bytes]) -> None:
+        """Reads on for a while: a client that still sends would miss the answer."""
+        declared, limit = headers.get(b"content-length", b"0"), _MAX_DISCARDED_BODIES * self._max_body
+        if not declared.isdigit() or int(declared) > limit:
+            return  # it would never end
+        size = 0
+        try:
+            async with asyncio.timeout(_DISCARD_SECONDS):
+                while size < limit:
+                    message = await receive()
+                    size += len(message.get("body", b""))
+                    if message["type"] != "http.request" or not message.get("more_body", False):
+                        return
+        except TimeoutError:
+            return  # slower than we wait: the connection is closed on it
 
     def _known(self, key: bytes) -> bool:
         """Compares digests with all keys, always: neither length nor place of a difference shows in the time."""
@@ -137,20 +153,6 @@ async def _refuse(error: ApiError, scope, send) -> None:
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": raw})
     await send({"type": "http.response.body", "body": body})
-
-
-async def _discard(receive, limit: int) -> None:
-    """Reads on for a while: a client that still sends would miss the answer."""
-    size = 0
-    try:
-        async with asyncio.timeout(_DISCARD_SECONDS):
-            while size < limit:
-                message = await receive()
-                size += len(message.get("body", b""))
-                if message["type"] != "http.request" or not message.get("more_body", False):
-                    return
-    except TimeoutError:
-        return  # slower than we wait: the connection is closed on it
 
 
 def _too_large(limit: int) -> ApiError:

@@ -18,7 +18,7 @@ from mmvl.app.server.gate import Budget, Gate, Lease
 from mmvl.app.server.health import Progress
 from mmvl.app.server.json_grammar import Grammars
 from mmvl.app.server.metrics import Metrics
-from mmvl.app.server.protocol import ChatRequest, CompletionRequest, FilePart, ImagePart
+from mmvl.app.server.protocol import ChatRequest, CompletionRequest, FilePart, ImagePart, TextFormat
 from mmvl.app.server.settings import MIB, ServerSettings
 from mmvl.engine.request import Update
 from mmvl.engine.sampling_params import SamplingParams
@@ -119,6 +119,10 @@ class Service:
         vocab = self.vlm.processor.valid_vocab_size
         if any(token >= vocab for token in request.stop_token_ids or ()):
             raise invalid("A token id is not of this model's vocabulary.", "stop_token_ids")
+        wants_json = not isinstance(getattr(request, "response_format", None), TextFormat | None)
+        if wants_json and (request.ignore_eos or request.min_tokens):
+            words = "JSON ends where it is whole: response_format does not go with ignore_eos and min_tokens."
+            raise invalid(words, "response_format")
 
     def _params(self, request: ChatRequest | CompletionRequest) -> SamplingParams:
         params = SamplingParams.from_kwargs(**request.sampling(self.settings.default_max_tokens))

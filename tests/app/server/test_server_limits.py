@@ -87,6 +87,10 @@ def test_bodies_that_are_too_large_too_slow_or_too_many(serve, tiny, asked):
         large = json.dumps(asked("x" * (1 << 20))).encode()
         json_type = {"content-type": "application/json"}
         assert server.post(content=large, headers=json_type).status_code == 413
+        start = time.monotonic()
+        with socket.create_connection(server.address) as liar:
+            liar.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99999999999\r\n\r\n")
+            assert b" 413 " in liar.recv(4096).splitlines()[0] and time.monotonic() - start < 5
         in_chunks = (large[i : i + 65536] for i in range(0, len(large), 65536))
         assert server.post(content=in_chunks, headers=json_type).status_code == 413
         with socket.create_connection(server.address) as slow:

@@ -174,6 +174,8 @@ def test_models(client):
         ({"messages": [{"role": "user", "content": " "}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0]"),
         ({"extra_body": {"stop_token_ids": [10**6]}}, "stop_token_ids"),
+        ({"extra_body": {"min_tokens": 5}, "response_format": {"type": "json_object"}}, "response_format"),
+        ({"extra_body": {"ignore_eos": True}, "response_format": {"type": "json_object"}}, "response_format"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(client, asked, more, param):
