@@ -47,7 +47,8 @@ def percent(share: float) -> str:
 def command(result: dict) -> str:
     """The command that measures it again."""
     limit = "" if result["limit"] is None else f" --limit {result['limit']}"
-    return f"mmvl eval {result['task']}{limit}"
+    data = f" --data {result['data']['name']}" if "data" in result else ""
+    return f"mmvl eval {result['task']}{data}{limit}"
 
 
 def kernels_table(result: dict) -> str:

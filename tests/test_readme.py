@@ -118,6 +118,7 @@ def test_the_table_script_writes_only_between_its_markers(make_tables, tmp_path)
     assert new.endswith("<!-- end of results -->\nafter 1.0%\n")
     assert "| easy-vqa | accuracy | 96.1% | 95.0% to 97.0% | 2,000 |" in new
     assert "mmvl eval easy-vqa --limit 2000\n" in new
+    assert make_tables.command(result | {"limit": None, "data": {"name": "x.tar"}}) == "mmvl eval easy-vqa --data x.tar"
     assert "old" not in new
     with pytest.raises(ValueError, match="0 places"):
         make_tables.with_table("nothing", [])
