@@ -5,8 +5,8 @@ Here the weights that read the same input lie together as one matrix, what is ne
 layers, and norms, rotations and routing are written out. The results are those of `Decoder.forward` up to rounding. It
 is to the CPU what graphs.py is to a GPU, and has the same surface.
 
-S sequences, D model width, H query heads, G key/value heads, K head dim, E experts, I expert width, N cache slots, U
-keys of the longest sequence, R half of the rotated dims.
+S sequences, D model width, H query heads, G key/value heads, K head dim, C = 3K, E experts, I expert width, N cache
+slots, U keys of the longest sequence, R half of the rotated dims; T tokens of a draft, L of one sequence in it.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmvl.kernels.lightning_decode import lightning_decode
 from mmvl.kernels.rope import rope_tables
 from mmvl.text_backbone.cache import HybridCache
 from mmvl.text_backbone.decoder import Decoder
@@ -152,6 +151,7 @@ class _Layer:
             self._output_norm = _Norm(attention.norm.weight, OUTPUT_NORM_EPS)
             self._slopes_H = attention.slopes_H(torch.device("cpu"))
             self._decay_H11 = torch.exp(-self._slopes_H.float())[:, None, None]
+            self._decays_of: dict[int, tuple[Tensor, Tensor]] = {}
         else:
             self.attend = self._softmax
             joined = torch.cat((attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight))
@@ -178,11 +178,28 @@ class _Layer:
         return torch.mm(self._output_norm(o_SC).mul_(joined_SC[:, 3 * H * K :].sigmoid()), self._out_CD)
 
     def _lightning_draft(self, qkv_TC: Tensor, packed: Packed, cache: HybridCache) -> Tensor:
+        """A draft's tokens see those before them and the state before all, which stays as it is until `accept`."""
         cache.keep_draft(self.index, qkv_TC, self._slopes_H)
-        return lightning_decode(
-            qkv_TC, cache.states(self.index), packed.slots_S, self._slopes_H, cu_seqlens_S1=packed.cu_seqlens_S1,
-            update=False,
-        ).flatten(1)  # fmt: skip
+        states_NHKK, K = cache.states(self.index), self.head_dim
+        parts = []
+        x_THC = F.silu(qkv_TC).view(-1, self.heads, 3 * K)
+        for x_LHC, slot in zip(x_THC.split(packed.lengths), packed.slots, strict=True):
+            q_HLK, k_HLK, v_HLK = x_LHC.transpose(0, 1).split(K, dim=2)
+            within_HLL, before_HL1 = self._decays(x_LHC.shape[0])
+            scores_HLL = torch.bmm(q_HLK, k_HLK.transpose(1, 2)).mul_(within_HLL)
+            from_state_HLK = torch.bmm(q_HLK * before_HL1, states_NHKK[slot])
+            parts.append(torch.baddbmm(from_state_HLK, scores_HLL, v_HLK).transpose(0, 1))
+        return torch.cat(parts).flatten(1)
+
+    def _decays(self, length: int) -> tuple[Tensor, Tensor]:
+        """Between the tokens of a draft (H, L, L), and from the state before it to each (H, L, 1)."""
+        if length not in self._decays_of:
+            at_L = torch.arange(length)
+            distance_LL = at_L[:, None] - at_L
+            within_HLL = torch.exp(-self._slopes_H[:, None, None] * distance_LL).masked_fill_(distance_LL < 0, 0.0)
+            before_HL1 = torch.exp(-self._slopes_H[:, None, None] * (at_L[:, None] + 1))
+            self._decays_of[length] = within_HLL.float(), before_HL1.float()
+        return self._decays_of[length]
 
     def _lightning_step(self, qkv_SC: Tensor, batch: _Batch, cache: HybridCache) -> Tensor:
         S, H, K = qkv_SC.shape[0], self.heads, self.head_dim

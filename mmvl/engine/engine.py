@@ -90,7 +90,9 @@ class Engine:
         self.counters = Counters()
         swap_bytes = self.sizes.swap_bytes if swap_bytes is None else swap_bytes
         self.pools = Pools(self.cache, self.prefixes, self.num_pages, swap_bytes, self.counters)
-        self.scheduler = Scheduler(self.pools, max_batch_tokens=max_batch_tokens, max_draft_tokens=4 * draft_tokens)
+        # a few tokens more cost a GPU nothing, which reads all weights for one; a CPU has to multiply
+        verified = (16 if gpu else 1) * (draft_tokens + 2) if draft_tokens else 0
+        self.scheduler = Scheduler(self.pools, max_batch_tokens=max_batch_tokens, max_draft_tokens=verified)
         self._images = ImageEncoder(model, max_bytes=self.sizes.feature_bytes, fill_tiles=64 if gpu else 0)
         self.behind = gpu if behind is None else behind
         # A sampled image id would be a placeholder without an image.

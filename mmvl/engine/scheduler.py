@@ -49,7 +49,8 @@ class Work:
 class Scheduler:
     """Queue and batch of an engine. `schedule` decides; the engine runs what it says and tells who ended.
 
-    max_batch_tokens: tokens of a step. max_draft_tokens: guesses of a step, over all requests.
+    max_batch_tokens: tokens of a step. max_draft_tokens: tokens of a step with guesses, over all requests; where it has
+        no room for two guesses for each, nobody guesses: the step would take as much longer as it saves.
     """
 
     def __init__(self, memory: Memory, *, max_batch_tokens: int, max_draft_tokens: int):
@@ -74,7 +75,8 @@ class Scheduler:
     @property
     def wants_all_seen(self) -> bool:
         """Whether the host should see what is in flight before the next step: for a draft, or to run one alone."""
-        hot = any(r.in_flight and r.lookup is not None and r.lookup.hot for r in self.running)
+        drafting = 3 * len(self.running) <= self.max_draft_tokens
+        hot = drafting and any(r.in_flight and r.lookup is not None and r.lookup.hot for r in self.running)
         return hot or self._suspect() is not None
 
     def schedule(self) -> list[Work]:
@@ -150,7 +152,9 @@ class Scheduler:
 
     def _with_drafts(self, works: Sequence[Work]) -> list[Work]:
         """Guesses for those who have an idea, as far as there is room without taking any from others."""
-        left = self.max_draft_tokens
+        left = self.max_draft_tokens - len(works)
+        if left < 2 * len(works):
+            return list(works)
         drafted = []
         for work in works:
             request = work.request

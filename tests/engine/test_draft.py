@@ -61,7 +61,7 @@ def test_drafts_change_nothing_and_save_steps(tiny_model_dir):
     prompts = [Prompt([(n * k) % 200 + 10 for n in range(30)]) for k in (3, 5, 7)]
     settings = [{}, {"temperature": 0.3, "seed": 1, "logprobs": 1}, {"temperature": 2.0, "seed": 2}]
     got, steps = [], []
-    for drafts in (0, 6):
+    for drafts in (0, 8):
         engine = Engine(model, processor, draft_tokens=drafts, prefix_cache="off")
         params = [SamplingParams(max_tokens=80, ignore_eos=True, **own) for own in settings]
         asked = [engine.submit(prompt, p) for prompt, p in zip(prompts, params, strict=True)]

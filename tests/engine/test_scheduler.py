@@ -52,7 +52,7 @@ class Request(SimpleNamespace):
 
 
 def make(*requests, pages=100, slots=9, budget=8):
-    scheduler = Scheduler(Memory(pages, slots), max_batch_tokens=budget, max_draft_tokens=4)
+    scheduler = Scheduler(Memory(pages, slots), max_batch_tokens=budget, max_draft_tokens=6)
     for request in requests:
         scheduler.add(request)
     return scheduler
@@ -134,6 +134,9 @@ def test_drafts_share_a_budget_and_wait_for_prompts():
     scheduler = make(Request("a", 1, lookup=lookup), Request("b", 1, lookup=lookup))
     step(scheduler)
     assert [work.draft for work in scheduler.schedule()] == [(7, 7, 7), (7,)]
+    scheduler.max_draft_tokens = 5  # not enough for two guesses each
+    assert all(not work.draft for work in scheduler.schedule())
+    scheduler.max_draft_tokens = 6
     scheduler.add(Request("c", 1))
     assert all(not work.draft for work in scheduler.schedule())
 

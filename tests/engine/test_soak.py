@@ -21,7 +21,7 @@ from mmvl.model import VLModel
 from mmvl.processor import Processor, Prompt
 
 PLAIN = {"prefix_cache": "off", "draft_tokens": 0, "behind": False, "max_sequences": 1}
-SHORT_OF_MEMORY = {"max_sequences": 6, "max_batch_tokens": 96, "draft_tokens": 6, "swap_bytes": 1 << 16}
+SHORT_OF_MEMORY = {"max_sequences": 6, "max_batch_tokens": 96, "draft_tokens": 20, "swap_bytes": 1 << 16}
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,10 @@ class Load:
 def soak(model: VLModel, processor: Processor, count: int, seed: int = 0, **settings) -> dict:
     """Run `count` jobs and check each; what was seen. AssertionError where an answer differs or something is left."""
     load = Load(model, processor, seed)
-    plain = Engine(model, processor, **PLAIN)
-    engine = Engine(model, processor, **(SHORT_OF_MEMORY | {"max_cached_tokens": load.context} | settings))
+    cached = {"max_cached_tokens": min(load.context, 1024)}  # of which a single request may have all
+    engine = Engine(model, processor, **(SHORT_OF_MEMORY | cached | settings))
+    plain = Engine(model, processor, **PLAIN, **cached)
+    load.context = engine.context
     jobs, refused, memory = {}, 0, []
     begun = time.perf_counter()
     left = count
