@@ -81,7 +81,10 @@ def local_answerer(how: Answering, devices: Sequence[str]) -> Callable[[], Abstr
 
     Where torchrun has started several ranks, these share one model, which is opened in this process.
     """
-    if not devices and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    if ranks > 1 and len(devices) > 1:
+        raise ValueError(f"--device with several names is for one process; torchrun has started {ranks} for one model")
+    if not devices and ranks == 1:
         import torch
 
         devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
