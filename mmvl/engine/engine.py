@@ -9,7 +9,7 @@ from mmvl.engine.cpu_decode import CpuDecode
 from mmvl.engine.draft import PromptLookup
 from mmvl.engine.graphs import DecodeGraphs
 from mmvl.engine.images import ImageEncoder
-from mmvl.engine.memory import PAGE_SIZE, checkpoint_spacing, choose_sizes, is_out_of_memory
+from mmvl.engine.memory import PAGE_SIZE, activation_bytes, checkpoint_spacing, choose_sizes, is_out_of_memory
 from mmvl.engine.pools import Pools
 from mmvl.engine.prefix import PrefixCache
 from mmvl.engine.prefix_keys import PrefixKeys
@@ -72,7 +72,7 @@ class Engine:
             max_sequences=max_sequences,
             max_cached_tokens=max_cached_tokens,
             prefix_cache=prefix_cache,
-            activations=max_batch_tokens * (64 * decoder.config.hidden_size + 8 * decoder.config.intermediate_size),
+            activations=activation_bytes(model, max_batch_tokens),
         )
         self.max_sequences, self.num_pages = self.sizes.max_sequences, self.sizes.num_pages
         self.context = min(model.config.text.max_position_embeddings, (self.num_pages - 1) * PAGE_SIZE)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mmvl.model import TILES_AT_ONCE
 from mmvl.text_backbone.config import TextConfig
 
 PAGE_SIZE = 64
@@ -39,6 +40,18 @@ def bytes_of_token(config: TextConfig, dtype: torch.dtype) -> int:
 def bytes_of_state(config: TextConfig) -> int:
     """The fp32 states of one sequence in all lightning layers."""
     return 4 * len(config.lightning_layers) * config.num_attention_heads * config.head_dim**2
+
+
+def activation_bytes(model, tokens: int) -> int:
+    """About what a step of so many tokens, and a full batch of tiles in the vision half, take in 16 bits at most."""
+    text = model.config.text
+    pairs = text.num_experts_per_tok * 3 * text.intermediate_size
+    step = 2 * tokens * (16 * text.hidden_size + 6 * text.num_attention_heads * text.head_dim + pairs)
+    vision = getattr(model.config, "vision", None)
+    if vision is None:
+        return step
+    patches = (vision.image_size // vision.patch_size) ** 2 + 1
+    return step + 2 * TILES_AT_ONCE * patches * (4 * vision.hidden_size + vision.intermediate_size + text.hidden_size)
 
 
 def checkpoint_spacing(config: TextConfig, dtype: torch.dtype) -> tuple[int, int]:

@@ -45,14 +45,15 @@ class Result:
 class Flight:
     """A step that was launched."""
 
-    def __init__(self, works: Sequence[Work], tokens_S: Tensor | None, logprobs: Logprobs | None):
+    def __init__(self, works: Sequence[Work], tokens_S: Tensor | None, logprobs: Logprobs | None, device: torch.device):
         self.works = works
         self._sampled = [work for work in works if work.samples]
         self._tokens_S, self._logprobs, self._ready = tokens_S, logprobs, None
         self._results: list[Result] | None = None
-        if tokens_S is not None and tokens_S.is_cuda:
-            self._tokens_S = torch.empty(tokens_S.shape, dtype=tokens_S.dtype, pin_memory=True)
-            self._tokens_S.copy_(tokens_S, non_blocking=True)
+        if device.type == "cuda":
+            if tokens_S is not None:
+                self._tokens_S = torch.empty(tokens_S.shape, dtype=tokens_S.dtype, pin_memory=True)
+                self._tokens_S.copy_(tokens_S, non_blocking=True)
             self._ready = torch.cuda.Event()
             self._ready.record()
 
@@ -64,12 +65,12 @@ class Flight:
     def results(self) -> list[Result]:
         """Wait for the device; the tokens of everyone who sampled. Of a draft, those that held and the one behind."""
         if self._results is None:
+            if self._ready is not None:  # also without tokens: or the host would queue a whole prompt's chunks
+                self._ready.synchronize()
             self._results = [] if self._tokens_S is None else self._read()
         return self._results
 
     def _read(self) -> list[Result]:
-        if self._ready is not None:
-            self._ready.synchronize()
         tokens, by_row = self._tokens_S.tolist(), self._logprobs_by_row()
         results, row = [], 0
         for work in self._sampled:
@@ -141,7 +142,7 @@ class Stepper:
                 hidden_TD = hidden_TD.index_select(0, self._to_device(rows_T))
             tokens_S, logprobs = self.sampler(self.model.language_model.logits(hidden_TD), rows)
             self._remember(works, tokens_S, drafting)
-        flight = Flight(works, tokens_S, logprobs)
+        flight = Flight(works, tokens_S, logprobs, self.model.device)
         if drafting:
             self._settle(flight, packed)
         for work in works:
