@@ -1,7 +1,7 @@
 """What is running and how fast: the lines about a model and an answer that the demo, `ask` and the chat page show."""
 
 
-_ENDED = {"stop": "", "length": ", cut at the longest answer", "abort": ", stopped"}
+_ENDED = {"stop": "", "length": ", cut at the longest answer", "abort": ", stopped", "error": ", broken off"}
 
 
 def about(vlm) -> str:
@@ -14,8 +14,10 @@ def about(vlm) -> str:
 
 def timings(answer) -> str:
     """One line: what was read, how long until the first token, the speed after it, and why it is not whole."""
+    cached = f", {answer.cached_tokens} cached" if answer.cached_tokens else ""
     return (
-        f"{answer.prompt_tokens} tokens read ({answer.image_tokens} of pictures) in {answer.prefill_seconds:.2f} s, "
+        f"{answer.prompt_tokens} tokens read ({answer.image_tokens} of pictures{cached}) in "
+        f"{answer.prefill_seconds:.2f} s, "
         f"{answer.completion_tokens} written{_speed(answer, ' at ', 1)}{_ENDED[answer.finish_reason]}"
     )
 

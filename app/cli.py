@@ -13,6 +13,7 @@ import typer
 from mmvl.app import errors
 from mmvl.app.batch import commands as batch
 from mmvl.app.bench_ranks import bench_ranks
+from mmvl.app.chat.command import chat
 from mmvl.app.options import (
     Device,
     MaxTokens,
@@ -28,7 +29,7 @@ from mmvl.app.options import (
     TopP,
 )
 from mmvl.app.quantize import bench_quantize, quantize
-from mmvl.app.server.command import serve
+from mmvl.app.server.command import bench_server, serve
 
 app = typer.Typer(
     help="Ask about pictures and documents, caption folders, and train vision-language models.",
@@ -54,7 +55,7 @@ def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
-    local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,  # deepspeed's launcher gives it
+    local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,  # of deepspeed's launcher
 ) -> None:
     if debug:
         os.environ["MMVL_DEBUG"] = "1"
@@ -115,24 +116,7 @@ app.command()(batch.caption)
 app.command()(batch.vqa)
 
 
-@app.command()
-def chat(
-    model: Model = None,
-    device: Device = None,
-    quantize: Quantize = None,
-    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 is every network.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="0: 7860, or the next free one.")] = 0,
-    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")] = True,
-) -> None:
-    """Open the chat page: upload pictures and PDFs, ask, read along."""
-    vlm = _open_model(model, device, quantize)
-    from mmvl.app.chat import serve
-
-    serve(vlm, host=host, port=port, open_browser=browser)
-
-
+app.command()(chat)
 app.command()(serve)
 app.command()(quantize)
 
@@ -383,6 +367,7 @@ def bench_engine(
 
 
 bench.command("quantize")(bench_quantize)
+bench.command("server")(bench_server)
 bench.command("ranks")(bench_ranks)
 
 

@@ -1,10 +1,9 @@
 """Makes text that we did not write safe to show: a model may repeat what is written inside a hostile picture."""
 
-import re
+from functools import cache
 
 # C0 and C1 controls except tab and newline: a terminal would obey them (colours, title, clipboard).
 _CONTROLS = {code: None for code in (*range(0x00, 0x09), *range(0x0B, 0x20), 0x7F, *range(0x80, 0xA0))}
-_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def for_terminal(text: str) -> str:
@@ -13,12 +12,17 @@ def for_terminal(text: str) -> str:
 
 
 def for_browser(text: str) -> str:
-    """`text` as Markdown that shows no image, no link and no HTML: the browser fetches nothing because of it.
+    """HTML of `text`, which is Markdown: no image, no link and none of its own HTML, whose source is shown instead.
 
-    A remote image would leak the conversation through its address. Emphasis, lists, tables and code still work.
+    A remote image would leak the conversation through its address. Emphasis, lists, tables and code work.
     """
-    text = re.sub(r"[&<>]", lambda match: _HTML[match.group()], for_terminal(text))
-    # An already escaped bracket stays as it is; every other one is escaped, so neither ![..](..) nor [..](..) forms.
-    text = re.sub(r"(\\*)([\[\]])", lambda m: m.group(1) + ("" if len(m.group(1)) % 2 else "\\") + m.group(2), text)
-    # Bare addresses would become links: an invisible zero-width space inside them stops that.
-    return re.sub(r"(?i)(:)(//)|(www)(\.)", lambda m: "\u200b".join(part for part in m.groups() if part), text)
+    return _markdown().render(for_terminal(text))
+
+
+@cache
+def _markdown():
+    from markdown_it import MarkdownIt
+
+    plain = MarkdownIt("commonmark", {"html": False, "linkify": False, "breaks": True})
+    plain.disable(["link", "image", "autolink", "reference", "html_block", "html_inline"])
+    return plain.enable(["table", "strikethrough"])

@@ -1,44 +1,82 @@
-"""Takes docs/chat-page.png: the chat page with mmvl-tiny, after an example and a question about the same note.
+"""Takes the pictures of the chat page in docs/, with mmvl-tiny: a conversation, what the model saw, a narrow screen.
 
 Needs a Chromium on the system and the extra `dev`: .venv/bin/python docs/take_picture.py
 """
 
+import asyncio
 import shutil
+import socket
+import threading
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import expect, sync_playwright
+import uvicorn
+from playwright.sync_api import Page, expect, sync_playwright
 
 from mmvl import VLM
-from mmvl.app.chat import build_page, launch
+from mmvl.app.chat import mount_page
+from mmvl.app.server import ServerSettings, create_app
 
-TARGET = Path(__file__).with_name("chat-page.png")
+FOLDER = Path(__file__).parent
 EXAMPLE, FOLLOW_UP = 4, "Who wrote the note?"
+PATIENCE = 120_000  # milliseconds
 
 
-def take_picture(model=None, target: Path = TARGET) -> None:
-    """model: a directory; None is mmvl-tiny. Raises ValueError if there is no Chromium."""
+def take_pictures(model=None, folder: Path = FOLDER) -> None:
+    """chat-page.png, chat-seen.png and chat-narrow.png. model: a directory; None is mmvl-tiny.
+
+    Raises ValueError if there is no Chromium.
+    """
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         raise ValueError("no Chromium here: apt-get install chromium")
-    page = build_page(VLM(model))
-    launch(page, server_name="127.0.0.1", inbrowser=False, quiet=True)
-    with sync_playwright() as playwright:
+    with _served(VLM(model)) as url, sync_playwright() as playwright:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=chromium, args=flags)
-        tab = browser.new_page(viewport={"width": 1200, "height": 1150})
-        tab.goto(page.local_url)
-        tab.locator(f"#example-{EXAMPLE}").click(timeout=30_000)
-        expect(tab.locator("#window .bot")).to_contain_text("tokens/s", timeout=120_000)
+        tab = browser.new_page(viewport={"width": 1200, "height": 760})
+        tab.goto(url)
+        tab.locator(f"#example-{EXAMPLE}").click(timeout=PATIENCE)
+        expect(tab.locator("#live .note")).to_be_visible(timeout=PATIENCE)
         tab.locator("#box textarea").fill(FOLLOW_UP)
         tab.locator("#box textarea").press("Enter")
-        expect(tab.locator("#window .bot")).to_have_count(2, timeout=30_000)
-        expect(tab.locator("#stop")).to_be_disabled(timeout=120_000)
-        tab.mouse.move(5, 5)
-        tab.wait_for_timeout(1000)
-        tab.screenshot(path=target)
+        expect(tab.locator(".turn")).to_have_count(2, timeout=PATIENCE)
+        expect(tab.locator("#live .note")).to_be_visible(timeout=PATIENCE)
+        _take(tab, folder / "chat-page.png")
+        tab.locator("#live [data-do=seen]").click()
+        expect(tab.locator("#seen .tile").first).to_be_in_viewport(timeout=PATIENCE)
+        tab.locator("#side .toggle-button").click()
+        _take(tab, folder / "chat-seen.png")
+        tab.locator("#seen-side .toggle-button").click()
+        tab.evaluate("window.mmvlTheme()")
+        tab.set_viewport_size({"width": 375, "height": 760})
+        _take(tab, folder / "chat-narrow.png")
         browser.close()
-    page.close()
+
+
+def _take(tab: Page, file: Path) -> None:
+    tab.mouse.move(5, 300)
+    tab.wait_for_timeout(1000)  # what slides has come to rest
+    tab.screenshot(path=file)
+
+
+@contextmanager
+def _served(vlm):
+    """The page's address, while it is served from a thread."""
+    app = create_app(vlm, ServerSettings(port=0))
+    mount_page(app)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+        thread.start()
+        while not server.started and thread.is_alive():
+            time.sleep(0.05)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 if __name__ == "__main__":
-    take_picture()
+    take_pictures()

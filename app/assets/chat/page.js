@@ -1,0 +1,32 @@
+() => {
+  // What Gradio gives no name of its own, for those who hear the page.
+  let folds = window.matchMedia("(max-width: 768px)").matches; // there the left sidebar would lie over everything
+  const name = () => {
+    const side = document.querySelector("#side.open .toggle-button");
+    if (folds && side) {
+      folds = false;
+      side.click();
+    }
+    const named = {
+      "#side .toggle-button": "Chats and settings",
+      "#seen-side .toggle-button": "What the model saw",
+      "#box textarea": "Question",
+    };
+    for (const [which, label] of Object.entries(named))
+      for (const part of document.querySelectorAll(which))
+        if (part.getAttribute("aria-label") !== label) part.setAttribute("aria-label", label);
+  };
+  name();
+  new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
+
+  // Dark or light as last chosen, else as the system has it. Escape stops an answer.
+  const chosen = localStorage.getItem("mmvl-theme");
+  if (chosen) document.body.classList.toggle("dark", chosen === "dark");
+  window.mmvlTheme = () => {
+    const dark = document.body.classList.toggle("dark");
+    localStorage.setItem("mmvl-theme", dark ? "dark" : "light");
+  };
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") document.querySelector("#box .stop-button")?.click();
+  });
+}

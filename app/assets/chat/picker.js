@@ -1,0 +1,27 @@
+// The page picker: tells the server which files lie in the box, and which pages of its PDFs are wanted.
+
+let known = "";
+window.mmvlFiles = (box) => {
+  const paths = (box?.files ?? []).map((file) => file.path).filter(Boolean);
+  if (JSON.stringify(paths) === known) return;
+  known = JSON.stringify(paths);
+  if (paths.some((path) => path.toLowerCase().endsWith(".pdf")) || element.querySelector("fieldset"))
+    trigger("select", { files: paths });
+};
+
+element.addEventListener("change", (event) => {
+  const set = event.target.closest("fieldset");
+  if (!set) return;
+  const path = set.dataset.path;
+  if (event.target.type === "text") return trigger("input", { path, pages: event.target.value });
+  const on = [...set.querySelectorAll("input[type=checkbox]:checked")].map((box) => Number(box.value));
+  const shown = Number(set.dataset.shown);
+  const beyond = set.dataset.chosen.split(" ").map(Number).filter((number) => number > shown);
+  trigger("input", { path, pages: [...on, ...beyond].join(",") });
+});
+
+watch("value", () => {
+  // A box that was clicked no longer follows its attribute.
+  for (const box of element.querySelectorAll("input[type=checkbox]")) box.checked = box.hasAttribute("checked");
+  for (const box of element.querySelectorAll("input[type=text]")) box.value = box.getAttribute("value");
+});

@@ -1,0 +1,53 @@
+"""Puts the chat page on a server of `mmvl.app.server`: one engine, one port and one end for page and API."""
+
+from pathlib import Path
+
+from mmvl.app.chat import page as layout  # before gradio: it keeps it quiet
+from mmvl.app.chat.events import Events, Session
+
+import gradio as gr  # isort: skip
+from fastapi import FastAPI
+from gradio.utils import get_upload_folder
+
+from mmvl.app.chat.api import add_api
+from mmvl.app.chat.attachments import Attachments
+from mmvl.app.csp import ContentSecurityPolicy
+from mmvl.app.server.content import MediaLimits
+from mmvl.app.server.service import Service
+
+EVENTS_AT_ONCE = 1000  # of all visitors; what the engine takes on is the gate's to say
+
+
+def mount_page(app: FastAPI) -> gr.Blocks:
+    """The page at "/" of an application that `create_app` made and that does not run yet."""
+    service: Service = app.state.service
+    settings = service.settings
+    folder = get_upload_folder()
+    limits = MediaLimits.of(settings)
+    attachments = Attachments(Path(folder), service.vlm.processor, limits, settings.decode_threads)
+    blocks, parts = layout.build(service.vlm, Session())
+    with blocks:
+        add_api(service, attachments)  # before the events, whose functions' names it would have to avoid
+        Events(parts, service, attachments, folder).connect()
+    blocks.max_threads = EVENTS_AT_ONCE  # Gradio counts asynchronous events as if each needed a thread
+    blocks.queue(max_size=EVENTS_AT_ONCE)
+    app.add_middleware(ContentSecurityPolicy)
+    gr.mount_gradio_app(
+        app,
+        blocks,
+        path="/",
+        server_name=settings.host,
+        server_port=settings.port,
+        theme=layout.THEME,
+        css=layout.asset("style.css"),
+        js=layout.asset("page.js"),
+        max_file_size=f"{settings.max_body_mb}mb",
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        show_error=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+    )
+    return blocks
