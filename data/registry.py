@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mmvl.data.easy_vqa import import_easy_vqa
+from mmvl.data.import_albums import import_albums
 from mmvl.data.import_captions import import_coco, import_folder
 from mmvl.data.import_conversations import import_jsonl, import_llava, import_text_files
 from mmvl.data.import_documents import import_chartqa, import_docvqa, import_sroie
@@ -57,6 +58,7 @@ IMPORTERS = {
     "sroie": Tool(import_sroie, "SROIE receipts (files=DIR or .tar)."),
     "chartqa": Tool(import_chartqa, "ChartQA (images=DIR or .tar, file=train_human.json)."),
     "docvqa": Tool(import_docvqa, "DocVQA (file=train_v1.0.json images=DIR)."),
+    "albums": Tool(import_albums, "Conversations over several pictures of other shards (shards=DIR,DIR)."),
     "pairs": Tool(import_pairs, "Preference pairs out of other shards (shards=DIR)."),
     "wikitablequestions": Tool(import_wikitablequestions, "Tables drawn, with questions (tables=DIR file=.tsv)."),
 }

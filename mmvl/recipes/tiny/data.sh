@@ -47,6 +47,8 @@ shards render emoji emoji 60000 14 --set fonts="$FONTS" ${EMOJI:+--set pictures=
 shards import text text 0 11 --set corpus="$CORPUS"
 while ((running)); do wait -n || failed=1; running=$((running - 1)); done
 ((failed == 0))
+# Questions that say which of several pictures they are about.
+shards import albums albums 30000 18 --set shards="$DEST/documents,$DEST/screens,$DEST/charts,$DEST/easy-vqa,$DEST/emoji"
 # Pairs for the preference stage: this picture's (or text's) answer over another's.
 shards import pairs preferences 8000 21 --set shards="$DEST/documents"
 shards import pairs text-preferences 4000 22 --set shards="$DEST/text"
