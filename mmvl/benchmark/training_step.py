@@ -125,7 +125,7 @@ def _measure_ours(ranks, size, layers, token_groups, progress, took) -> None:
             if sent:
                 alone[groups] = row
                 if ranks.device.type == "cuda":
-                    row |= _profiled(ours.step, ranks)
+                    row |= _profiled(ours.step, ranks, progress)
             else:
                 step = alone[groups]["step_ms"]
                 row["exposed_share_by_difference"] = (step - row["step_ms"]) / step
@@ -283,15 +283,22 @@ def _row(contestant, ranks: Ranks, size: Size) -> dict:
     return row
 
 
-def _profiled(step: Callable[[], None], ranks: Ranks) -> dict:
-    """Of one step on the GPU: milliseconds of communication kernels, and the share that no other kernel runs beside."""
+def _profiled(step: Callable[[], None], ranks: Ranks, progress: Callable[[str], None]) -> dict:
+    """Of one step on the GPU: milliseconds of communication kernels, and the share that no other kernel runs beside.
+
+    Empty, and said so, where torch's profiler does not work.
+    """
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     ranks.wait()
-    with profile(activities=[ProfilerActivity.CUDA]) as found:
-        step()
-        wait_for(ranks.device)
+    try:
+        with profile(activities=[ProfilerActivity.CUDA]) as found:
+            step()
+            wait_for(ranks.device)
+    except RuntimeError as error:
+        progress(f"no profile: {' '.join(str(error).split())}")
+        return {}
     spans: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     for event in found.events():
         if event.device_type == DeviceType.CUDA:

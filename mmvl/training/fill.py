@@ -36,10 +36,12 @@ def fill(model: VLModel, directory: Path) -> None:
     """Fill the parameters of `model`, or the parts that it holds, from a model directory, in their dtype and device.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_model`.
+        FileNotFoundError, ValueError: as `load_model`; quantised weights.
     """
     parameters = dict(model.named_parameters())
     with WeightFiles(directory, model.config) as files:
+        if any(files.kind(name) for name in files.names):
+            raise ValueError(f"{directory} holds quantised weights; training starts from those that they were made of")
         for name, (ours, start, shape) in places(model.config).items():
             if (held := _held(parameters[ours], start, shape)) is not None:
                 part, box = held

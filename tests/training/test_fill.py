@@ -19,6 +19,7 @@ from mmvl.checkpoint import load_model, save_model
 from mmvl.config import VLConfig
 from mmvl.json_files import read_json, write_json
 from mmvl.model import VLModel
+from mmvl.quantize import quantize_model
 from mmvl.text_backbone.expert_parallel import Placement
 from mmvl.training.build import build_model
 from mmvl.training.fill import fill, materialize
@@ -111,7 +112,8 @@ def test_marks_and_frozen_weights_survive_getting_storage():
     assert module.weight.requires_grad and not module.bias.requires_grad and not module.bias.is_meta
 
 
-def test_transformers_dialect_and_what_does_not_fit(tiny_model_dir, tmp_path):
+def test_all_is_filled_and_what_does_not_fit_is_refused(tiny_model_dir, tmp_path):
+    quantize_model(tiny_model_dir, tmp_path / "quantised", experts="int8")
     reference = load_model(tiny_model_dir, dtype=torch.float32)
     config = VLConfig.from_dict(read_json(tiny_model_dir / "config.json"))
     with torch.device("meta"):
@@ -120,8 +122,10 @@ def test_transformers_dialect_and_what_does_not_fit(tiny_model_dir, tmp_path):
     fill(model, tiny_model_dir)
     for name, p in model.named_parameters():
         assert torch.equal(p, reference.get_parameter(name)), name
+    with pytest.raises(ValueError, match="quantised weights; training starts from those that they were made of"):
+        fill(model, tmp_path / "quantised")
     weights = next(tiny_model_dir.glob("*.safetensors"))
-    for file in tiny_model_dir.iterdir():
+    for file in filter(Path.is_file, tiny_model_dir.iterdir()):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / weights.name).write_bytes(weights.read_bytes()[:-5])
     with pytest.raises(ValueError, match="is not a readable safetensors file"):
