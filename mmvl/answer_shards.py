@@ -107,15 +107,11 @@ class AnswerShards:
         self._samples = 0
 
     def metas(self) -> Iterator[dict]:
-        """`meta` of every sample there is, after cutting off what a kill left half written."""
+        """`meta` of every sample there is, whole ones of a shard that a kill left half written among them."""
         for path in sorted(self._folder.glob(f"{self.PREFIX}-*.tar")):
-            yield from _metas(path)
+            yield from _metas(path, whole=True)
         for path in self._parts():
-            end, samples = _whole(path)
-            with path.open("r+b") as file:
-                file.truncate(end)
-            self._path, self._samples = path, samples
-            yield from _metas(path, marked_end=False)
+            yield from _metas(path, whole=False)
 
     def clear(self) -> None:
         for path in [*self._folder.glob(f"{self.PREFIX}-*.tar"), *self._parts()]:
@@ -134,34 +130,36 @@ class AnswerShards:
         key = f"{self._path.name.removesuffix('.tar.part')}-{self._samples:07d}"
         check(record, files, key)
         files["json"] = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+        tar, self._tar = self._tar, None  # half a sample is nothing to be closed: `close` would cut it off first
         for name, data in files.items():
             info = tarfile.TarInfo(f"{key}.{name}")
             info.size, info.mode = len(data), 0o644
-            self._tar.addfile(info, io.BytesIO(data))
+            tar.addfile(info, io.BytesIO(data))
         self._file.flush()
+        self._tar = tar
         self._samples += 1
         if self._samples >= self._per_shard:
             self.close()
 
     def close(self) -> None:
-        """Give the open shard its name."""
-        for path in self._parts() if self._tar is None else []:  # of an earlier run, with nothing to add
-            if path.stat().st_size:
-                self._open()
-            else:
-                path.unlink()
-        if self._tar is not None:
+        """Give the open shard its name, or one that an earlier run has left."""
+        if self._tar is None and self._parts():
+            self._open()
+        if self._tar is not None and not self._samples:
+            self._file.close()
+            self._path.unlink()
+        elif self._tar is not None:
             self._tar.close()
             os.fsync(self._file.fileno())
             self._file.close()
             os.replace(self._path, self._path.with_suffix(""))
-            self._tar = self._file = None
-            self._samples = 0
+        self._tar = self._file = None
 
     def _parts(self) -> list[Path]:
         return sorted(self._folder.glob(f"{self.PREFIX}-*.tar.part"))
 
     def _open(self) -> None:
+        """Go on with the shard that an earlier run, or an error, has left, or begin the next one."""
         parts = self._parts()
         if parts:
             self._path = parts[0]
@@ -169,7 +167,12 @@ class AnswerShards:
             finished = sorted(self._folder.glob(f"{self.PREFIX}-*.tar"))
             number = int(finished[-1].stem.rpartition("-")[2]) + 1 if finished else 0
             self._path = self._folder / f"{self.PREFIX}-{number:05d}.tar.part"
+        if self._file is not None:
+            self._file.close()
         self._file = self._path.open("ab")
+        end, self._samples = _whole(self._path)
+        self._file.truncate(end)
+        self._file.seek(end)  # from here the archive counts how far it is
         self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
 
 
@@ -188,11 +191,11 @@ def _whole(path: Path) -> tuple[int, int]:
     return end, samples
 
 
-def _metas(path: Path, marked_end: bool = True) -> Iterator[dict]:
-    if not path.stat().st_size:
+def _metas(path: Path, whole: bool) -> Iterator[dict]:
+    end = path.stat().st_size if whole else _whole(path)[0]
+    if not end:
         return
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
-        for member in members(buffer, marked_end=marked_end):
+    with path.open("rb") as file, mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ) as buffer:
+        for member in members(buffer, marked_end=whole):
             if member.name.endswith(".json"):
-                record = json.loads(buffer[member.offset : member.offset + member.size])
-                yield record["meta"]
+                yield json.loads(buffer[member.offset : member.offset + member.size])["meta"]

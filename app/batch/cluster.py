@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from mmvl.app.batch.answers import Answering
@@ -61,9 +62,11 @@ def run_on_ray(
         with tempfile.TemporaryDirectory() as folder, Told(tally, task) as told:
             done = Path(folder) / "done"
             journal.ids.save(str(done))
+            results = _results(_Items(source, template, str(done)), how, workers)
+            first = next(results)  # once it is there, the model could be opened
             journal.begin()
             tally.begin()
-            for item, result in _results(_Items(source, template, str(done)), how, workers):
+            for item, result in chain([first], results):
                 if item is None:
                     tally.done, tally.repeated, tally.first_repeated = result["tally"]
                     tally.fraction = result["fraction"]

@@ -63,14 +63,16 @@ class Journal:
 
     def close(self) -> None:
         """Finish the rows and let go of the destination; what was made only to hold nothing is removed."""
-        if self._begun:
-            self.sink.close()
-        elif self._locked and not self._file.seek(0, os.SEEK_END):
-            self._about.unlink()
-            if self._about.name == ABOUT and not any(self.sink.path.iterdir()):
-                self.sink.path.rmdir()
-        self._file.close()
-        self.ids.close()
+        try:
+            if self._begun:
+                self.sink.close()
+            elif self._locked and not self._file.seek(0, os.SEEK_END):
+                self._about.unlink()
+                if self._about.name == ABOUT and not any(self.sink.path.iterdir()):
+                    self.sink.path.rmdir()
+        finally:
+            self._file.close()
+            self.ids.close()
 
     def _lock(self) -> None:
         try:

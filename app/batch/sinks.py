@@ -1,7 +1,7 @@
 """Where rows go: a file of JSON lines, a folder of Parquet parts, a folder of shards, or a .txt beside each picture.
 
-What it keeps survives `kill -9` at any moment: an id is in it
-once or not at all, and the next run writes those that are not.
+What a sink keeps survives `kill -9` at any moment: an id is in it once or not at all, and the next run writes those
+that are not.
 """
 
 import os
@@ -109,8 +109,7 @@ class TextSink(Sink):
 
     def write(self, item: Item, row: dict) -> None:
         if "error" not in row and not self._ours.write(self._name_of(item)):
-            kept = {name: row[name] for name in ("id", *item.shown, "settings")}
-            row = kept | {"error": f"{self._name_of(item)} is there already, of another picture of that name"}
+            row = failed(item, row, f"{self._name_of(item)} is there already, of another picture of that name")
         if "error" in row:
             self._rows.write(item, row)
         else:
@@ -153,15 +152,15 @@ class ShardSink(Sink):
             self._shards.clear()
 
     def write(self, item: Item, row: dict) -> None:
-        if "error" not in row:
-            try:
-                pictures = [picture.read() for picture in item.pictures]
-                self._shards.write(pictures, self._task, item.prompt, row["text"], row)
-                return
-            except (ValueError, OSError) as error:  # the picture went away, or a reader would refuse the sample
-                kept = {name: row[name] for name in ("id", *item.shown, "settings")}
-                row = kept | {"error": f"no sample could be made: {error}"}
-        self._failed.write(row)
+        if "error" in row:
+            self._failed.write(row)
+            return
+        try:
+            pictures = [picture.read() for picture in item.pictures]
+        except (ValueError, OSError) as error:  # it was there when it was shown to the model
+            self._failed.write(failed(item, row, f"no sample could be made: {error}"))
+        else:
+            self._shards.write(pictures, self._task, item.prompt, row["text"], row)
 
     def close(self) -> None:
         self._shards.close()
@@ -178,10 +177,10 @@ def open_sink(dest: Path, task: str, sources: list[Path], *, overwrite: bool) ->
         if len(sources) != 1 or not sources[0].is_dir():
             raise ValueError("-o .txt writes beside the pictures of one folder: give that folder as the only source")
         return TextSink(sources[0], overwrite)
-    if dest.suffix == ".jsonl" or dest.is_file():
-        if dest.suffix != ".jsonl":
-            raise ValueError(f"{dest} is another file: name a .jsonl or .parquet, or a folder for shards")
+    if dest.suffix == ".jsonl":
         return JsonLinesSink(dest)
+    if dest.is_file():
+        raise ValueError(f"{dest} is another file: name a .jsonl or .parquet, or a folder for shards")
     if dest.suffix not in ("", ".parquet"):
         raise ValueError(f"{dest} is none of x.jsonl, x.parquet, .txt (beside the pictures) and a folder for shards")
     if not dest.parent.is_dir():
@@ -193,6 +192,11 @@ def open_sink(dest: Path, task: str, sources: list[Path], *, overwrite: bool) ->
 
         return ParquetSink(dest, PER_PART)
     return ShardSink(dest, task)
+
+
+def failed(item: Item, row: dict, reason: str) -> dict:
+    """The row of an answer that cannot be kept."""
+    return {name: row[name] for name in ("id", *item.shown, "settings")} | {"error": reason}
 
 
 def _replace(path: Path, text: str) -> None:

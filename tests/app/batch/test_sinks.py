@@ -1,5 +1,6 @@
 """Destinations: what is kept, what --on-existing does, what is refused, and what other tools read of it."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import pyarrow.dataset
 import pytest
 from PIL import Image
 
+from mmvl.answer_shards import AnswerShards
 from mmvl.app.batch import sinks
 from mmvl.app.batch.rows import LineFile
 
@@ -158,6 +160,47 @@ def test_two_pictures_that_want_the_same_text(batch, pictures):
         assert len(rows) == 4
         failed = [row for row in rows.values() if "error" in row]
         assert len(failed) == 1 and "0.txt is there already" in failed[0]["error"]
+
+
+class Full:
+    """A file that takes half of its `left`th write and then has no room, once."""
+
+    def __init__(self, file, left: int):
+        self._file, self._left = file, left
+
+    def write(self, data) -> int:
+        self._left -= 1
+        if not self._left:
+            self._file.write(data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self._file.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+
+@pytest.mark.parametrize("left", [2, 5, 8])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_full_disk_ends_the_job_and_leaves_nothing_half(batch, pictures, tmp_path, monkeypatch, name, left):
+    def open_lines(self):
+        if self._file is None:
+            plain_lines(self)
+            self._file = Full(self._file, 2)
+
+    def open_shard(self):
+        plain_shard(self)
+        self._tar.fileobj = self._file = Full(self._file, left)
+
+    plain_lines, plain_shard = LineFile.open, AnswerShards._open
+    batch.run(pictures, tmp_path / f"calm-{name}")
+    with monkeypatch.context() as full:
+        full.setattr(LineFile, "open", open_lines)
+        full.setattr(AnswerShards, "_open", open_shard)
+        with pytest.raises(OSError, match="No space"):
+            batch.run(pictures, tmp_path / name)
+    full.undo()
+    batch.run(pictures, tmp_path / name)
+    assert batch.rows(tmp_path / name) == batch.rows(tmp_path / f"calm-{name}")
 
 
 @pytest.mark.parametrize("cut", range(0, 200, 7))
