@@ -23,6 +23,7 @@ from PIL import Image
 
 import mmvl.vlm
 from mmvl import VLM
+from mmvl.app.chat.mount import mount_page
 from mmvl.app.server import ServerSettings, create_app
 
 PAGE = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text(encoding="utf-8")
@@ -34,10 +35,11 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def address(tiny_model_dir):
-    """Of `mmvl serve`, in a thread."""
+    """Of `mmvl chat`: the page and the API, in a thread."""
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     app = create_app(VLM(tiny_model_dir), ServerSettings(port=port))
+    mount_page(app)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1, lifespan="on"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
     thread.start()
@@ -62,6 +64,13 @@ def test_its_python_api(photo, capsys):
     assert first.count("\n") <= 5, "five lines"
     exec(compile(first + second, "docs/integrations.md", "exec"), {})
     assert "Which colour is it?" in capsys.readouterr().out
+
+
+def test_its_gradio_client(photo, address, capsys):
+    code = blocks("python")[2]
+    assert "127.0.0.1:7860" in code
+    exec(compile(code.replace("127.0.0.1:7860", address), "docs/integrations.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
 
 
 def test_what_vlmevalkit_sends(photo, address):
