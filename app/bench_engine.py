@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from mmvl.app.bench import _check_folder, _Progress
+from mmvl.app.bench import Progress, check_folder
 
 
 def engine(
@@ -30,10 +30,10 @@ def engine(
     from mmvl.benchmark.run import choose_device
 
     for path in (json_path, picture):
-        _check_folder(path)
+        check_folder(path)
     where = choose_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     chosen = loads(_numbers("--sequences", sequences), _numbers("--lengths", lengths), new_tokens, mixed)
-    progress = _Progress()
+    progress = Progress()
     result = run(where, model=model, shape=shape, chosen=chosen, peer=peer, progress=progress, repeats=repeats)
     progress.clear()
     console = Console(highlight=False)

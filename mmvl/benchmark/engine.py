@@ -168,7 +168,7 @@ class _Ours:
         settings = {"prefix_cache": "off", "draft_tokens": 0} | settings
         self.engine = Engine(whole, processor, **settings)
         self.config, self.device = whole.language_model.config, device
-        self.vocabulary = processor.valid_vocab_size
+        self.vocabulary = min(processor.valid_vocab_size, self.config.vocab_size)
 
     def run(self, load: Load) -> dict[str, float]:
         engine = self.engine
@@ -210,7 +210,8 @@ class _Transformers:
         if device.type == "cuda":
             self.model.set_experts_implementation("grouped_mm")
         self.device = device
-        self.vocabulary = Processor.from_pretrained(model or MMVL_TINY).valid_vocab_size
+        known = Processor.from_pretrained(model or MMVL_TINY).valid_vocab_size
+        self.vocabulary = min(known, self.config.vocab_size)
 
     @torch.inference_mode()
     def run(self, load: Load) -> dict[str, float]:
