@@ -86,13 +86,17 @@ def extended(config: VLConfig, recipe: TrainRecipe) -> VLConfig:
 
 
 def build_model(
-    recipe: TrainRecipe, parallel: Parallel | None = None, device: torch.device | str = "cpu"
+    recipe: TrainRecipe,
+    parallel: Parallel | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    filled: bool = True,
 ) -> tuple[VLModel, Processor]:
     """The model and its processor: random weights from a config, or those of another stage.
 
     Weights are in the recipe's precision, as the engine holds them. With `parallel`, of the experts only what this
-    process keeps is ever made or read. The parameters of modules that the recipe does not name in `trainable` have
-    `requires_grad` off.
+    process keeps is ever made or read; not `filled`, nothing is: a checkpoint will fill it. The parameters of modules
+    that the recipe does not name in `trainable` have `requires_grad` off.
 
     Raises:
         FileNotFoundError, ValueError: what the recipe starts from is missing or does not fit; one line that says why.
@@ -117,11 +121,11 @@ def build_model(
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
     materialize(model.language_model, device, dtype)
     materialize(model, "cpu", torch.float32)  # the vision half is small; so its random weights are the same everywhere
-    if recipe.init_from is not None:
+    if filled and recipe.init_from is not None:
         fill(model, recipe.init_from)
-    else:
+    elif filled:
         model.init_weights(recipe.seed)
-    if recipe.vision_from is not None:
+    if filled and recipe.vision_from is not None:
         load_vision(model, recipe.vision_from)
     freeze(model, recipe.trainable)
     return model.to(device, dtype).train(), processor

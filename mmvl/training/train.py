@@ -84,18 +84,19 @@ class Stage:
         torch.manual_seed(recipe.seed)
         torch.set_float32_matmul_precision("high")
         self.parallel = Parallel(self.ranks, recipe.parallel)
-        self.model, self.processor = build_model(recipe, self.parallel, self.device)
+        self.writer = Writer(self.out / CHECKPOINTS, self.ranks, recipe.keep_checkpoints, self._warn)
+        checkpoint = self.writer.latest()
+        self.model, self.processor = build_model(recipe, self.parallel, self.device, filled=checkpoint is None)
         self.names = source_names(recipe.data)
         self.sizes = recipe.data.batches_of(self.parallel.data_world)
         self.engine = make_engine(self.make_objective(self.model), recipe, self.parallel)
         self.metrics, self.rates = Metrics(self.out), Rates(self.model.config, recipe, self.ranks)
-        self.writer = Writer(self.out / CHECKPOINTS, self.ranks, recipe.keep_checkpoints, self._warn)
         self.step, self.seconds, self.ledger, loader_state = 0, 0.0, Ledger(self.names), None
         self.guard, self.window = LossGuard(recipe.spike), Window()
         self.skipped_before = 0  # updates left out before a resume
         self.saved: int | None = None  # the step of the newest checkpoint
         self._unjudged: tuple[int, float, torch.Tensor, list[Batch]] | None = None  # the last step, its loss not seen
-        if checkpoint := self.writer.latest():
+        if checkpoint is not None:
             loader_state = self._resume(checkpoint)
         elif self.ranks.first:
             (self.out / METRICS).unlink(missing_ok=True)
