@@ -42,6 +42,8 @@ def add_bodies(app: FastAPI, *kinds: type[BaseModel]) -> None:
                 schemas |= schema.pop("$defs", {}) | {kind.__name__: schema}
             schemas["Error"] = _ERROR
             for operation in (one for path in document["paths"].values() for one in path.values()):
+                if "requestBody" in operation:
+                    operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
                 shape = {"application/json": {"schema": {"$ref": _REFERENCE.format(model="Error")}}}
                 operation["responses"] = {
                     "200": operation["responses"]["200"],
