@@ -16,7 +16,7 @@ def bench_ranks(
     sequences: Annotated[str, typer.Option(metavar="N,N", help="Sequences to decode.")] = "1,8,64",
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Written after every step.")] = None,
 ) -> None:
-    """Prefill and decode with random weights over all ranks that torchrun started, with and without their sums."""
+    """Prefill and decode with random weights over all ranks that torchrun started, with and without sending."""
     import torch
     import torch.distributed as dist
 

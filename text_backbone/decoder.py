@@ -24,7 +24,7 @@ from .lightning import LightningLayer
 from .moe import SharedMlp, SparseMoe, mix_shared
 from .packed import Packed
 from .softmax import SoftmaxLayer
-from .tensor_parallel import Shard
+from .tensor_parallel import FEW, Shard, TokenShares
 
 
 @dataclass(frozen=True)
@@ -67,19 +67,23 @@ class DecoderLayer(nn.Module):
             self.shared_mlp = SharedMlp(local)
             self.coefficient = nn.Linear(config.hidden_size, 1, bias=False)
 
-    def forward(self, stream: Stream, packed: Packed, rotary: Rotary, cache=None):
+    def forward(self, stream: Stream, packed: Packed, rotary: Rotary, cache=None, shares: TokenShares | None = None):
+        """With `shares`, of many tokens over several ranks, the stream is this rank's share."""
         residual_TD, h_TD = stream.norm(self.input_layernorm, self.postnorm)
+        if shares is not None:
+            h_TD = shares.gather(h_TD)
         if self.is_lightning:
-            attended_TD = self.self_attn(h_TD, packed, cache)
+            attended_TD = self.self_attn(h_TD, packed, cache, shares)
         else:
-            attended_TD = self.self_attn(h_TD, packed, rotary, cache)
+            attended_TD = self.self_attn(h_TD, packed, rotary, cache, shares)
         stream = Stream(residual_TD, attended_TD, self.attention_alpha, self.attention_beta)
 
         residual_TD, m_TD = stream.norm(self.post_attention_layernorm, self.postnorm)
         if self.shard is None:
             y_TD, balance, counts_E = self._feed_forward(m_TD)
         else:  # no balance loss at inference
-            y_TD = self.shard.sum_of(lambda rows: self._feed_forward(rows)[0], m_TD)
+            few = shares is None
+            y_TD = self.shard.sum(self._feed_forward(m_TD)[0]) if few else self.block_sparse_moe.dispatch(m_TD)
             balance, counts_E = m_TD.new_zeros(()), m_TD.new_zeros((0,), dtype=torch.int64)
         return Stream(residual_TD, y_TD, self.mlp_alpha, self.mlp_beta), balance, counts_E
 
@@ -156,6 +160,10 @@ class Decoder(nn.Module):
         if cache is not None:
             cache.check(packed)
         rotary = Rotary.of(packed.positions_T, self.config.rotary_dim, self.config.rope_theta)
+        shares = None
+        if self.shard is not None and x_TD.shape[0] > FEW and not self.config.shared_intermediate_size:
+            shares = TokenShares(self.shard, x_TD.shape[0])
+            x_TD = shares.mine(x_TD)
         stream, balances, counts = Stream(None, x_TD), [], []
         for number, layer in enumerate(self.model.layers):
             if number in self.recomputed and cache is None and torch.is_grad_enabled():
@@ -164,12 +172,14 @@ class Decoder(nn.Module):
                     layer, stream, packed, rotary, use_reentrant=False, preserve_rng_state=False
                 )
             else:
-                stream, balance, counts_E = layer(stream, packed, rotary, cache)
+                stream, balance, counts_E = layer(stream, packed, rotary, cache, shares)
             balances.append(balance)
             counts.append(counts_E)
         if cache is not None:
             cache.advance(packed)
         _, hidden_TD = stream.norm(self.model.norm, postnorm=True)
+        if shares is not None:
+            hidden_TD = shares.gather(hidden_TD)
         if self.layout is not None:
             balance, counts_LE = global_balance(
                 torch.stack(balances), torch.stack(counts), packed.num_tokens, self.layout

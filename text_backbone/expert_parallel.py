@@ -121,15 +121,23 @@ def spread_experts(x_TD: torch.Tensor, routing: Routing, stacked: nn.Module, lay
         for g, numbers in enumerate(counts_rGE.transpose(0, 1).tolist())  # the one wait for the device
     ]
     x_parts = [x_TD[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
-    weights = _Together.apply(stacked.w1, stacked.w3, stacked.w2)
+    run = _runner(stacked)
     trips[0].leave(x_parts[0], chosen[0])
     for g, trip in enumerate(trips):
         if g + 1 < groups:
             trips[g + 1].leave(x_parts[g + 1], chosen[g + 1])
-        trip.work(*weights)
+        trip.work(run)
     shares = [routing.weights_Tk[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
     parts = [trip.come_back(share_Tk, x_TD.dtype) for trip, share_Tk in zip(trips, shares, strict=True)]
     return parts[0] if groups == 1 else torch.cat(parts)
+
+
+def _runner(stacked: nn.Module):
+    """`experts` with the weights of `stacked`; without gradients its own `run`, whose weights may be quantised."""
+    if not torch.is_grad_enabled():
+        return stacked.run
+    weights = _Together.apply(stacked.w1, stacked.w3, stacked.w2)
+    return lambda x_RD, *routing: experts(x_RD, *weights, *routing)
 
 
 def drop_over_capacity(indices_Tk: torch.Tensor, counts_E: torch.Tensor, layout: ExpertLayout) -> torch.Tensor:
@@ -175,13 +183,13 @@ class _Trip:
             x_ND = torch.cat([x for x in x_ND.split(self.to_part) for _ in range(self.tensor)])
         self.x_RD = self.there.start(x_ND)
 
-    def work(self, w1_EID, w3_EID, w2_EDI):
+    def work(self, run):
         x_RD = self.there.finish(self.x_RD)
         ranks, mine = self.counts_rE.shape
         local = torch.arange(mine, device=x_RD.device).repeat(ranks)
         expert_R1 = local.repeat_interleave(self.counts_rE.reshape(-1), output_size=self.received)[:, None]
         ones_R1 = torch.ones(expert_R1.shape, dtype=torch.promote_types(x_RD.dtype, torch.float32), device=x_RD.device)
-        y_RD = experts(x_RD, w1_EID, w3_EID, w2_EDI, ones_R1, expert_R1, self.counts_rE.sum(0))
+        y_RD = run(x_RD, ones_R1, expert_R1, self.counts_rE.sum(0))
         self.x_RD, self.y_ND = None, self.back.start(y_RD)
 
     def come_back(self, weights_Tk, dtype):

@@ -15,7 +15,7 @@ from mmvl.kernels.norm import gated_rms_norm, sum_of_squares
 from .config import TextConfig
 from .packed import Packed
 from .sequence_parallel import lightning_over_ranks
-from .tensor_parallel import FEW, Shard
+from .tensor_parallel import Shard, TokenShares
 
 OUTPUT_NORM_EPS = 1e-6  # the released layer does not pass rms_norm_eps to its output norm
 
@@ -65,15 +65,16 @@ class LightningLayer(nn.Module):
             self._slopes_on_device[device] = torch.tensor(self.slopes, dtype=torch.float64, device=device)
         return self._slopes_on_device[device]
 
-    def forward(self, x_TD: torch.Tensor, packed: Packed, cache=None) -> torch.Tensor:
+    def forward(self, x_TD: torch.Tensor, packed: Packed, cache=None, shares: TokenShares | None = None):
+        """(T, D); with `shares`, of many tokens over several ranks, this rank's share of it."""
         # per head the rows are [q | k | v], and SiLU is on all three
         o_TC = self._attend(self.qkv_proj(x_TD), packed, cache).flatten(1)
         gate_TC = self.output_gate(x_TD)
         if self.shard is not None:
-            return self._project_over_ranks(o_TC, gate_TC)
+            return self._project_over_ranks(o_TC, gate_TC, shares)
         return self.out_proj(gated_rms_norm(o_TC, gate_TC, self.norm.weight, OUTPUT_NORM_EPS))
 
-    def _project_over_ranks(self, o_TC, gate_TC):
+    def _project_over_ranks(self, o_TC, gate_TC, shares):
         """The norm is over the channels of all ranks, and scales a token by one number.
 
         For few tokens that number is applied to the sum of the projections, so that one all-reduce does for both; in
@@ -82,10 +83,10 @@ class LightningLayer(nn.Module):
         squares_T = sum_of_squares(o_TC)
         channels = o_TC.shape[1] * self.shard.size
         norm, eps = self.norm.weight, OUTPUT_NORM_EPS
-        if len(o_TC) > FEW or o_TC.dtype == torch.float16:
+        if shares is not None or o_TC.dtype == torch.float16:
             squares_T = self.shard.sum(squares_T)
             gated_TC = gated_rms_norm(o_TC, gate_TC, norm, eps, squares_T=squares_T, channels=channels)
-            return self.shard.sum_of(self.out_proj, gated_TC)
+            return (shares or self.shard).sum_of(self.out_proj, gated_TC)
         unit_T = torch.full_like(squares_T, channels * (1 - eps))  # with these squares the norm divides by 1
         part_TD = self.out_proj(gated_rms_norm(o_TC, gate_TC, norm, eps, squares_T=unit_T, channels=channels))
         # four columns of squares, so that rows stay multiples of 16 bytes

@@ -77,7 +77,7 @@ class SparseMoe(nn.Module):
     def __init__(self, config: TextConfig, shard: Shard | None = None):
         super().__init__()
         self.top_k = config.num_experts_per_tok
-        self.here = None if shard is None else shard.experts
+        self.shard, self.here = shard, None if shard is None else shard.experts
         self.gate = nn.Linear(config.hidden_size, config.num_local_experts, bias=False)
         self.experts: Experts | QuantizedStack = Experts(config, self.here)
         self.layout: ExpertLayout | None = None
@@ -93,6 +93,10 @@ class SparseMoe(nn.Module):
             offsets_E1=routing.offsets_E1, first_expert=None if self.here is None else self.here.start,
         )  # fmt: skip
         return y_TD, routing.balance, routing.counts_E
+
+    def dispatch(self, x_LD: torch.Tensor) -> torch.Tensor:
+        """The whole output (L, D) for a rank's share of the tokens, by all-to-all. All ranks call it together."""
+        return spread_experts(x_LD, router(x_LD, self.gate.weight, self.top_k), self.experts, self.shard.layout)
 
 
 class SharedMlp(nn.Module):

@@ -3,7 +3,6 @@
 Legend: T tokens, D model width, H query heads, G key/value heads, K head dim.
 """
 
-import torch
 from torch import nn
 
 from mmvl.kernels.paged_attention import paged_attention
@@ -13,7 +12,7 @@ from mmvl.kernels.softmax_attention import LONG_SEQUENCE, softmax_attention
 from .config import TextConfig
 from .packed import Packed
 from .sequence_parallel import keys_over_ranks
-from .tensor_parallel import Shard
+from .tensor_parallel import Shard, TokenShares
 
 WIDE_HEAD = 64  # from here on the paged kernel is faster than torch's flash attention on keys that lie together too
 
@@ -35,14 +34,17 @@ class SoftmaxLayer(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, key, bias=False)
         self.o_proj = nn.Linear(query, config.hidden_size, bias=False)
 
-    def forward(self, x_TD: torch.Tensor, packed: Packed, rotary: Rotary, cache=None) -> torch.Tensor:
-        """`rotary` holds the batch's positions."""
+    def forward(self, x_TD, packed: Packed, rotary: Rotary, cache=None, shares: TokenShares | None = None):
+        """(T, D); with `shares`, of many tokens over several ranks, this rank's share of it.
+
+        `rotary` holds the batch's positions.
+        """
         q_THK, k_TGK, v_TGK = (
             project(x_TD).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         attend = self._attend if cache is None or not cache.has_kernels(q_THK) else self._attend_in_pages
         o_TC = attend(q_THK, k_TGK, v_TGK, packed, rotary, cache).flatten(1)
-        return self.o_proj(o_TC) if self.shard is None else self.shard.sum_of(self.o_proj, o_TC)
+        return self.o_proj(o_TC) if self.shard is None else (shares or self.shard).sum_of(self.o_proj, o_TC)
 
     def _attend(self, q_THK, k_TGK, v_TGK, packed, rotary, cache):
         q_THK, k_TGK = rope(q_THK, k_TGK, rotary)

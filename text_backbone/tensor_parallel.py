@@ -1,12 +1,17 @@
-"""A decoder over several ranks at inference: attention by heads, experts whole, activations the same on every rank.
+"""A decoder over several ranks at inference: attention by heads, experts whole.
 
-Every rank sees all tokens. It computes its heads and its experts, which gives a part of the block's output; the parts
-are added up by one all-reduce a block. Few tokens go in one piece: what counts there is latency. Many tokens go in
-groups, so that the sum of one group travels while the next is computed. Against sending tokens to their experts this
-moves fewer bytes for two experts a token: 2 (n - 1) / n rows a token and block, not 3 to 4.
+Few tokens, as in decoding, are on every rank. A rank computes its heads and its experts, which gives a part of the
+block's output; one all-reduce a block adds the parts up. What counts is latency.
+
+Of many tokens each rank has a share between the attention blocks. They are gathered before attention, which needs all
+of them, and the sum behind it leaves each rank its share, in groups, one of which is summed while the next is
+projected; tokens go to their experts and back by all-to-all, also in groups (expert_parallel.py). A block then moves
+(n - 1) / n rows a token and rank for each of gather and sum, and 2 k / n of that for the experts, where two all-reduces
+would take four: 4 against 4 for two ranks, 3 for four, 2.5 for eight. Norms and routers run on the share alone.
+
 With more ranks than key/value heads several ranks keep the same one.
 
-Legend: T tokens, D model width, n ranks.
+Legend: T tokens, D model width, n ranks, k experts a token, L tokens of a rank's share (filled up).
 """
 
 from collections.abc import Callable
@@ -14,8 +19,10 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 from .config import TextConfig
+from .expert_parallel import ExpertLayout
 from .small_sum import SmallSum, small_sum
 
 FEW = 256  # tokens up to which a sum goes in one piece
@@ -106,14 +113,52 @@ class Shard:
         return x
 
     def sum_of(self, part: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        """`part(x)` added up over the ranks; of many rows of `x` in groups, each summed while the next is computed."""
-        T = x.shape[0]
-        if T <= FEW:
-            return self.sum(part(x))
-        parts, pending = [], []
-        for rows in x.split(-(-T // GROUPS)):
-            parts.append(part(rows))
-            pending.append(dist.all_reduce(parts[-1], group=self.group, async_op=True))
-        for work in pending:
+        """`part(x)` added up over the ranks."""
+        return self.sum(part(x))
+
+    @property
+    def layout(self) -> ExpertLayout:
+        """For sending many tokens to their experts."""
+        group = dist.group.WORLD if self.group is None else self.group
+        return ExpertLayout(self.size, self.rank, group, self.size, token_groups=GROUPS)
+
+
+class TokenShares:
+    """Of `tokens` tokens each rank has a share: of each of `GROUPS` groups as many rows, the last ones filled up."""
+
+    def __init__(self, shard: Shard, tokens: int):
+        self.shard, self.tokens = shard, tokens
+        self.rows = -(-tokens // (GROUPS * shard.size))  # of a rank in a group
+
+    def mine(self, x_TD: torch.Tensor) -> torch.Tensor:
+        """This rank's share (L, D) of what all ranks have."""
+        padded = F.pad(x_TD, (0, 0, 0, GROUPS * self.shard.size * self.rows - self.tokens))
+        return padded.view(GROUPS, self.shard.size, self.rows, -1)[:, self.shard.rank].flatten(0, 1)
+
+    def gather(self, x_LD: torch.Tensor) -> torch.Tensor:
+        """All tokens (T, D) of everyone's share."""
+        everyones = x_LD.new_empty(self.shard.size, *x_LD.shape)
+        if x_LD.is_cuda:
+            dist.all_gather_into_tensor(everyones.flatten(0, 1), x_LD.contiguous(), group=self.shard.group)
+        else:
+            dist.all_gather(list(everyones.unbind(0)), x_LD.contiguous(), group=self.shard.group)
+        parts = everyones.view(self.shard.size, GROUPS, self.rows, -1)
+        return parts.transpose(0, 1).reshape(-1, x_LD.shape[1])[: self.tokens]
+
+    def sum_of(self, part: Callable[[torch.Tensor], torch.Tensor], x_TC: torch.Tensor) -> torch.Tensor:
+        """This rank's share (L, D) of `part(x)` added up over the ranks, group by group."""
+        sums, pending = [], []
+        for rows in x_TC.split(self.shard.size * self.rows):
+            y = part(rows)
+            y = F.pad(y, (0, 0, 0, self.shard.size * self.rows - len(y)))
+            sums.append(y.view(self.shard.size, self.rows, -1)[self.shard.rank])
+            if y.is_cuda:
+                sums[-1] = torch.empty_like(sums[-1])
+                work = dist.reduce_scatter_tensor(sums[-1], y, group=self.shard.group, async_op=True)
+            else:  # gloo
+                work = dist.all_reduce(y, group=self.shard.group, async_op=True)
+            pending.append((work, y))  # y must live until then
+        for work, _ in pending:
             work.wait()
-        return torch.cat(parts)
+        sums += [torch.zeros_like(sums[0])] * (GROUPS - len(sums))
+        return torch.cat(sums)

@@ -18,6 +18,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -33,6 +34,7 @@ from mmvl.engine.spread import Follower, SpreadDecoder
 from mmvl.model import VLModel
 
 TIMEOUT = timedelta(minutes=5)  # of a collective that a rank which still lives does not come to
+NOTICE = 1.0  # seconds after a failure for the news that another rank died, which is then its cause and ends this one
 _team: Team | None = None
 
 
@@ -108,6 +110,7 @@ class Team:
         try:
             yield
         except Exception as error:
+            time.sleep(NOTICE)
             self._end(f"rank {self.rank} failed: {_line(error)}")
 
     def leave(self) -> None:
@@ -136,6 +139,7 @@ class Team:
                     if getattr(follower, order[0])(*order[1:]) is not None:
                         self._peers[0].send("ready")
         except Exception as error:
+            time.sleep(NOTICE)
             self._peers[0].send(("failed", _line(error)))
             self._end(f"rank {self.rank} failed: {_line(error)}")
 

@@ -73,7 +73,7 @@ def test_ranks_say_the_same_and_end_together(tmp_path, alone, world, busy, kille
     os.kill(int((tmp_path / f"pid-{killed}").read_text()), signal.SIGKILL)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 1
-    assert f"mmvl: rank {killed} is gone" in errors
+    assert f"mmvl: rank {killed} is gone" in errors, [line for line in errors.splitlines() if "mmvl" in line]
 
 
 def test_ranks_end_well_when_the_first_does(tmp_path):

@@ -24,8 +24,12 @@ CONFIG = TextConfig(
     rope_theta=1000.0, postnorm=True, layernorm_full_attention_alpha=1.8, layernorm_linear_attention_alpha=1.7,
     layernorm_mlp_alpha=1.6, shared_intermediate_size=8,
 )  # fmt: skip
-CASES = {"plain": CONFIG, "no shared expert, pre-norm": replace(CONFIG, shared_intermediate_size=0, postnorm=False)}
-STEPS = [[(0, 5), (1, 3)], [(0, 1), (1, FEW + 40)], [(0, 1), (1, 1)]]  # (sequence, new tokens) of each call
+CASES = {  # without a shared expert many tokens are sent to their experts
+    "plain": CONFIG,
+    "pre-norm": replace(CONFIG, shared_intermediate_size=0, postnorm=False),
+    "few experts": replace(CONFIG, shared_intermediate_size=0, num_local_experts=4),
+}
+STEPS = [[(0, 5), (1, 3)], [(0, 1), (1, FEW + 40)], [(0, 1), (1, 1)], [(0, FEW + 1)]]  # (sequence, new tokens), by call
 
 
 def make_whole(config: TextConfig) -> Decoder:
@@ -35,6 +39,7 @@ def make_whole(config: TextConfig) -> Decoder:
         for name, p in decoder.named_parameters():
             if name.endswith("gate.weight"):
                 p.mul_(20)
+                p[-2:] -= 1  # the last rank's experts may get nothing
             if name.endswith("self_attn.norm.weight"):
                 p.copy_(torch.linspace(0.5, 1.5, len(p)))
     return decoder.double().requires_grad_(False)
