@@ -21,6 +21,9 @@ _ERROR = {
     },
 }
 
+# One event of a stream; `data` is a chunk as JSON, an error, or "[DONE]".
+_EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
+
 
 def request_body(kind: type[BaseModel]) -> dict:
     """What to add to an endpoint that takes a body of this kind."""
@@ -43,7 +46,7 @@ def add_bodies(app: FastAPI, *kinds: type[BaseModel]) -> None:
             schemas["Error"] = _ERROR
             for operation in (one for path in document["paths"].values() for one in path.values()):
                 if "requestBody" in operation:
-                    operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+                    operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": _EVENT}
                 shape = {"application/json": {"schema": {"$ref": _REFERENCE.format(model="Error")}}}
                 operation["responses"] = {
                     "200": operation["responses"]["200"],
