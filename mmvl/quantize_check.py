@@ -157,7 +157,10 @@ def compare_layers(
     dtype: torch.dtype,
     progress: Progress = lambda what: None,
 ) -> list[dict]:
-    """Random weights of a shape, as `init_weights` draws them, over random embeddings: a row a kind."""
+    """Random weights of a shape, as `init_weights` draws them, over random embeddings: a row a kind.
+
+    `experts_error` is the relative error of the first layer's experts alone, which the residual dilutes in the logits.
+    """
     progress("making the weights")
     decoder = Decoder(config).to(device, dtype).requires_grad_(False)
     decoder.init_weights(0)
@@ -165,9 +168,13 @@ def compare_layers(
     x_TD = torch.randn(tokens, config.hidden_size, generator=generator).to(device, dtype)
     packed = Packed.from_lengths((tokens,), device)
     before_RV = decoder.logits(decoder(x_TD, packed).hidden_TD).cpu()
+    experts = decoder.model.layers[0].block_sparse_moe
+    before_TD = experts(x_TD)[0].double()
     rows = []
     for kind in kinds:
         progress(f"{kind}: {tokens} tokens")
         with quantize_decoder(decoder, kind):
-            rows.append({"name": kind, **distances(before_RV, decoder.logits(decoder(x_TD, packed).hidden_TD).cpu())})
+            row = distances(before_RV, decoder.logits(decoder(x_TD, packed).hidden_TD).cpu())
+            off_TD = experts(x_TD)[0].double() - before_TD
+            rows.append({"name": kind, **row, "experts_error": (off_TD.norm() / before_TD.norm()).item()})
     return rows

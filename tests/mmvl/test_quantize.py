@@ -179,8 +179,9 @@ def test_finer_kinds_are_nearer(quantised, tiny_model_dir):
         postnorm=True,
     )  # fmt: skip
     rows = compare_layers(config, KINDS, tokens=20, device="cpu", dtype=torch.float32)
-    int8, int4, fp8 = (row["logits_error"] for row in rows)
-    assert 0 < int8 < fp8 < int4 < 0.5
+    for error in ("logits_error", "experts_error"):
+        int8, int4, fp8 = (row[error] for row in rows)
+        assert 0 < int8 < fp8 < int4 < 0.5
 
 
 def test_quantised_stacks_survive_casts(quantised):
