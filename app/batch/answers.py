@@ -52,13 +52,7 @@ class ModelAnswerer:
         in_flight: dict[int, Item] = {}
         asked = self._asked(items, in_flight, keep)
         for index, answer in self._vlm.batch(asked, **self._how.sampling):
-            item = in_flight.pop(index)
-            if item.chat is not None:
-                keep(item, self._chats.result(answer))
-            elif isinstance(answer, Exception):
-                keep(item, {"error": one_line(answer)})
-            else:
-                keep(item, result_of(answer))
+            self._keep(keep, in_flight.pop(index), answer)
 
     def _asked(self, items: Iterable[Item], in_flight: dict[int, Item], keep: Keep) -> Iterator:
         """What `VLM.batch` takes, one after the other; what cannot be opened is kept as a failure at once."""
@@ -66,8 +60,8 @@ class ModelAnswerer:
         for item, opened in self._ahead(items):
             try:
                 conversation = opened()
-            except (ValueError, OSError) as error:
-                keep(item, {"error": one_line(error)})
+            except Exception as error:  # whatever a hostile file does to the libraries, it is this item's failure
+                self._keep(keep, item, error)
             else:
                 if isinstance(conversation, dict):  # a request that was refused
                     keep(item, conversation)
@@ -94,14 +88,18 @@ class ModelAnswerer:
         messages = [{"role": "user", "content": [*parts, {"type": "text", "text": item.prompt}]}]
         return [{"role": "system", "content": self._how.system}, *messages] if self._how.system else messages
 
+    def _keep(self, keep: Keep, item: Item, answer) -> None:
+        """Keep a `mmvl.vlm.Answer`, or the exception that came instead of one."""
+        if item.chat is not None:
+            keep(item, self._chats.result(answer))
+        elif isinstance(answer, Exception):
+            keep(item, {"error": one_line(answer)})
+        else:
+            names = ("text", "finish_reason", "prompt_tokens", "image_tokens", "completion_tokens")
+            keep(item, {name: getattr(answer, name) for name in names})
+
     @functools.cached_property
     def _chats(self):
         from mmvl.app.batch.requests import ChatRequests  # whose imports are not for everyone
 
         return ChatRequests(self._vlm.processor, self._how.name)
-
-
-def result_of(answer) -> dict:
-    """What a row tells of a `mmvl.vlm.Answer`."""
-    names = ("text", "finish_reason", "prompt_tokens", "image_tokens", "completion_tokens")
-    return {name: getattr(answer, name) for name in names}

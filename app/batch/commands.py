@@ -1,5 +1,7 @@
 """The commands `mmvl caption` and `mmvl vqa`: what they take. `job.py` does the work."""
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -41,67 +43,73 @@ Engine = Annotated[str, typer.Option(metavar="local|ray", help="Here, or on a Ra
 Workers = Annotated[int, typer.Option(min=0, metavar="N", help="Of --engine ray: actors; 0 is one a GPU.")]
 
 
-def caption(
-    source: Source,
-    dest: Dest,
-    prompt: Annotated[
-        str, typer.Option(metavar="TEXT", help="What to ask; {{ field }} stands for a field of the row.")
-    ] = "Describe the image.",
-    system: System = "",
-    on_existing: OnExisting = "skip",
-    image: Image = None,
-    id: Id = None,
-    keep: Keep = None,
-    model: Model = None,
-    quantize: Quantize = None,
-    max_sequences: MaxSequences = 32,
-    device: Devices = None,
-    engine: Engine = "local",
-    workers: Workers = 0,
-    max_tokens: MaxTokens = 128,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    repetition_penalty: Penalty = 1.0,
-    seed: Seed = None,
-    stop: Stop = None,
-) -> None:
-    """Describe every picture of a source. Run it again to go on. Exit code 3: some rows failed, each says why."""
-    _run("caption", prompt, locals())
+_OPTIONS = {
+    "system": (System, ""),
+    "on_existing": (OnExisting, "skip"),
+    "image": (Image, None),
+    "id": (Id, None),
+    "keep": (Keep, None),
+    "model": (Model, None),
+    "quantize": (Quantize, None),
+    "max_sequences": (MaxSequences, 32),
+    "device": (Devices, None),
+    "engine": (Engine, "local"),
+    "workers": (Workers, 0),
+    "max_tokens": (MaxTokens, 128),
+    "temperature": (Temperature, 0.0),
+    "top_p": (TopP, 1.0),
+    "repetition_penalty": (Penalty, 1.0),
+    "seed": (Seed, None),
+    "stop": (Stop, None),
+}
+_SAMPLING = ("max_tokens", "temperature", "top_p", "repetition_penalty", "seed", "stop")
 
 
-def vqa(
-    source: Source,
-    dest: Dest,
-    question: Annotated[
-        str, typer.Option("-q", "--question", metavar="TEXT", help="What to ask; {{ field }}: a field of the row.")
-    ] = "{{ question }}",
-    system: System = "",
-    on_existing: OnExisting = "skip",
-    image: Image = None,
-    id: Id = None,
-    keep: Keep = None,
-    model: Model = None,
-    quantize: Quantize = None,
-    max_sequences: MaxSequences = 32,
-    device: Devices = None,
-    engine: Engine = "local",
-    workers: Workers = 0,
-    max_tokens: MaxTokens = 128,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    repetition_penalty: Penalty = 1.0,
-    seed: Seed = None,
-    stop: Stop = None,
-) -> None:
-    """Ask each row of a source its question. Run it again to go on. Exit code 3: some rows failed, each says why."""
-    _run("vqa", question, locals())
+def _command(task: str, text: str, asked: tuple) -> Callable[..., None]:
+    """The function of a command, with the signature that typer reads: SOURCE, -o, the option for what is `asked`
+    (name, type, default), and those that both commands have."""
+
+    def command(**options) -> None:
+        _run(task, options.pop(asked[0]), options)
+
+    options = {asked[0]: asked[1:], **_OPTIONS}
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind, annotation=type) for name, type in (("source", Source), ("dest", Dest))]
+    parameters += [
+        inspect.Parameter(name, kind, annotation=type, default=default) for name, (type, default) in options.items()
+    ]
+    command.__signature__ = inspect.Signature(parameters)
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__name__, command.__doc__ = task, text
+    return command
+
+
+caption = _command(
+    "caption",
+    "Describe every picture of a source. Run it again to go on. Exit code 3: some rows failed, each says why.",
+    (
+        "prompt",
+        Annotated[str, typer.Option(metavar="TEXT", help="What to ask; {{ field }} stands for a field of the row.")],
+        "Describe the image.",
+    ),
+)
+vqa = _command(
+    "vqa",
+    "Ask each row of a source its question. Run it again to go on. Exit code 3: some rows failed, each says why.",
+    (
+        "question",
+        Annotated[
+            str, typer.Option("-q", "--question", metavar="TEXT", help="What to ask; {{ field }}: a field of the row.")
+        ],
+        "{{ question }}",
+    ),
+)
 
 
 def _run(task: str, prompt: str, options: dict) -> None:
     from mmvl.app.batch.job import job
     from mmvl.app.batch.sources import Reading
 
-    sampling = ("max_tokens", "temperature", "top_p", "repetition_penalty", "seed", "stop")
     failed = job(
         task,
         options["source"],
@@ -116,7 +124,7 @@ def _run(task: str, prompt: str, options: dict) -> None:
         devices=options["device"].split(",") if options["device"] else (),
         engine=options["engine"],
         workers=options["workers"],
-        sampling={name: options[name] for name in sampling} | {"stop": list(options["stop"] or [])},
+        sampling={name: options[name] for name in _SAMPLING} | {"stop": list(options["stop"] or [])},
     )
     if failed:
         raise typer.Exit(errors.SOME_ROWS_FAILED)

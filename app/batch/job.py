@@ -59,8 +59,10 @@ def job(
         raise ValueError("the answers to an OpenAI batch file go into a .jsonl, in OpenAI's own shape")
     _try(template, source)
 
+    from mmvl.engine.sampling_params import SamplingParams
     from mmvl.vlm import MMVL_TINY
 
+    SamplingParams.from_kwargs(**sampling)  # what is wrong with it is told now, not when old rows are gone
     directory = model or MMVL_TINY
     how = Answering(model, None, directory.name, system, sampling, quantize, max_sequences)
     settings = Settings(task, directory.name, fingerprint(directory), template.text, system, sampling, quantize)

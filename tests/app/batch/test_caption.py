@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from mmvl.app.batch.answers import Answering, ModelAnswerer
+from mmvl.app.batch.items import FilePicture
 from mmvl.vlm import Answer
 
 DESTINATIONS = ("rows.jsonl", "rows.parquet", "shards")
@@ -131,6 +132,18 @@ def test_an_answer_that_failed_in_the_engine_is_a_row_with_the_reason(batch, tmp
     assert row["error"] == "out of memory"
 
 
+def test_a_picture_that_breaks_a_library_costs_one_row(batch, many_pictures, tmp_path, monkeypatch):
+    def broken(self):
+        if "0001" in self.path:
+            raise MemoryError
+        return opened(self)
+
+    opened = FilePicture.open
+    monkeypatch.setattr(FilePicture, "open", broken)
+    assert batch.run(many_pictures(3), tmp_path / "rows.jsonl", over(CountingVLM())).good == 2
+    assert batch.rows(tmp_path / "rows.jsonl")["pic0001.png"]["error"] == "MemoryError"
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -176,12 +189,13 @@ def test_bad_arguments_are_told_before_the_model_is_opened(run_cli, tmp_path, pi
     assert sorted(tmp_path.rglob("*")) == before, "nothing is left behind"
 
 
-def test_a_model_that_cannot_be_opened_overwrites_nothing(run_cli, batch, picture_path, tiny_model_dir, tmp_path):
+@pytest.mark.parametrize("wrong", [["--device", "abacus"], ["--top-p", "0"], ["--quantize", "int3"]])
+def test_what_cannot_be_opened_overwrites_nothing(run_cli, picture_path, tiny_model_dir, tmp_path, wrong):
     dest = tmp_path / "rows.jsonl"
     options = ["-o", dest, "--model", tiny_model_dir, "--max-tokens", "2"]
     assert run_cli("caption", picture_path, *options).code == 0
     before = dest.read_bytes()
-    assert run_cli("caption", picture_path, *options, "--on-existing", "overwrite", "--device", "abacus").code == 1
+    assert run_cli("caption", picture_path, *options, "--on-existing", "overwrite", *wrong).code == 1
     assert dest.read_bytes() == before
 
 
