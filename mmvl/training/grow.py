@@ -81,7 +81,8 @@ def grown(
     for number, place in enumerate(places):
         if old.text.attn_type_list[number] != config.text.attn_type_list[place]:
             raise ValueError(
-                f"layer {number} would come to place {place}, which attn_type_list gives another attention"
+                f"layer {number} would come to place {place}, which attn_type_list gives another attention; say where "
+                "the old layers go"
             )
     big = VLModel(config)
     big.init_weights(seed)
