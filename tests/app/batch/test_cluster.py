@@ -8,7 +8,7 @@ from PIL import Image
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'mmvl[cluster]'")
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)  # three processes import torch
 def test_two_workers_equal_one_process(run_cli, batch, picture_folder, tiny_model_dir, tmp_path, monkeypatch):
     for number in range(90):
         Image.new("RGB", (20 + number, 30), (3 * number, 0, 0)).save(picture_folder / f"x{number}.png")

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 
+import pandas
 import pyarrow.dataset
 import pytest
 from PIL import Image
@@ -128,6 +129,7 @@ def test_others_read_the_parquet_parts(batch, pictures, tmp_path, monkeypatch):
         (str(n), str(n), f"[{n}]", None) for n in range(3)
     ]
     assert [row["question"] for row in table] == ["0?", "1?", "2?"]
+    assert list(pandas.read_parquet(dest)["id"]) == ["0", "1", "2"]
     assert [row["error"] is None for row in table] == [True, True, False]
 
 
