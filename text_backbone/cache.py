@@ -80,7 +80,7 @@ class HybridCache:
             raise ValueError(
                 f"the cache needs room: max_sequences={max_sequences}, max_tokens={max_tokens}, page_size={page_size}"
             )
-        self.page_size, self.device = page_size, torch.device(device)
+        self.page_size, self.device, self.dtype = page_size, torch.device(device), dtype
         self.group = config.num_attention_heads // config.num_key_value_heads
         num_pages = -(-max_tokens // page_size)
         # on a GPU one page more, for what nobody reads: the keys of rows that fill up a CUDA graph's batch

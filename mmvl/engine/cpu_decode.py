@@ -36,14 +36,15 @@ class CpuDecode:
 
     @classmethod
     def of(cls, decoder, cache: HybridCache) -> "CpuDecode | None":
-        """For a small plain decoder in fp32 on the CPU; None for any other."""
+        """For a small plain decoder in fp32 or fp64 on the CPU; None for any other."""
         if not isinstance(decoder, Decoder) or decoder.shard is not None or decoder.config.shared_intermediate_size:
             return None
         layers = decoder.model.layers
         plain = all(isinstance(layer.block_sparse_moe.experts, Experts) for layer in layers)
         weights = list(decoder.parameters())
         small = sum(w.nbytes for w in weights) <= LARGEST
-        if not (plain and small and all(w.dtype == torch.float32 and w.device.type == "cpu" for w in weights)):
+        dtypes, devices = {w.dtype for w in weights}, {w.device.type for w in weights}
+        if not (plain and small and devices == {"cpu"} and dtypes in ({torch.float32}, {torch.float64})):
             return None
         return cls(decoder, cache)
 
@@ -99,7 +100,7 @@ class _Norm:
     def __init__(self, weight_D: Tensor, eps: float):
         size = weight_D.shape[0]
         self._weight_D = weight_D.detach() * size**0.5
-        self._eps = torch.tensor(size * eps, dtype=torch.float32)
+        self._eps = torch.tensor(size * eps, dtype=weight_D.dtype)
 
     def __call__(self, x_SD: Tensor) -> Tensor:
         length_S1 = torch.linalg.vector_norm(x_SD, dim=-1, keepdim=True)
@@ -121,6 +122,7 @@ class _Batch:
         for row, (slot, position) in enumerate(zip(slots, at, strict=True)):
             pages = np.asarray(cache.pages_of(slot)[: position // size + 1], dtype=np.int64)
             rows_SU[row, : position + 1] = (pages[:, None] * size + within).reshape(-1)[: position + 1]
+            rows_SU[row, position + 1 :] = rows_SU[row, 0]  # masked, but 0 * NaN is NaN: nobody's keys but its own
         self.one_slot = slots[0] if count == 1 else None
         self.slots_S = torch.tensor(slots)
         self.write_S = torch.from_numpy(rows_SU[np.arange(count), at])
@@ -129,7 +131,8 @@ class _Batch:
         positions_S = torch.tensor(at)
         if min(at) + 1 < most:
             hidden_SU = torch.arange(most) > positions_S[:, None]
-            self.mask_S11U = torch.zeros(count, most).masked_fill_(hidden_SU, float("-inf"))[:, None, None]
+            zeros_SU = torch.zeros(count, most, dtype=cache.dtype)
+            self.mask_S11U = zeros_SU.masked_fill_(hidden_SU, float("-inf"))[:, None, None]
         self.cos_S1R, self.sin_S1R = rope_tables(positions_S, config.rotary_dim, config.rope_theta)
 
 
@@ -150,7 +153,7 @@ class _Layer:
             self._out_CD = attention.out_proj.weight.detach().t().contiguous()
             self._output_norm = _Norm(attention.norm.weight, OUTPUT_NORM_EPS)
             self._slopes_H = attention.slopes_H(torch.device("cpu"))
-            self._decay_H11 = torch.exp(-self._slopes_H.float())[:, None, None]
+            self._decay_H11 = torch.exp(-self._slopes_H.to(joined.dtype))[:, None, None]
             self._decays_of: dict[int, tuple[Tensor, Tensor]] = {}
         else:
             self.attend = self._softmax
@@ -198,7 +201,8 @@ class _Layer:
             distance_LL = at_L[:, None] - at_L
             within_HLL = torch.exp(-self._slopes_H[:, None, None] * distance_LL).masked_fill_(distance_LL < 0, 0.0)
             before_HL1 = torch.exp(-self._slopes_H[:, None, None] * (at_L[:, None] + 1))
-            self._decays_of[length] = within_HLL.float(), before_HL1.float()
+            dtype = self._decay_H11.dtype
+            self._decays_of[length] = within_HLL.to(dtype), before_HL1.to(dtype)
         return self._decays_of[length]
 
     def _lightning_step(self, qkv_SC: Tensor, batch: _Batch, cache: HybridCache) -> Tensor:
@@ -237,7 +241,7 @@ class _Layer:
         best_Sk, chosen_Sk = torch.mm(h_SD, self._gate_DE).topk(self._top_k, dim=-1)
         weights_Sk = best_Sk.softmax(-1)  # softmax over all and renormalising gives the same
         if S * self._top_k >= ALL_EXPERTS * E:
-            weights_SE = torch.zeros(S, E).scatter_(1, chosen_Sk, weights_Sk)
+            weights_SE = weights_Sk.new_zeros(S, E).scatter_(1, chosen_Sk, weights_Sk)
             gate_SEI, up_SEI = torch.mm(h_SD, self._up_DX).view(S, E, 2 * I).split(I, dim=2)
             return torch.mm(F.silu(gate_SEI).mul_(up_SEI).mul_(weights_SE[..., None]).view(S, E * I), self._down_XD)
         if S == 1:

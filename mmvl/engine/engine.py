@@ -210,13 +210,14 @@ class Engine:
         elif not self._flights and self.waiting and not self.running:
             error = CacheFull("the request needs more memory than there is, even alone; shorten it")
             return [self._fail(self.waiting[0], error)]
-        if self._flights and (len(self._flights) > int(self.behind) or not works or self._flights[-1].seen):
+        drain = not works or self._flights and self._flights[-1].seen
+        while self._flights and (drain or len(self._flights) > int(self.behind)):
             updates += self._collect()
         return updates
 
     def _launch(self, works: list[Work]) -> list[Update]:
         """Put a step on the device; whoever cannot take part for want of memory is told, or tries again."""
-        failed = self._images.prepare(works, self.waiting)
+        failed = self._images.prepare(works, self.waiting) | self._ask_masks(works)
         updates = [self._fail(request, error) for request, error in failed.items()]
         works = [work for work in works if work.request not in failed]
         if not works:
@@ -229,6 +230,20 @@ class Engine:
             updates += self._too_large(works, error)
         return updates
 
+    def _ask_masks(self, works: list[Work]) -> dict[Request, Exception]:
+        """What may come next in constrained answers; whose mask is broken, and how."""
+        failed: dict[Request, Exception] = {}
+        size = self.processor.valid_vocab_size
+        for request in (work.request for work in works if work.samples and work.request.params.logit_mask is not None):
+            try:
+                mask_V = request.params.logit_mask.next_mask(request.output_ids)
+                if mask_V is not None and (mask_V.dtype != torch.bool or mask_V.ndim != 1 or len(mask_V) < size):
+                    raise ValueError(f"a mask is a boolean vector of at least {size} ids, not {tuple(mask_V.shape)}")
+                request.mask_V = mask_V
+            except Exception as error:  # it is the caller's code
+                failed[request] = error
+        return failed
+
     def _too_large(self, works: list[Work], error: Exception) -> list[Update]:
         """A step ran out of memory: one that was alone fails, several begin again one by one, in smaller steps."""
         if self.model.device.type == "cuda":
@@ -237,6 +252,8 @@ class Engine:
         if len(works) == 1 and works[0].count <= smallest:
             return [self._fail(works[0].request, error)]
         self.scheduler.max_batch_tokens = max(self.scheduler.max_batch_tokens // 2, smallest)
+        if all(work.count == 1 for work in works):  # no chunk was too long: they are too many
+            self.scheduler.max_running = max(len(works) // 2, 1)
         for work in works:
             work.request.suspect = True  # the states are half-written: nothing of them is kept
             self.scheduler.preempt(work.request)

@@ -6,6 +6,8 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from torch import Tensor
+
 from mmvl.engine.draft import PromptLookup
 from mmvl.engine.prefix_keys import PrefixKeys
 from mmvl.engine.sampler import SamplerState
@@ -51,6 +53,7 @@ class Request:
     in_flight: int = 0
     cuts: list[int] = field(default_factory=list)
     last_checkpoint: int = 0
+    mask_V: Tensor | None = None  # which ids may come next, if the answer is constrained
     swapped: bool = False  # it waits, and its cache is in the host's memory
     suspect: bool = False  # it took part in a step that ran out of memory, and runs alone until it is cleared
 

@@ -58,6 +58,7 @@ class Scheduler:
         self.max_batch_tokens, self.max_draft_tokens = max_batch_tokens, max_draft_tokens
         self.waiting: list[Request] = []
         self.running: list[Request] = []
+        self.max_running: int | None = None  # set when the device turns out to be too small for more
         self.preemptions = 0
 
     def add(self, request: Request) -> None:
@@ -128,7 +129,8 @@ class Scheduler:
         )
 
     def _admit(self, request: Request) -> bool:
-        if request.in_flight or not self.memory.admit(request):
+        full = self.max_running is not None and len(self.running) >= self.max_running
+        if full or request.in_flight or not self.memory.admit(request):
             return False
         insort(self.running, request, key=_RANK)
         return True

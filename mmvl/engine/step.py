@@ -181,9 +181,7 @@ class Stepper:
         """Whose logits are sampled, one row for every guess and one behind them."""
         request = work.request
         first = len(request.output_ids) + request.in_flight
-        mask = request.params.logit_mask
-        mask_V = None if mask is None else mask.next_mask(request.output_ids)
-        return [Row(request.sampler_state, first + n, mask_V) for n in range(1 + len(work.draft))]
+        return [Row(request.sampler_state, first + n, request.mask_V) for n in range(1 + len(work.draft))]
 
     def _remember(self, works: Sequence[Work], tokens_S: Tensor, drafting: bool) -> None:
         if self._last_N is not None and not drafting:

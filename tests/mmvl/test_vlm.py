@@ -159,21 +159,42 @@ def test_leaving_or_cancelling_generate_ends_the_request(slow):
         wait_until(lambda: idle(slow), seconds=0.5)
 
 
-def test_one_broken_request_fails_alone(vlm, monkeypatch):
-    class Nothing:
-        def next_mask(self, token_ids):
-            return torch.zeros(vlm.processor.valid_vocab_size, dtype=torch.bool)
+class Mask:
+    def __init__(self, answer):
+        self.answer = answer
 
-    async def both():
+    def next_mask(self, token_ids):
+        return self.answer(token_ids)
+
+
+def test_a_mask_constrains_an_answer(vlm):
+    allowed = vlm.processor.encode_text("abc")
+    mask_V = torch.zeros(vlm.processor.valid_vocab_size, dtype=torch.bool)
+    mask_V[allowed] = True
+    params = SamplingParams(max_tokens=6, logit_mask=Mask(lambda ids: mask_V if len(ids) < 4 else None))
+    ids = [token for update in collect(vlm, "is there", params) for token in update.token_ids]
+    assert len(ids) == 6 and set(ids[:4]) <= set(allowed)
+
+
+def test_one_broken_request_fails_alone(vlm):
+    size, before = vlm.processor.valid_vocab_size, vlm.engine.stats().finished_total.get("error", 0)
+    broken = [
+        lambda ids: torch.zeros(size, dtype=torch.bool),  # nothing may come
+        lambda ids: torch.ones(3, dtype=torch.bool),
+        lambda ids: 1 / 0 if ids else None,
+    ]
+
+    async def together():
         async def last(**settings):
             return [u async for u in vlm.generate("is there", SamplingParams(max_tokens=6, **settings))][-1]
 
-        return await asyncio.gather(last(logit_mask=Nothing()), last())
+        return await asyncio.gather(*(last(logit_mask=Mask(answer)) for answer in broken), last())
 
-    broken, fine = asyncio.run(both())
-    assert broken.request.finish_reason == "error" and isinstance(broken.error, Exception)
+    *failed, fine = asyncio.run(together())
+    for update, kind in zip(failed, (RuntimeError, ValueError, ZeroDivisionError), strict=True):
+        assert update.request.finish_reason == "error" and isinstance(update.error, kind)
     assert fine.request.finish_reason in ("stop", "length") and fine.error is None
-    assert vlm.engine.stats().finished_total["error"] == 1 and idle(vlm)
+    assert vlm.engine.stats().finished_total["error"] == before + 3 and idle(vlm)
 
 
 def test_closing_a_stream_frees_its_slot_at_once(slow):
