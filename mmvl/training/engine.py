@@ -85,10 +85,17 @@ def make_engine(objective: nn.Module, recipe: TrainRecipe, parallel: Parallel | 
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }
+    if sums_in_fp32(recipe):
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
     engine, _, _, _ = deepspeed.initialize(
         model=objective, optimizer=optimizer, config=config, dist_init_required=False
     )
     return engine
+
+
+def sums_in_fp32(recipe: TrainRecipe) -> bool:
+    """Whether gradients of several batches are added up in fp32 beside bf16 weights: ZeRO 2 can, ZeRO 1 cannot."""
+    return recipe.precision == "bf16" and recipe.zero_stage == 2
 
 
 def set_accumulation(engine, accumulate: int) -> None:

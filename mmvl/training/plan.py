@@ -17,6 +17,7 @@ import torch
 from mmvl.config import VLConfig
 from mmvl.model import VLModel
 from mmvl.training.build import extended, freeze, stage_config
+from mmvl.training.engine import sums_in_fp32
 from mmvl.training.flops import StepFlops
 from mmvl.training.recipe import ContrastiveRecipe, PreferenceRecipe, TokenizerRecipe, TrainRecipe, load_recipe
 
@@ -201,7 +202,8 @@ def memory(
     """Bytes of one GPU, by part.
 
     Experts lie on `expert * expert_tensor` GPUs each, everything else on all. ZeRO 1 shares the optimizer's fp32
-    weights and two moments (12 bytes a parameter), ZeRO 2 the gradients as well, among the GPUs that hold the same.
+    weights and two moments (12 bytes a parameter), ZeRO 2 the gradients as well, summed in fp32, among the GPUs that
+    hold the same.
     """
     width = 2 if recipe.precision == "bf16" else 4
     holders = recipe.parallel.expert * recipe.parallel.expert_tensor
@@ -211,14 +213,17 @@ def memory(
     shared = {part: learns[part] / same[part] for part in learns}
     gradients = shared if recipe.zero_stage == 2 else learns
     optimizer = shared if recipe.zero_stage else learns
-    # The bucket that is reduced, and the fp32 copy of the largest group's gradients that the optimizer steps with.
-    buffers = min(BUCKET, sum(learns.values())) * width + 4 * max(optimizer.values())
+    # The bucket that is reduced; where sums are not fp32 already, a flat copy of the largest group's, and one in fp32.
+    summed = 4 if sums_in_fp32(recipe) else width
+    buffers = min(BUCKET, sum(learns.values())) * width
+    if not sums_in_fp32(recipe):
+        buffers += (width + 4 * (width < 4)) * max(optimizer.values())
     rank_tokens = math.ceil(sum(lengths) / recipe.parallel.sequence)
     if holders > 1:  # tokens sent to and received from other ranks' experts, and the same for what comes back
         buffers += 4 * rank_tokens * config.text.num_experts_per_tok * config.text.hidden_size * width
     parts = {
         "weights": width * sum(held.values()),
-        "gradients": width * sum(gradients.values()),
+        "gradients": summed * sum(gradients.values()),
         "optimizer": 12 * sum(optimizer.values()),
         "activations": _activations(recipe, config, rank_tokens, tiles, width),
         "logits": _logits(config, rank_tokens, width),

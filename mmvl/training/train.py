@@ -18,7 +18,7 @@ from mmvl.training import engine_state
 from mmvl.training.batch import Batch
 from mmvl.training.build import build_model, load_tokenizer
 from mmvl.training.checkpoints import Checkpoint, Writer, complete
-from mmvl.training.engine import make_engine, set_accumulation
+from mmvl.training.engine import make_engine, set_accumulation, sums_in_fp32
 from mmvl.training.guard import BadLoss, LossGuard, save_batches, stopped
 from mmvl.training.ledger import Ledger
 from mmvl.training.loader import Loader, source_names
@@ -89,6 +89,8 @@ class Stage:
         self.model, self.processor = build_model(recipe, self.parallel, self.device, filled=checkpoint is None)
         self.names = source_names(recipe.data)
         self.sizes = recipe.data.batches_of(self.parallel.data_world)
+        if recipe.precision == "bf16" and not sums_in_fp32(recipe) and max(size for _, size in self.sizes) > 1:
+            self._warn("zero_stage 1 adds up the gradients of a step's batches in bf16; zero_stage 2 does it in fp32")
         self.engine = make_engine(self.make_objective(self.model), recipe, self.parallel)
         self.metrics, self.rates = Metrics(self.out), Rates(self.model.config, recipe, self.ranks)
         self.step, self.seconds, self.ledger, loader_state = 0, 0.0, Ledger(self.names), None

@@ -20,9 +20,11 @@ from mmvl.data.shards import ShardSource
 from mmvl.processor import Processor
 from mmvl.text_backbone.packed import Packed
 from mmvl.training.batch import Batch
-from mmvl.training.engine import param_groups
+from mmvl.training.build import build_model
+from mmvl.training.engine import make_engine, param_groups, set_accumulation
 from mmvl.training.loader import Encode, Loader
 from mmvl.training.objective import Objective, cross_entropy
+from mmvl.training.ranks import Ranks
 from mmvl.training.recipe import DataSpec, load_recipe
 from mmvl.training.report import read_metrics
 from mmvl.training.train import train
@@ -170,6 +172,24 @@ def test_steps_grow_and_a_resumed_stage_grows_alike(recipe_file, tmp_path):
         load_recipe(recipe_file, growing[1:2])
     with pytest.raises(ValueError, match=r"data.batch_growth.0.batches \(3\) must be a multiple of the 2"):
         load_recipe(recipe_file, [*growing, "data.batches_per_step=2"]).data.batches_of(2)
+
+
+def test_gradients_of_many_batches_are_added_up_in_fp32(recipe_file):
+    """Sixteen times the same batch, each with a sixteenth of the weight, is that batch: bf16 sums would not be."""
+    recipe = load_recipe(recipe_file, ["precision=bf16", "zero_stage=2", "data.workers=0"])
+    Ranks()
+    model, processor = build_model(recipe)
+    batch = next(iter(Loader(recipe.data, processor, 0))).to(torch.device("cpu"))
+    engine, norms = make_engine(Objective(model, 0.0, 2), recipe), []
+    for group in engine.optimizer.param_groups:
+        group["lr"] = 0.0
+    for count in (1, 16):
+        set_accumulation(engine, count)
+        for _ in range(count):
+            engine.backward(engine(batch, len(batch.targets_L) * count, count)[0])
+            engine.step()
+        norms.append(float(engine.get_global_grad_norm()))
+    assert norms[1] == pytest.approx(norms[0], rel=1e-6)
 
 
 def test_a_signal_saves_first(recipe_file, tmp_path):
