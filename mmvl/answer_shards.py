@@ -65,7 +65,7 @@ def _found(key: str, found: dict, buffer) -> FoundSample:
     if "json" in found:
         try:
             record = json.loads(content("json"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return FoundSample(key, [], {}, [], f"sample '{key}' has JSON that cannot be read: {error}")
         fields = record if isinstance(record, dict) else {"json": record}
     fields |= {name: content(name).decode(errors="replace").strip() for name in _TEXT_MEMBERS if name in found}

@@ -48,7 +48,7 @@ class JsonLines:
                     continue
                 try:
                     row = json.loads(line)
-                except ValueError as error:  # also what is not UTF-8
+                except (ValueError, RecursionError) as error:  # also what is not UTF-8, or nested without end
                     yield Item(id, request=self.requests, error=f"line {number} is no JSON: {error}")
                     continue
                 if not isinstance(row, dict):
@@ -108,7 +108,7 @@ def holds_requests(path: Path) -> bool:
     with path.open("rb") as file:
         try:
             first = json.loads(file.readline(MAX_LINE))
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
     return isinstance(first, dict) and {"custom_id", "body"} <= first.keys()
 
