@@ -13,18 +13,17 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from mmvl.benchmark.communication import profiled, sending
 from mmvl.benchmark.decoder import SLICE, SMALL
 from mmvl.config import VLConfig
 from mmvl.model import VLModel
-from mmvl.text_backbone import expert_parallel
 from mmvl.text_backbone.config import TextConfig
 from mmvl.training.batch import Batch
 from mmvl.training.engine import GuardedAdamW, make_engine
@@ -120,12 +119,12 @@ def _measure_ours(ranks, size, layers, token_groups, progress, took) -> None:
         ours.set_token_groups(groups)
         for sent in (True, False) if ranks.world > 1 else (True,):
             progress(f"mmvl: tokens in {groups} groups, {'sent' if sent else 'copied on the spot'}")
-            with _sending(sent):
+            with sending(sent):
                 row = {"name": "mmvl", "token_groups": groups, "sent": sent, **_row(ours, ranks, size)}
             if sent:
                 alone[groups] = row
                 if ranks.device.type == "cuda":
-                    row |= _profiled(ours.step, ranks, progress)
+                    row |= profiled(ours.step, ranks, progress)
             else:
                 step = alone[groups]["step_ms"]
                 row["exposed_share_by_difference"] = (step - row["step_ms"]) / step
@@ -281,74 +280,6 @@ def _row(contestant, ranks: Ranks, size: Size) -> dict:
     if size.peak_tflops:
         row["utilisation"] = flops / step / 1e12 / size.peak_tflops
     return row
-
-
-def _profiled(step: Callable[[], None], ranks: Ranks, progress: Callable[[str], None]) -> dict:
-    """Of one step on the GPU: milliseconds of communication kernels, and the share that no other kernel runs beside.
-
-    Empty, and said so, where torch's profiler does not work.
-    """
-    from torch.autograd import DeviceType
-    from torch.profiler import ProfilerActivity, profile
-
-    ranks.wait()
-    try:
-        with profile(activities=[ProfilerActivity.CUDA]) as found:
-            step()
-            wait_for(ranks.device)
-    except RuntimeError as error:
-        progress(f"no profile: {' '.join(str(error).split())}")
-        return {}
-    spans: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
-    for event in found.events():
-        if event.device_type == DeviceType.CUDA:
-            spans["nccl" in event.name.lower()].append((event.time_range.start, event.time_range.end))
-    sending, working = (_union(spans[kind]) for kind in (True, False))
-    if not sending or not working:
-        return {}
-    whole = max(sending[-1][1], working[-1][1]) - min(sending[0][0], working[0][0])
-    exposed = _length(sending) - _overlap(sending, working)
-    return {
-        "communication_ms": _length(sending) / 1e3,
-        "exposed_ms": exposed / 1e3,
-        "exposed_share": exposed / whole,
-        "idle_share": 1 - (_length(sending) + _length(working) - _overlap(sending, working)) / whole,
-    }
-
-
-def _union(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    merged: list[tuple[float, float]] = []
-    for begin, end in sorted(spans):
-        if merged and begin <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((begin, end))
-    return merged
-
-
-def _length(spans: list[tuple[float, float]]) -> float:
-    return sum(end - begin for begin, end in spans)
-
-
-def _overlap(a: list[tuple[float, float]], b: list[tuple[float, float]]) -> float:
-    return _length(a) + _length(b) - _length(_union(a + b))
-
-
-@contextmanager
-def _sending(sent: bool) -> Iterator[None]:
-    """Within, tokens travel or not; what the experts then compute has the same shapes, and no meaning."""
-    real = expert_parallel.Exchange
-    expert_parallel.Exchange = real if sent else _CopiedOnTheSpot
-    try:
-        yield
-    finally:
-        expert_parallel.Exchange = real
-
-
-class _CopiedOnTheSpot(expert_parallel.Exchange):
-    def launch(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
-        rows = torch.arange(sum(receive), device=x.device)
-        return x.index_select(0, rows % len(x)) if len(x) else x.new_zeros(len(rows), *x.shape[1:])
 
 
 def draw_weights(module: nn.Module) -> None:

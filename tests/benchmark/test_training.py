@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from mmvl.benchmark.communication import overlap, union
 from mmvl.benchmark.training import run
-from mmvl.benchmark.training_step import _overlap, _union
 
 
 def test_two_ranks_measure_every_part(tmp_path):
@@ -43,9 +43,9 @@ def test_two_ranks_measure_every_part(tmp_path):
 
 
 def test_what_no_other_kernel_runs_beside():
-    sending = _union([(0, 4), (3, 6), (10, 12)])
+    sending = union([(0, 4), (3, 6), (10, 12)])
     assert sending == [(0, 6), (10, 12)]
-    assert _overlap(sending, _union([(5, 11)])) == 2
+    assert overlap(sending, union([(5, 11)])) == 2
 
 
 def test_an_unknown_part_is_refused():
