@@ -6,6 +6,7 @@ fp64: among a million choices of experts there are some that fp32 rounding turns
 """
 
 import json
+import os
 import random
 import resource
 import sys
@@ -21,6 +22,7 @@ from mmvl.engine import Engine, SamplingParams
 from mmvl.model import VLModel
 from mmvl.processor import Processor, Prompt
 
+COUNT = int(os.environ.get("MMVL_SOAK", "25"))  # requests of each test here
 PLAIN = {"prefix_cache": "off", "draft_tokens": 0, "behind": False, "max_sequences": 1}
 SHORT_OF_MEMORY = {"max_sequences": 6, "max_batch_tokens": 96, "draft_tokens": 20, "swap_bytes": 1 << 16}
 
@@ -150,7 +152,8 @@ def _check(plain: Engine, request, job: Job) -> None:
 )
 def test_a_random_load_is_answered_as_alone_and_leaves_nothing(tiny_model_dir, settings):
     model = load_model(tiny_model_dir, dtype=torch.float32)
-    seen = soak(model, Processor.from_pretrained(tiny_model_dir), 25, seed=len(settings), **settings)
+    seen = soak(model, Processor.from_pretrained(tiny_model_dir), COUNT, seed=len(settings), **settings)
+    print(json.dumps(seen))
     assert seen["preemptions"] > 0 and seen["prefix_hit_tokens"] > 0
     assert seen["accepted"] > 0 or settings.get("draft_tokens") == 0
 
