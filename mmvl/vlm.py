@@ -14,9 +14,8 @@ from pathlib import Path
 
 import torch
 
-from mmvl.checkpoint import load_model
 from mmvl.engine.engine import Engine
-from mmvl.engine.ranks import join
+from mmvl.engine.ranks import load
 from mmvl.engine.request import FinishReason, Request, Update
 from mmvl.engine.runner import Runner
 from mmvl.engine.sampling_params import SamplingParams
@@ -141,8 +140,7 @@ class VLM:
         self.directory = Path(model) if model is not None else MMVL_TINY
         self.device = _device(device)
         self.dtype = _dtype(dtype, self.device)
-        team = join()  # of several ranks, all but the first stay in `load` until the first one ends
-        load = load_model if team is None else team.load
+        # of several ranks, all but the first stay in `load` until the first one ends
         loaded = load(self.directory, device=self.device, dtype=self.dtype, quantize=quantize)
         if not isinstance(loaded, VLModel):
             raise ValueError(f"{self.directory} holds a text model without the vision half; mmvl needs both to answer")

@@ -25,6 +25,7 @@ from mmvl.benchmark.run import SECONDS, provenance
 from mmvl.checkpoint import load_model
 from mmvl.engine import Engine, SamplingParams
 from mmvl.engine.memory import bytes_of_state, bytes_of_token
+from mmvl.engine.ranks import load as load_over_ranks
 from mmvl.processor import Processor, Prompt
 from mmvl.text_backbone.config import TextConfig
 from mmvl.text_backbone.decoder import Decoder
@@ -163,7 +164,7 @@ def floors(config: TextConfig, dtype: torch.dtype, load: Load, peak: dict) -> di
 class _Ours:
     def __init__(self, model: Path | None, shape: str | None, device, dtype, settings: dict):
         processor = Processor.from_pretrained(model or MMVL_TINY)
-        loaded = load_model(model or MMVL_TINY, device=device, dtype=dtype) if shape is None else None
+        loaded = load_over_ranks(model or MMVL_TINY, device=device, dtype=dtype) if shape is None else None
         whole = _TextOnly(SHAPES[shape], device, dtype) if shape else loaded
         settings = {"prefix_cache": "off", "draft_tokens": 0} | settings
         self.engine = Engine(whole, processor, **settings)

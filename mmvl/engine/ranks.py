@@ -46,11 +46,20 @@ def join() -> Team | None:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+            # what ranks tell each other at the start, and a model on the CPU, go through gloo in any case
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
         _team = Team(rank, dist.get_world_size())
         if rank == 0:
             atexit.register(_team.leave)
     return _team
+
+
+def load(directory: Path, device: torch.device, dtype: torch.dtype | None, quantize: str | None = None):
+    """`load_model`, or under torchrun `Team.load`, from which ranks after the first never return."""
+    team = join()
+    if team is None:
+        return load_model(directory, device, dtype, quantize=quantize)
+    return team.load(directory, device, dtype, quantize)
 
 
 def gather() -> None:
