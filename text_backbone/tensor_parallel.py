@@ -25,7 +25,7 @@ from .config import TextConfig
 from .expert_parallel import ExpertLayout
 from .small_sum import SmallSum, small_sum
 
-FEW = 256  # tokens up to which a sum goes in one piece
+FEW = 512  # tokens up to which they are on every rank; the largest step that is captured in a CUDA graph
 GROUPS = 4  # of more tokens
 
 

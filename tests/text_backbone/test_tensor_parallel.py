@@ -58,7 +58,7 @@ def part_of(whole: Decoder, shard: Shard) -> Decoder:
 
 @torch.no_grad()
 def outputs(decoder: Decoder, x: torch.Tensor) -> list[torch.Tensor]:
-    cache = decoder.new_cache(max_sequences=2, max_tokens=1024, page_size=16, device="cpu", dtype=torch.float64)
+    cache = decoder.new_cache(max_sequences=2, max_tokens=2048, page_size=16, device="cpu", dtype=torch.float64)
     slots, at, out = [cache.allocate(), cache.allocate()], 0, []
     for step in STEPS:
         packed = cache.pack([(slots[s], n) for s, n in step])
