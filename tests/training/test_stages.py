@@ -74,7 +74,8 @@ def test_all_stages_in_turn(recipe_dict, shards, preferences, tmp_path, monkeypa
     assert moved(tower, aligned) == {"vision_tower"} and all(torch.isfinite(t).all() for t in trained.values())
     understood = run("understanding", sources=seen)
     assert moved(aligned, understood) == {"vision_tower", "multi_modal_projector", "image_newline", "language_model"}
-    instructed = run("instruction", "init_from=runs/tiny/understanding/model", sources=[{"path": pictures, "weight": 1}])
+    sources = [{"path": pictures, "weight": 1}]
+    instructed = run("instruction", "init_from=runs/tiny/understanding/model", sources=sources)
     pairs = [{"path": str(preferences / "preferences"), "weight": 1}]
     preferred = run("preference", "preference.held_out=0.3", "preference.max_epochs=0.5", sources=pairs, tokens=10**6)
     assert moved(instructed, preferred) == {"vision_tower", "multi_modal_projector", "image_newline", "language_model"}
