@@ -153,8 +153,10 @@ class _Bench:
         if ".experts.scale" in name:
             spread = {"int8": 74.0, "int4": 4.6, "fp8": 1.0}[self.decoder.model.layers[0].block_sparse_moe.experts.kind]
             t.fill_(inputs**-0.5 / spread)
-        elif t.dtype in (torch.uint8, torch.int8):
-            t.random_(0, 256 if t.dtype == torch.uint8 else 127, generator=generator)
+        elif t.dtype == torch.uint8:
+            t.random_(0, 256, generator=generator)
+        elif t.dtype == torch.int8:
+            t.random_(-127, 128, generator=generator)
         elif t.dtype == torch.float8_e4m3fn:
             for one in t:
                 one.copy_(torch.randn(one.shape, device=t.device, generator=generator))

@@ -1,0 +1,31 @@
+"""The benchmark over ranks, on one rank and a toy shape: every measurement is there, and weights have natural sizes."""
+
+import json
+
+import pytest
+import torch
+
+from mmvl.app.bench_ranks import _numbers
+from mmvl.benchmark import ranks
+
+
+@pytest.mark.parametrize("experts", [None, "int8", "int4", "fp8"])
+def test_everything_is_measured_and_written(experts, tmp_path, monkeypatch):
+    monkeypatch.setattr(ranks, "CONTEXT", 16)
+    said = []
+    ranks.run("tiny", experts, (20,), (1, 3), tmp_path / "out.json", said.append)
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert [row["tokens"] for row in found["prefill"]] == [20] and [r["sequences"] for r in found["decode"]] == [1, 3]
+    assert all(row["ms"] > 0 and row["floor_ms"] > 0 and row["of_roofline"] > 0 for row in found["decode"])
+    assert found["commit"] and said[-1] == "done"
+    bench = ranks._Bench(ranks.TINY, experts, 0, 1, torch.device("cpu"), torch.float32)
+    with torch.inference_mode():
+        out = bench.decoder.model.layers[0].block_sparse_moe(bench._embeddings(50))[0]
+    assert 0.1 < out.std() < 2
+
+
+def test_lists_of_numbers():
+    assert _numbers("1,8,64") == (1, 8, 64)
+    for wrong in ("", "1,x", "0", "-1"):
+        with pytest.raises(ValueError, match="whole numbers like 1,8,64"):
+            _numbers(wrong)
