@@ -3,19 +3,14 @@
 Needs a Chromium on the system and the extra `dev`: .venv/bin/python docs/take_picture.py
 """
 
-import asyncio
 import shutil
-import socket
-import threading
-import time
-from contextlib import contextmanager
 from pathlib import Path
 
-import uvicorn
 from playwright.sync_api import Page, expect, sync_playwright
 
 from mmvl import VLM
 from mmvl.app.chat import mount_page
+from mmvl.app.chat.in_thread import in_thread
 from mmvl.app.server import ServerSettings, create_app
 
 FOLDER = Path(__file__).parent
@@ -31,7 +26,9 @@ def take_pictures(model=None, folder: Path = FOLDER) -> None:
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         raise ValueError("no Chromium here: apt-get install chromium")
-    with _served(VLM(model)) as url, sync_playwright() as playwright:
+    app = create_app(VLM(model), ServerSettings())
+    mount_page(app)
+    with in_thread(app) as url, sync_playwright() as playwright:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=chromium, args=flags)
         tab = browser.new_page(viewport={"width": 1200, "height": 760})
@@ -58,24 +55,6 @@ def _take(tab: Page, file: Path) -> None:
     tab.mouse.move(5, 300)
     tab.wait_for_timeout(1000)  # what slides has come to rest
     tab.screenshot(path=file)
-
-
-@contextmanager
-def _served(vlm):
-    """The page's address, while it is served from a thread."""
-    app = create_app(vlm, ServerSettings(port=0))
-    mount_page(app)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
-        thread.start()
-        while not server.started and thread.is_alive():
-            time.sleep(0.05)
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 if __name__ == "__main__":
