@@ -39,7 +39,7 @@ def mount_page(app: FastAPI) -> gr.Blocks:
         server_name=settings.host,
         server_port=settings.port,
         theme=layout.THEME,
-        css=layout.asset("style.css"),
+        head=f"<style>{layout.asset('style.css')}</style>",  # as `css`, only below the sidebars' parent
         js=layout.asset("page.js"),
         max_file_size=f"{settings.max_body_mb}mb",
         footer_links=[],
