@@ -92,7 +92,7 @@ class Writing:
     def _read(self) -> Prompt:
         """On a thread: files -> tiles, conversation -> prompt."""
         open_all(
-            [file for turn in self._talk.path(self._turn.id) for file in turn.files],
+            [file for turn in self._talk.read(self._turn) for file in turn.files],
             self._attachments.open,
             self._attachments.limits.images,
         )
@@ -145,8 +145,9 @@ def seen_in(service: Service, attachments: Attachments, talk: Conversation, turn
     Raises ValueError or OSError if a file is gone.
     """
     prompt = prompt_of(service, attachments, talk, turn)
-    read = [other for other in talk.path(turn.id) if other is turn or other.is_read]
-    opened: list[Opened] = [picture for other in read for file in other.files for picture in attachments.open(file)]
+    opened: list[Opened] = [
+        picture for other in talk.read(turn) for file in other.files for picture in attachments.open(file)
+    ]
     cached = turn.numbers.cached_tokens if turn.numbers is not None else 0
     names = [picture.name for picture in opened]
     return look(service.vlm.processor, prompt, names, cached), len(prompt.token_ids)

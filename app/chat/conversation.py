@@ -116,12 +116,14 @@ class Conversation:
         while children := [turn.id for turn in self.turns.values() if turn.parent == self.head]:
             self.head = self._visited.get(self.head, children[-1])
 
+    def read(self, turn: Turn) -> list[Turn]:
+        """The turns that the model reads to answer `turn`, which is the last of them."""
+        return [other for other in self.path(turn.id) if other is turn or other.is_read]
+
     def messages(self, turn: Turn, pictures: Callable[[Attachment], Sequence]) -> list[dict]:
         """What the model reads to answer `turn`. pictures: an attachment -> its pictures, for the processor."""
         messages = [{"role": "system", "content": self.system}] if self.system.strip() else []
-        for other in self.path(turn.id):
-            if other is not turn and not other.is_read:
-                continue
+        for other in self.read(turn):
             parts = [{"type": "image", "image": picture} for file in other.files for picture in pictures(file)]
             messages.append({"role": "user", "content": [*parts, {"type": "text", "text": other.question}]})
             if other is not turn:
