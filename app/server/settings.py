@@ -109,4 +109,6 @@ def load_settings(file: Path | None, given: dict) -> ServerSettings:
         if first["type"] == "extra_forbidden":
             known = ", ".join(ServerSettings.model_fields)
             raise ValueError(f"{where}unknown setting {name!r}; there are: {known}") from None
-        raise ValueError(f"{where}{name}: {first['msg']}") from None
+        # Before our own words pydantic would put "Value error, ".
+        told = first["ctx"]["error"] if first["type"] == "value_error" else first["msg"]
+        raise ValueError(f"{where}{name}: {told}") from None
