@@ -1,4 +1,4 @@
-"""What every request passes before anything looks at it: the Host header, the key, and the size and pace of its body.
+"""What every request passes before anything looks at it: the Host and Origin headers, the key, its body's size and pace.
 
 Pure ASGI, around the whole application, so that a page mounted beside the API is guarded by the same rules.
 """
@@ -16,6 +16,7 @@ from mmvl.app.server.gate import Budget, Lease
 from mmvl.app.server.settings import MIB, ServerSettings
 
 OPEN_PATH = "/health"
+_READING = ("GET", "HEAD", "OPTIONS")  # change nothing; whether a page may see the answer is CORS's business
 LEASE = "mmvl.body_lease"  # of the scope: where a handler finds what its body holds of the budget
 _MAX_DISCARDED_BODIES, _DISCARD_SECONDS = 4, 10.0
 
@@ -26,6 +27,7 @@ class Guard:
     def __init__(self, app, settings: ServerSettings, bodies: Budget, refused: Callable[[int], None]):
         self._app, self._bodies, self._refused = app, bodies, refused
         self._hosts = frozenset(host.lower() for host in settings.checked_hosts)
+        self._origins = frozenset(origin.lower() for origin in settings.allow_origins)
         self._max_body, self._body_seconds = settings.max_body_mb * MIB, settings.body_seconds
         self._keys = [_digest(key.get_secret_value().encode()) for key in settings.api_keys]
 
@@ -33,7 +35,7 @@ class Guard:
         if scope["type"] == "lifespan":
             return await self._app(scope, receive, send)
         headers = {name: value for name, value in scope["headers"]}
-        refusal = None if scope["path"] == OPEN_PATH else self._refusal(headers)
+        refusal = None if scope["path"] == OPEN_PATH else self._refusal(headers, scope.get("method", "GET"))
         if refusal is None and scope["type"] == "http" and scope["path"] != OPEN_PATH:
             refusal = self._body_refusal(headers)
         if refusal is not None:
@@ -69,12 +71,17 @@ class Guard:
                 await self._discard(receive, headers)
             await _refuse(body.refusal, scope, send)
 
-    def _refusal(self, headers: dict[bytes, bytes]) -> ApiError | None:
+    def _refusal(self, headers: dict[bytes, bytes], method: str) -> ApiError | None:
         """Why someone with these headers is not answered."""
         host = headers.get(b"host", b"").decode("latin-1").lower()
         name = host.rpartition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
         if self._hosts and name not in self._hosts:
             return ApiError(403, "This server does not answer under that Host name.", code="host_not_allowed")
+        # Browsers send forms of any page (an upload is one) without asking first, with the key that they know.
+        origin = headers.get(b"origin", b"").decode("latin-1").lower()
+        own = origin.partition("://")[2] == host
+        if origin and method not in _READING and not own and not self._origins & {origin, "*"}:
+            return ApiError(403, "Pages of that origin may not ask this server.", code="origin_not_allowed")
         if self._keys and not self._known(_key(headers.get(b"authorization", b""))):
             return ApiError(
                 401, "An API key is needed: send it as 'Authorization: Bearer KEY'.", code="invalid_api_key"

@@ -75,6 +75,11 @@ def test_pages_of_others(guarded, server, asked):
     # A form or a script of another page may send this without asking first.
     answer = server.post(content=json.dumps(asked()), headers={"content-type": "text/plain"})
     assert answer.status_code == 415
+    for origin, status in (("https://evil.example", 403), ("null", 403), (server.url, 200)):
+        answer = server.post(json=asked(max_tokens=1), headers={"origin": origin})
+        assert answer.status_code == status, origin
+    answer = guarded.post(json=asked(max_tokens=1), headers={"origin": "https://page.example", "x-api-key": KEY})
+    assert answer.status_code == 401, "past the check of its origin"
     # A name of someone's own that resolves to this machine.
     answer = server.http.get("/v1/models", headers={"host": "evil.example"})
     assert answer.status_code == 403 and answer.json()["error"]["code"] == "host_not_allowed"
