@@ -1,4 +1,4 @@
-"""What every request passes before anything looks at it: the Host and Origin headers, the key, its body's size and pace.
+"""What every request passes before anything looks at it: Host and Origin headers, the key, its body's size and pace.
 
 Pure ASGI, around the whole application, so that a page mounted beside the API is guarded by the same rules.
 """
