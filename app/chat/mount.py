@@ -50,4 +50,6 @@ def mount_page(app: FastAPI) -> gr.Blocks:
         mcp_server=False,
         pwa=False,
     )
+    # A mounted page never gets this mark, without which Gradio 6.31 takes any path of this machine for an upload.
+    blocks.has_launched = True
     return blocks
