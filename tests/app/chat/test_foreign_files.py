@@ -9,7 +9,7 @@ from PIL import Image
 def ask(url: str, path: str) -> str:
     """What the page's endpoint says of a file named by its path."""
     file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    body = json.dumps({"data": ["What?", [file], "", 4, 0]}).encode()
+    body = json.dumps({"data": ["What?", [file], 4, 0.0]}).encode()
     headers = {"content-type": "application/json"}
     with urllib.request.urlopen(urllib.request.Request(f"{url}/gradio_api/call/ask", body, headers)) as reply:
         event = json.load(reply)["event_id"]
