@@ -5,6 +5,8 @@ import gradio as gr
 from mmvl.app.chat.answer import Writing
 from mmvl.app.chat.attachments import Attachments
 from mmvl.app.chat.conversation import Conversation
+from mmvl.app.errors import one_line
+from mmvl.app.pages import checked_question
 from mmvl.app.server.service import Service
 
 
@@ -17,7 +19,10 @@ def add_api(service: Service, attachments: Attachments) -> None:
         files: what `gradio_client.handle_file` gives.
         """
         talk = Conversation()
-        turn = talk.ask(question, [attachments.attach(file["path"]) for file in files])
+        try:
+            turn = talk.ask(checked_question(question), [attachments.attach(file["path"]) for file in files])
+        except (ValueError, OSError) as error:
+            raise gr.Error(one_line(error), print_exception=False) from None
         writing = Writing(service, attachments, talk, turn, {"max_tokens": max_tokens, "temperature": temperature})
         async for _ in writing.run():
             yield turn.answer

@@ -44,8 +44,7 @@ def chat(
     ] = None,
 ) -> None:
     """Open the chat page: attach pictures and PDFs, ask, read along. The API of `mmvl serve` is on the same port."""
-    settings = settings_of({"host": host, "log_level": "warning"}, more or [], config, api_key_file)
-    settings = settings.model_copy(update={"port": port or _free_port(settings.host)})
+    settings = _settings(settings_of({"host": host, "port": port or None}, more or [], config, api_key_file))
     from mmvl import VLM
     from mmvl.app.chat.mount import mount_page
     from mmvl.app.server.app import create_app
@@ -60,6 +59,16 @@ def chat(
             webbrowser.open(url)
 
     run_app(app, settings, ready=ready)
+
+
+def _settings(given):
+    """What was said, and for the rest the page's own defaults where they differ from those of `mmvl serve`."""
+    own = {}
+    if "port" not in given.model_fields_set:
+        own["port"] = _free_port(given.host)
+    if "log_level" not in given.model_fields_set:
+        own["log_level"] = "warning"
+    return given.model_copy(update=own)
 
 
 def _free_port(host: str) -> int:

@@ -31,10 +31,11 @@ BUSY = "The answer before is still being written: press Stop first."
 
 @dataclass
 class Session:
-    """One visitor's page. pdfs: those in the box, by their path."""
+    """One visitor's page. pdfs: those in the box, by their path. drawn: set once an answer's last update was sent."""
 
     _talk: Conversation | None = None
     pdfs: dict[str, Pdf] = field(default_factory=dict)
+    drawn: asyncio.Event | None = None
 
     @property
     def talk(self) -> Conversation:
@@ -60,7 +61,6 @@ class Events:
         drawn += [parts.editing_text, parts.picker, parts.settings.system, parts.seen_side]
         private = {"show_progress": "hidden", "api_visibility": "private"}
         queued = {"outputs": drawn, "concurrency_limit": None} | private
-        at_once = {"outputs": drawn, "queue": False} | private
 
         parts.box.submit(self.ask, [parts.box, session, *settings], **queued)
         for button, example in parts.examples:
@@ -68,17 +68,18 @@ class Events:
         for window in (parts.past, parts.live):
             window.select(self.act, [session, *settings], **(queued | {"outputs": [*drawn, parts.seen]}))
         parts.box.stop(self.stop, session, queue=False, **private)
-        parts.new.click(self.new, session, **at_once)
-        parts.history.clear(self.new, session, **at_once)
-        parts.cancel.click(self.cancel, session, **at_once)
+        parts.new.click(self.new, session, **queued)
+        parts.history.clear(self.new, session, **queued)
+        parts.cancel.click(self.cancel, session, **queued)
         parts.history.select(self.open, session, **queued)
         parts.upload.upload(self.load, [parts.upload, session], **queued)
         for button, kind in ((parts.json, "json"), (parts.markdown, "md")):
             export = button.click(partial(self.export, kind), session, parts.download, **private)
             export.success(None, js="() => document.querySelector('#download').click()", **private)
         parts.box.change(None, parts.box, js="(box) => window.mmvlFiles?.(box)", **private)
-        parts.picker.select(self.pick, session, parts.picker, concurrency_limit=None, **private)
-        parts.picker.input(self.choose, session, parts.picker, concurrency_limit=None, **private)
+        picking = {"concurrency_limit": None, "trigger_mode": "always_last"} | private
+        parts.picker.select(self.pick, session, parts.picker, **picking)
+        parts.picker.input(self.choose, session, parts.picker, **picking)
         parts.camera.input(self.snap, [parts.camera, parts.box], [parts.camera, parts.box], **private)
         parts.theme.click(None, js="() => window.mmvlTheme()", **private)
 
@@ -138,6 +139,16 @@ class Events:
         talk.system = system or ""
         sampling = sampling_of(dict(zip(parts.settings.sampling, sampling, strict=True)))
         writing = Writing(self.service, self.attachments, talk, turn, sampling)
+        drawn = session.drawn = asyncio.Event()
+        try:
+            async for changes in self._updates(session, turn, writing, clear):
+                yield changes
+            yield {self.parts.live: gr.skip()}  # Gradio sends the last update once more, when others may have followed
+        finally:
+            drawn.set()
+
+    async def _updates(self, session: Session, turn: Turn, writing: Writing, clear: bool) -> AsyncIterator[dict]:
+        talk, parts = session.talk, self.parts
         shown = ""
         async with aclosing(writing.run()) as updates:
             number = 0
@@ -155,9 +166,8 @@ class Events:
                 shown = html
                 number += 1
                 yield changes
-        if session.talk is talk:  # and no other chat was begun meanwhile
-            end = "The answer failed." if turn.error else "The answer is finished."
-            yield self._draw(session) | self._kept(talk) | {parts.told: _told(end)}
+        end = "The answer failed." if turn.error else "The answer is finished."
+        yield self._draw(session) | self._kept(talk) | {parts.told: _told(end)}
 
     async def stop(self, session: Session) -> None:
         session.talk.stop()
@@ -166,8 +176,7 @@ class Events:
 
     async def new(self, session: Session) -> dict:
         """An empty chat; the one before is in the history."""
-        session.talk.stop()
-        session.talk, session.pdfs = Conversation(), {}
+        await self._enter(session, Conversation())
         box = {self.parts.box: gr.MultimodalTextbox(value=None, submit_btn=True, stop_btn=False)}
         return self._draw(session) | self._known(session.talk) | box
 
@@ -280,7 +289,10 @@ class Events:
         return seen_html(images, tokens, cached)
 
     async def _enter(self, session: Session, talk: Conversation) -> None:
+        """Shows another conversation, once the page has all of an answer in the old one: it would be drawn over."""
         session.talk.stop()
+        if session.drawn is not None:
+            await session.drawn.wait()
         session.talk, session.pdfs = talk, {}
         await self._open_previews(talk)
 

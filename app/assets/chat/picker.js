@@ -1,12 +1,11 @@
-// The page picker: tells the server which files lie in the box, and which pages of its PDFs are wanted.
+// The page picker: tells the server which PDFs lie in the box, and which of their pages are wanted.
 
-let known = "";
+let known = "[]";
 window.mmvlFiles = (box) => {
-  const paths = (box?.files ?? []).map((file) => file.path).filter(Boolean);
+  const paths = (box?.files ?? []).map((file) => file.path).filter((path) => path?.toLowerCase().endsWith(".pdf"));
   if (JSON.stringify(paths) === known) return;
   known = JSON.stringify(paths);
-  if (paths.some((path) => path.toLowerCase().endsWith(".pdf")) || element.querySelector("fieldset"))
-    trigger("select", { files: paths });
+  trigger("select", { files: paths });
 };
 
 element.addEventListener("change", (event) => {

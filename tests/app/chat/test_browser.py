@@ -147,6 +147,7 @@ if CHROMIUM:
             port = int(url.rpartition(":")[2])
             tab.goto(url)
             ask(tab, "Is it red?", picture_folder / "red.png")
+            expect(tab.locator("#history li")).to_have_count(1)
             tab.reload()
             expect(tab.locator(".turn .files img")).to_be_visible()  # this tab goes on where it was
             assert questions(tab) == ["Is it red?"]
@@ -309,6 +310,7 @@ if CHROMIUM:
         expect(tab.get_by_label("Remove file")).to_have_count(1)
         tab.get_by_role("button", name="Camera").click()
         tab.locator("#camera .access-wrap, #camera [title='grant webcam access']").first.click()
+        tab.wait_for_function("document.querySelector('#camera video')?.videoWidth > 0")
         tab.get_by_label("capture photo").click()
         expect(tab.get_by_label("Remove file")).to_have_count(2)
         send(tab, "What?")
@@ -334,6 +336,7 @@ if CHROMIUM:
         attach(tab, picture_folder / "two.pdf")
         expect(tab.locator("#picker fieldset")).to_be_visible()
         tab.locator("#settings .label-wrap").click()
+        expect(tab.get_by_label("Stop texts")).to_be_visible()
         nodes = tab.context.new_cdp_session(tab).send("Accessibility.getFullAXTree")["nodes"]
         kinds = ("button", "textbox", "checkbox", "slider", "spinbutton", "group", "navigation", "article")
         named = [
