@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 TABLES = Path(__file__).parent / "tables"
+REACH = 3.0  # doublings: an entry says nothing about shapes farther away than that
 
 Config = dict[str, Any]
 Shape = Mapping[str, int | str | bool]
@@ -77,8 +78,8 @@ def config(op: str, **shape: int | str | bool) -> Config:
     """Launch parameters of `op` at `shape`. Cached: do not change the dict. Raises ValueError if `op` is not declared.
 
     The nearest entry of this GPU's table: among those with the same keys, equal in texts, flags and the declared
-    `exact` keys, the one with the smallest sum over the other numbers of |log2(asked / measured)|; the earlier of
-    equals. The declared default if there is none, or no table. The GPU is the one current at the first call.
+    `exact` keys, the one with the smallest sum over the other numbers of |log2(asked / measured)|, at most `REACH`; the
+    earlier of equals. The declared default if there is none, or no table. The GPU is the one current at the first call.
     """
     if _forced or _asked is not None:
         key = _key(op, shape)
@@ -132,7 +133,7 @@ def nearest(entries: Sequence[Mapping], shape: Shape, exact: Sequence[str] = ())
     best, least = None, math.inf
     for entry in entries:
         distance = _distance(entry["shape"], shape, exact)
-        if distance < least:
+        if distance < least and distance <= REACH:
             best, least = entry, distance
     return best
 

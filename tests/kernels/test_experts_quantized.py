@@ -20,6 +20,18 @@ if CUDA:
     SHAPES += [(5, 1024, 3072, 4, 1), (900, 1024, 1536, 4, 2)]
 
 
+@pytest.fixture
+def table(monkeypatch):
+    """table(entries by operation): what is known of launch parameters."""
+
+    def set_entries(entries):
+        monkeypatch.setattr(tuning, "_table", lambda: entries)
+        tuning._lookup.cache_clear()
+
+    yield set_entries
+    tuning._lookup.cache_clear()
+
+
 def draw(T, D, I, E, dtype):
     g = torch.Generator().manual_seed(0)
     scales = ((T, D), 1), ((E, D), D**-0.5), ((E, I, D), D**-0.5), ((E, I, D), D**-0.5), ((E, D, I), I**-0.5)
@@ -205,3 +217,30 @@ def test_weights_are_unpacked_ahead_of_many_tokens(T, D, I, E, kind, partial, rm
         else:
             y = experts_quantized(x, q, r.weights_Tk, r.indices_Tk, **how)
     assert rmse_ratio(y, expected) < TOLERANCE[HALF]
+
+
+@pytest.mark.skipif(CUDA and not HOPPER, reason="kernels of many tokens need Hopper")
+@pytest.mark.parametrize("kind, pairs", [("int8", 320), ("int4", 144)])
+def test_weights_are_unpacked_ahead_from_so_many_pairs_an_expert_on(kind, pairs, rmse_ratio, table):
+    table({})  # the declared rule, not what was measured on this GPU
+    for T, kernel in ((pairs - 1, "experts_up_few"), (pairs, "experts_up_large")):
+        x, gate, *weights = draw(T, 16, 512, 2, HALF)
+        q = quantize_experts(*weights, kind)
+        r = router(x, gate, 2, backend="triton")
+        sort = {"order_P": r.order_P, "offsets_E1": r.offsets_E1}
+        with tuning.asked() as asked:
+            y = experts_quantized(x, q, r.weights_Tk, r.indices_Tk, backend="triton", **sort)
+        assert kernel in dict(asked)
+        expected = experts(x.double(), *q.dequantize(torch.float64), r.weights_Tk.double(), r.indices_Tk)
+        assert rmse_ratio(y, expected) < TOLERANCE[HALF]
+
+
+def test_quantised_weights_are_never_launched_as_plain_ones_were_measured(table):
+    """A table whose entries are of 16 bits says nothing about 8 and 4: their tiles differ eightfold."""
+    shape = {"E": 32, "I": 9216, "D": 6144, "dtype": "bfloat16"}
+    entry = {"shape": {**shape, "P": 128, "bits": 16}, "config": {"BT": 16, "num_stages": 9}}
+    table({"experts_up_few": [entry]})
+    assert tuning.config("experts_up_few", **shape, P=128, bits=16)["num_stages"] == 9
+    for bits in (8, 4):
+        assert tuning.config("experts_up_few", **shape, P=128, bits=bits)["num_stages"] != 9
+        assert tuning.config("experts_up_few", **shape, P=8192, bits=bits)["BT"] == 128

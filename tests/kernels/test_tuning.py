@@ -35,15 +35,22 @@ def test_without_an_entry_the_default_stands(op):
 
 def test_the_nearest_entry_answers(op):
     op(({"T": 1, "K": 128}, {"block": 16}), ({"T": 4096, "K": 128}, {"block": 128}))
-    assert [tuning.config("scale", T=T, K=128)["block"] for T in (1, 40, 63, 65, 10**6)] == [16, 16, 16, 128, 128]
-    assert tuning.config("scale", T=64, K=128)["block"] == 16  # as far from both: the earlier one
+    blocks = [tuning.config("scale", T=T, K=128)["block"] for T in (1, 4, 8, 512, 4096, 32768)]
+    assert blocks == [16, 16, 16, 128, 128, 128]
     assert tuning.config("scale", T=0, K=128)["block"] == 16
+    op(({"T": 4, "K": 128}, {"block": 16}), ({"T": 16, "K": 128}, {"block": 128}))
+    assert tuning.config("scale", T=8, K=128)["block"] == 16  # as far from both: the earlier one
+
+
+def test_an_entry_does_not_answer_for_shapes_far_away(op):
+    op(({"T": 1, "K": 128}, {"block": 16}), ({"T": 4096, "K": 128}, {"block": 128}))
+    assert [tuning.config("scale", T=T, K=128)["block"] for T in (9, 64, 511, 10**6)] == [DEFAULT["block"]] * 4
 
 
 def test_what_must_be_equal_is_equal(op):
     op(
         ({"T": 1, "K": 64, "dtype": "bfloat16", "gated": True}, {"block": 16}),
-        ({"T": 9, "K": 128, "dtype": "bfloat16", "gated": True}, {"block": 32}),
+        ({"T": 8, "K": 128, "dtype": "bfloat16", "gated": True}, {"block": 32}),
     )
     ask = {"T": 1, "K": 128, "dtype": "bfloat16", "gated": True}
     assert tuning.config("scale", **ask)["block"] == 32
