@@ -9,7 +9,15 @@ from mmvl.engine.cpu_decode import CpuDecode
 from mmvl.engine.draft import PromptLookup
 from mmvl.engine.graphs import DecodeGraphs
 from mmvl.engine.images import ImageEncoder
-from mmvl.engine.memory import PAGE_SIZE, activation_bytes, checkpoint_spacing, choose_sizes, is_out_of_memory
+from mmvl.engine.memory import (
+    PAGE_SIZE,
+    activation_bytes,
+    checkpoint_spacing,
+    choose_sizes,
+    is_out_of_memory,
+    largest_step,
+)
+from mmvl.engine.pace import Pace
 from mmvl.engine.pools import Pools
 from mmvl.engine.prefix import PrefixCache
 from mmvl.engine.prefix_keys import PrefixKeys
@@ -34,7 +42,8 @@ class Engine:
     max_sequences: requests that run at the same time (state slots); None: as the memory allows.
     max_cached_tokens: size of the KV pool in tokens; None: what the memory leaves on a GPU; on a CPU what
         max_sequences full contexts need, at most 65,536 unless one context alone is longer.
-    max_batch_tokens: tokens of one step; longer prompts are prefilled in chunks. None: 8,192 on a GPU, else 2,048.
+    max_batch_tokens: most tokens of one step; longer prompts are prefilled in chunks, and beside answers in shorter
+        ones (`pace.py`). None: up to 32,768 on a GPU, as its memory allows, else 2,048.
     prefix_cache: "exact", "int8" (four times as many checkpoints, not exact) or "off".
     draft_tokens: most tokens of a draft by prompt look-up; 0 is off.
     swap_bytes: host memory for requests that have to wait; None: a part of what there is on a GPU, else none. Without
@@ -58,11 +67,12 @@ class Engine:
         graphs: bool = True,
     ):
         gpu = model.device.type == "cuda"
-        max_batch_tokens = max_batch_tokens or (8192 if gpu else 2048)
-        if min(max_batch_tokens, max_sequences or 1, max_cached_tokens or 1) < 1 or draft_tokens < 0:
+        given = [n for n in (max_batch_tokens, max_sequences, max_cached_tokens) if n is not None]
+        if min(given, default=1) < 1 or draft_tokens < 0:
             raise ValueError("max_sequences, max_cached_tokens and max_batch_tokens must be at least 1")
         if prefix_cache not in PREFIX_CACHES:
             raise ValueError(f"prefix_cache is {prefix_cache!r}; it can be {', '.join(PREFIX_CACHES)}")
+        max_batch_tokens = max_batch_tokens or largest_step(model)
         self.model, self.processor, self.draft_tokens = model, processor, draft_tokens
         decoder = model.language_model
         self.sizes = choose_sizes(
@@ -92,7 +102,9 @@ class Engine:
         self.pools = Pools(self.cache, self.prefixes, self.num_pages, swap_bytes, self.counters)
         # a few tokens more cost a GPU nothing, which reads all weights for one; a CPU has to multiply
         verified = (16 if gpu else 1) * (draft_tokens + 2) if draft_tokens else 0
-        self.scheduler = Scheduler(self.pools, max_batch_tokens=max_batch_tokens, max_draft_tokens=verified)
+        # a GPU reads all weights for a few tokens as it does for 512
+        self.pace = Pace(max_batch_tokens, least=512 if gpu else 64, first=2048 if gpu else 256)
+        self.scheduler = Scheduler(self.pools, pace=self.pace, max_draft_tokens=verified)
         self._images = ImageEncoder(model, max_bytes=self.sizes.feature_bytes, fill_tiles=64 if gpu else 0)
         self.behind = gpu if behind is None else behind
         # A sampled image id would be a placeholder without an image.
@@ -102,6 +114,7 @@ class Engine:
         )
         self._token_bytes = TokenBytes(processor.tokenizer)
         self._flights: deque[Flight] = deque()
+        self._landed = 0.0  # when the last one did
 
     def _fast_decode(self) -> FastDecode | None:
         """What decodes faster than the decoder itself."""
@@ -251,9 +264,7 @@ class Engine:
         smallest = PAGE_SIZE
         if len(works) == 1 and works[0].count <= smallest:
             return [self._fail(works[0].request, error)]
-        self.scheduler.max_batch_tokens = max(self.scheduler.max_batch_tokens // 2, smallest)
-        if all(work.count == 1 for work in works):  # no chunk was too long: they are too many
-            self.scheduler.max_running = max(len(works) // 2, 1)
+        self.pace.too_large([work.count for work in works], smallest)
         for work in works:
             work.request.suspect = True  # the states are half-written: nothing of them is kept
             self.scheduler.preempt(work.request)
@@ -262,8 +273,11 @@ class Engine:
     def _collect(self) -> list[Update]:
         """What the oldest step that was launched said."""
         flight = self._flights.popleft()
-        now, updates = time.perf_counter(), []
-        for result in flight.results():
+        results, updates = flight.results(), []
+        now = time.perf_counter()
+        self.pace.took(flight.num_tokens, flight.num_answers, now - max(flight.launched, self._landed))
+        self._landed = now
+        for result in results:
             result.work.request.in_flight -= 1
             if result.work.request.finish_reason is None:  # else it has ended while the step ran
                 updates.append(self._advance(result, now))

@@ -11,11 +11,13 @@ import torch
 
 from mmvl.model import TILES_AT_ONCE
 from mmvl.text_backbone.config import TextConfig
+from mmvl.text_backbone.moe import QuantizedStack
 
 PAGE_SIZE = 64
 MOST_SEQUENCES = {"cuda": 256, "cpu": 32}
 MOST_CPU_TOKENS = 65_536  # unless one context alone is longer
 LONGEST_CPU_CONTEXT = 262_144
+STEPS = (32_768, 16_384, 8_192, 4_096, 2_048, 1_024)  # tokens; longer ones would gain nothing
 SHARE = 0.92  # of the free memory; the rest is for what torch and the drivers take beside it
 GIB = 1 << 30
 
@@ -43,15 +45,40 @@ def bytes_of_state(config: TextConfig) -> int:
 
 
 def activation_bytes(model, tokens: int) -> int:
-    """About what a step of so many tokens, and a full batch of tiles in the vision half, take in 16 bits at most."""
-    text = model.config.text
-    pairs = text.num_experts_per_tok * 3 * text.intermediate_size
-    step = 2 * tokens * (16 * text.hidden_size + 6 * text.num_attention_heads * text.head_dim + pairs)
+    """About what a step of so many tokens, and a full batch of tiles in the vision half, take at most.
+
+    Per token either an attention layer's projections or, of each expert chosen, its input, hidden layer and output,
+    beside the stream; half as much again for what the allocator cannot use.
+    """
+    text, size = model.config.text, model.dtype.itemsize
+    attention = 3 * text.hidden_size + 6 * text.num_attention_heads * text.head_dim
+    experts = text.num_experts_per_tok * (2 * text.hidden_size + text.intermediate_size)
+    step = size * tokens * max(attention, 4 * text.hidden_size + experts) * 3 // 2
+    kinds = {layer.block_sparse_moe.experts.kind for layer in model.language_model.model.layers
+             if isinstance(layer.block_sparse_moe.experts, QuantizedStack)}  # fmt: skip
+    if kinds & {"int8", "int4"}:
+        step += _unpacked_bytes(text, size)
     vision = getattr(model.config, "vision", None)
     if vision is None:
         return step
     patches = (vision.image_size // vision.patch_size) ** 2 + 1
-    return step + 2 * TILES_AT_ONCE * patches * (4 * vision.hidden_size + vision.intermediate_size + text.hidden_size)
+    of_patch = 4 * vision.hidden_size + vision.intermediate_size + text.hidden_size
+    return step + size * TILES_AT_ONCE * patches * of_patch
+
+
+def _unpacked_bytes(text: TextConfig, size: int) -> int:
+    """Of the workspace into which quantised weights are unpacked for many tokens."""
+    from mmvl.kernels.experts_unpacked_triton import WORKSPACE
+
+    return min(WORKSPACE, 3 * text.num_local_experts * text.intermediate_size * text.hidden_size * size)
+
+
+def largest_step(model) -> int:
+    """Tokens of a step of prompts alone: on a GPU what an eighth of the free memory takes; 2,048 on a CPU."""
+    if model.device.type == "cpu":
+        return 2048
+    free, _ = torch.cuda.mem_get_info(model.device)
+    return next((n for n in STEPS if activation_bytes(model, n) - activation_bytes(model, 0) <= free // 8), STEPS[-1])
 
 
 def checkpoint_spacing(config: TextConfig, dtype: torch.dtype) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Protocol
 
+from mmvl.engine.pace import Pace
 from mmvl.engine.request import Request
 
 _RANK = attrgetter("rank")
@@ -49,16 +50,14 @@ class Work:
 class Scheduler:
     """Queue and batch of an engine. `schedule` decides; the engine runs what it says and tells who ended.
 
-    max_batch_tokens: tokens of a step. max_draft_tokens: tokens of a step with guesses, over all requests; where it has
+    pace: how many tokens a step has. max_draft_tokens: tokens of a step with guesses, over all requests; where it has
         no room for two guesses for each, nobody guesses: the step would take as much longer as it saves.
     """
 
-    def __init__(self, memory: Memory, *, max_batch_tokens: int, max_draft_tokens: int):
-        self.memory = memory
-        self.max_batch_tokens, self.max_draft_tokens = max_batch_tokens, max_draft_tokens
+    def __init__(self, memory: Memory, *, pace: Pace, max_draft_tokens: int):
+        self.memory, self.pace, self.max_draft_tokens = memory, pace, max_draft_tokens
         self.waiting: list[Request] = []
         self.running: list[Request] = []
-        self.max_running: int | None = None  # set when the device turns out to be too small for more
         self.preemptions = 0
 
     def add(self, request: Request) -> None:
@@ -87,7 +86,8 @@ class Scheduler:
             return self._alone(suspect)
         self._make_way()
         works = [Work(r, r.num_cached, 1) for r in list(self.running) if self._decodes_now(r)]
-        chunks = self._chunks(max(self.max_batch_tokens - len(works), 1))
+        beside = any(request.decodes for request in self.running)
+        chunks = self._chunks(max(self.pace.tokens(beside) - len(works), 1))
         return works + chunks if chunks else self._with_drafts(works)
 
     def _decodes_now(self, request: Request) -> bool:
@@ -129,7 +129,8 @@ class Scheduler:
         )
 
     def _admit(self, request: Request) -> bool:
-        full = self.max_running is not None and len(self.running) >= self.max_running
+        most = self.pace.max_running
+        full = most is not None and len(self.running) >= most
         if full or request.in_flight or not self.memory.admit(request):
             return False
         insort(self.running, request, key=_RANK)
@@ -182,5 +183,5 @@ class Scheduler:
                 return []
             self.waiting.remove(request)
         if not request.decodes:
-            return [self._chunk(request, self.max_batch_tokens)]
+            return [self._chunk(request, self.pace.tokens(False))]
         return [Work(request, request.num_cached, 1)] if self._decodes_now(request) else []

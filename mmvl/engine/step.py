@@ -6,6 +6,7 @@ What is sampled stays on the device as the next step's input, so that the host m
 T tokens of the step, S rows that are sampled, D model width, V vocabulary, N cache slots.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -46,7 +47,7 @@ class Flight:
     """A step that was launched."""
 
     def __init__(self, works: Sequence[Work], tokens_S: Tensor | None, logprobs: Logprobs | None, device: torch.device):
-        self.works = works
+        self.works, self.launched = works, time.perf_counter()
         self._sampled = [work for work in works if work.samples]
         self._tokens_S, self._logprobs, self._ready = tokens_S, logprobs, None
         self._results: list[Result] | None = None
@@ -56,6 +57,15 @@ class Flight:
                 self._tokens_S.copy_(tokens_S, non_blocking=True)
             self._ready = torch.cuda.Event()
             self._ready.record()
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(work.count for work in self.works)
+
+    @property
+    def num_answers(self) -> int:
+        """Requests that are being answered, and got their next token."""
+        return sum(work.count == 1 and work.start >= work.request.prompt_tokens for work in self.works)
 
     @property
     def seen(self) -> bool:

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+from mmvl.engine.pace import Pace
 from mmvl.engine.scheduler import Scheduler
 
 
@@ -52,7 +53,7 @@ class Request(SimpleNamespace):
 
 
 def make(*requests, pages=100, slots=9, budget=8):
-    scheduler = Scheduler(Memory(pages, slots), max_batch_tokens=budget, max_draft_tokens=6)
+    scheduler = Scheduler(Memory(pages, slots), pace=Pace(budget), max_draft_tokens=6)
     for request in requests:
         scheduler.add(request)
     return scheduler
