@@ -49,10 +49,23 @@ class Tally:
     memory: list[float] = field(default_factory=list)
 
 
-def server(url: str, *, streams: int, seconds: float, max_tokens: int, mixed: bool, json_path: Path | None) -> None:
-    """Runs the clients and prints what came of them. Raises OSError if the server cannot be reached."""
-    tally = asyncio.run(_run(url.rstrip("/").removesuffix("/v1"), streams, seconds, max_tokens, mixed))
-    result = _result(tally, seconds) | {"streams": streams, "max_tokens": max_tokens, "mixed": mixed}
+def server(
+    url: str,
+    *,
+    streams: int,
+    seconds: float,
+    max_tokens: int,
+    mixed: bool,
+    pause: float = 0.0,
+    json_path: Path | None,
+) -> None:
+    """Runs the clients and prints what came of them. pause: seconds that a client rests after each request.
+
+    Raises OSError if the server cannot be reached.
+    """
+    tally = asyncio.run(_run(url.rstrip("/").removesuffix("/v1"), streams, seconds, max_tokens, mixed, pause))
+    asked = {"streams": streams, "max_tokens": max_tokens, "mixed": mixed, "pause_seconds": pause}
+    result = _result(tally, seconds) | asked
     table = Table("measure", "value")
     for name, value in result.items():
         table.add_row(name.replace("_", " "), json.dumps(value))
@@ -61,7 +74,7 @@ def server(url: str, *, streams: int, seconds: float, max_tokens: int, mixed: bo
         json_path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-async def _run(url: str, streams: int, seconds: float, max_tokens: int, mixed: bool) -> Tally:
+async def _run(url: str, streams: int, seconds: float, max_tokens: int, mixed: bool, pause: float) -> Tally:
     key = os.environ.get("MMVL_API_KEY")
     headers = {"authorization": f"Bearer {key}"} if key else {}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=streams)
@@ -73,7 +86,8 @@ async def _run(url: str, streams: int, seconds: float, max_tokens: int, mixed: b
         bodies = _bodies(models["data"][0]["id"], max_tokens, mixed)
         tally, end = Tally(), time.monotonic() + seconds
         watching = asyncio.create_task(_watch(client, tally))
-        await asyncio.gather(*(_ask_on(client, bodies[n % len(bodies) :] + bodies, tally, end) for n in range(streams)))
+        turns = (bodies[n % len(bodies) :] + bodies[: n % len(bodies)] for n in range(streams))
+        await asyncio.gather(*(_ask_on(client, turn, tally, end, pause) for turn in turns))
         watching.cancel()
         return tally
 
@@ -108,7 +122,9 @@ def _data_url(picture: Image.Image, format: str, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-async def _ask_on(client: httpx.AsyncClient, bodies: list[tuple[str, dict]], tally: Tally, end: float) -> None:
+async def _ask_on(
+    client: httpx.AsyncClient, bodies: list[tuple[str, dict]], tally: Tally, end: float, pause: float
+) -> None:
     """One client: request after request until the time is over."""
     number = 0
     while time.monotonic() < end:
@@ -118,10 +134,10 @@ async def _ask_on(client: httpx.AsyncClient, bodies: list[tuple[str, dict]], tal
             status = await _ask(client, kind, body, tally)
         except httpx.HTTPError as error:
             tally.faults[type(error).__name__] += 1
-            continue
-        tally.statuses[status] += 1
-        if status in (429, 503):
-            await asyncio.sleep(1)
+            status = None
+        else:
+            tally.statuses[status] += 1
+        await asyncio.sleep(max(pause, 1.0 if status in (None, 429, 503) else 0.0))
 
 
 async def _ask(client: httpx.AsyncClient, kind: str, body: dict, tally: Tally) -> int:
@@ -132,8 +148,10 @@ async def _ask(client: httpx.AsyncClient, kind: str, body: dict, tally: Tally) -
             tally.faults["not refused"] += response.status_code != 400
         elif response.status_code == 200:
             tally.whole.append(time.monotonic() - start)
-            shape = json.loads(response.json()["choices"][0]["message"]["content"])["shape"]
-            tally.faults["not in the schema"] += shape not in _SHAPE["enum"]
+            choice = response.json()["choices"][0]
+            if choice["finish_reason"] == "stop":  # else max_tokens cut it off
+                shape = json.loads(choice["message"]["content"])["shape"]
+                tally.faults["not in the schema"] += shape not in _SHAPE["enum"]
         return response.status_code
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
         pieces, ended = 0, False
@@ -156,17 +174,19 @@ async def _ask(client: httpx.AsyncClient, kind: str, body: dict, tally: Tally) -
 
 async def _watch(client: httpx.AsyncClient, tally: Tally) -> None:
     while True:
-        page = (await client.get("/metrics")).text
+        try:
+            page = (await client.get("/metrics")).text
+        except httpx.HTTPError as error:
+            tally.faults[f"{type(error).__name__} for its metrics"] += 1
+            page = ""
         resident = re.search(r"^process_resident_memory_bytes (\S+)", page, re.MULTILINE)
-        if resident is None:
-            return  # the server runs where its process cannot be looked at
-        tally.memory.append(float(resident[1]))
+        if resident is not None:  # else the server runs where its process cannot be looked at
+            tally.memory.append(float(resident[1]))
         await asyncio.sleep(1)
 
 
 def _result(tally: Tally, seconds: float) -> dict:
     mib = [round(resident / 2**20) for resident in tally.memory]
-    quarter = max(1, len(mib) // 4)
     result = {
         "seconds": seconds,
         "requests": sum(tally.statuses.values()),
@@ -178,10 +198,10 @@ def _result(tally: Tally, seconds: float) -> dict:
         times = getattr(tally, name)
         result[f"{name}_p50_p95_seconds"] = [_quantile(times, 0.5), _quantile(times, 0.95)]
     if mib:
-        halves = {"start": mib[0], "peak": max(mib), "end": mib[-1]}
-        result["server_memory_mib"] = halves | {"mean_of_last_quarter": round(sum(mib[-quarter:]) / quarter)}
-        if len(mib) >= 4:
-            result["server_memory_mib"]["mean_of_second_quarter"] = round(sum(mib[quarter : 2 * quarter]) / quarter)
+        result["server_memory_mib"] = {"start": mib[0], "peak": max(mib), "end": mib[-1]}
+        if quarter := len(mib) // 4:
+            means = [round(sum(mib[n * quarter : (n + 1) * quarter]) / quarter) for n in range(4)]
+            result["server_memory_mib"]["mean_of_each_quarter"] = means
     return result
 
 

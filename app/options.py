@@ -1,20 +1,66 @@
 """Options that several commands of `mmvl` share: one name, one meaning, one help text each."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mmvl.app.errors import UsageError
+
+_DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
+
+
+def _check_device(name: str | None) -> str | None:
+    if name is not None and not _DEVICE.fullmatch(name):
+        raise UsageError(f"--device: unknown device {name!r}; use cpu, cuda or cuda:N")
+    return name
+
+
+def _check_devices(names: str | None) -> str | None:
+    for name in names.split(",") if names is not None else ():
+        _check_device(name)
+    return names
+
+
+def _check_quantize(kind: str | None) -> str | None:
+    if kind is not None:
+        from mmvl.checkpoint import KINDS, NOT_QUANTIZED  # they bring torch
+
+        if kind not in (NOT_QUANTIZED, *KINDS):
+            known = ", ".join(KINDS)
+            raise UsageError(f"--quantize: experts can be quantised to {known}, or {NOT_QUANTIZED}; not {kind!r}")
+    return kind
+
+
 Model = Annotated[
     Path | None, typer.Option("--model", metavar="DIR", help="Model in Hugging Face layout.  [default: mmvl-tiny]")
 ]
 Device = Annotated[
-    str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 ...  [default: a GPU if there is one]")
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        callback=_check_device,
+        help="cpu, cuda, cuda:1 ...  [default: a GPU if there is one]",
+    ),
+]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="NAMES",
+        callback=_check_devices,
+        help="cpu, cuda:0,cuda:1 ...: a process each.  [default: all GPUs]",
+    ),
 ]
 Quantize = Annotated[
     str | None,
     typer.Option(
-        "--quantize", metavar="KIND", help="Experts as int8, int4 or fp8 while they are loaded.  [default: as stored]"
+        "--quantize",
+        metavar="KIND",
+        callback=_check_quantize,
+        help="Experts as int8, int4 or fp8 while they are loaded.  [default: as stored]",
     ),
 ]
 Question = Annotated[str, typer.Option("-q", "--question", metavar="TEXT", help="What to ask about the files.")]

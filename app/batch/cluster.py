@@ -24,6 +24,7 @@ from mmvl.app.batch.results import failure, row_of
 from mmvl.app.batch.run import to_ask
 from mmvl.app.batch.sources import Source
 from mmvl.app.batch.templates import Template
+from mmvl.app.errors import UsageError
 
 try:
     import ray
@@ -87,7 +88,7 @@ def _results(items: "_Items", how: Answering, workers: int) -> Iterator[tuple[It
     gpus = int(ray.cluster_resources().get("GPU", 0))
     workers = workers or max(1, gpus)
     if gpus and workers > gpus:
-        raise ValueError(f"--workers {workers} is more than the {gpus} GPUs of the cluster")
+        raise UsageError(f"--workers {workers} is more than the {gpus} GPUs of the cluster")
     answers = ray.data.read_datasource(items, override_num_blocks=1, num_cpus=0).map_batches(
         _Actor,
         fn_constructor_args=(how, os.getcwd()),

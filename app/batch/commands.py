@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mmvl.app import errors
-from mmvl.app.options import MaxTokens, Model, Penalty, Quantize, Seed, Stop, Temperature, TopP
+from mmvl.app.options import Devices, MaxTokens, Model, Penalty, Quantize, Seed, Stop, Temperature, TopP
 
 Source = Annotated[
     list[Path],
@@ -31,10 +31,6 @@ Id = Annotated[
 ]
 Keep = Annotated[
     list[str] | None, typer.Option("--keep", metavar="FIELD", help="Of rows: a field to keep in DEST; repeatable.")
-]
-Devices = Annotated[
-    str | None,
-    typer.Option("--device", metavar="NAMES", help="cpu, cuda:0,cuda:1 ...: a process each.  [default: all GPUs]"),
 ]
 MaxSequences = Annotated[
     int, typer.Option("--max-sequences", min=1, metavar="N", help="Answers that are written at the same time.")

@@ -14,6 +14,7 @@ from mmvl.app.batch.settings import Settings, fingerprint
 from mmvl.app.batch.sinks import BESIDE, JsonLinesSink, open_sink
 from mmvl.app.batch.sources import Folders, Reading, Source, open_source
 from mmvl.app.batch.templates import Template
+from mmvl.app.errors import UsageError, usage
 
 ENGINES = ("local", "ray")
 _TRIED = 100  # items that the template is tried on before the model is opened
@@ -40,9 +41,41 @@ def job(
 
     task: "caption" or "vqa". prompt: a template over the fields of each item. devices: a process for each; none: every
     GPU that is there, else the CPU. engine: "local", or "ray" with `workers` actors (0: one a GPU of the cluster).
-    Raises ValueError or OSError before the model is opened when something that was given cannot be used.
+    Raises UsageError, ValueError or OSError before the model is opened when what was given cannot be used.
     """
-    template, system = Template(prompt), system.strip()
+    with usage():
+        template, system = Template(prompt), system.strip()
+        _check_choices(on_existing, engine, devices, workers)
+    source = open_source(sources, reading)
+    with usage():
+        if not isinstance(source, Folders):
+            _refuse_overlap(sources, dest)
+        sink = open_sink(dest, task, list(sources), overwrite=on_existing == "overwrite")
+        if source.requests and not isinstance(sink, JsonLinesSink):
+            raise ValueError("the answers to an OpenAI batch file go into a .jsonl, in OpenAI's own shape")
+        if engine == "ray" and str(dest) == BESIDE:
+            raise ValueError("--engine ray does not write beside the pictures: name a .jsonl, .parquet or folder")
+    _try(template, source)
+
+    from mmvl.engine.sampling_params import SamplingParams
+    from mmvl.vlm import MMVL_TINY
+
+    with usage():
+        SamplingParams.from_kwargs(**sampling)  # what is wrong with it is told now, not when old rows are gone
+    directory = model or MMVL_TINY
+    how = Answering(model, None, directory.name, system, sampling, quantize, max_sequences)
+    settings = Settings(task, directory.name, fingerprint(directory), template.text, system, sampling, quantize)
+    with closing(Journal(sink, settings, on_existing)) as journal:
+        if engine == "ray":
+            from mmvl.app.batch.cluster import run_on_ray
+
+            tally = run_on_ray(source, journal, template, how, task=task, workers=workers)
+        else:
+            tally = run(source, journal, template, local_answerer(how, devices), task=task)
+    return report(tally, journal)
+
+
+def _check_choices(on_existing: str, engine: str, devices: Sequence[str], workers: int) -> None:
     if on_existing not in ON_EXISTING:
         raise ValueError(f"--on-existing is one of {', '.join(ON_EXISTING)}, not {on_existing}")
     if engine not in ENGINES:
@@ -51,31 +84,6 @@ def job(
         raise ValueError("--device is for --engine local: Ray gives each of its --workers a GPU")
     if engine != "ray" and workers:
         raise ValueError("--workers is for --engine ray; on this machine there is a process for each --device")
-    source = open_source(sources, reading)
-    if not isinstance(source, Folders):
-        _refuse_overlap(sources, dest)
-    sink = open_sink(dest, task, list(sources), overwrite=on_existing == "overwrite")
-    if source.requests and not isinstance(sink, JsonLinesSink):
-        raise ValueError("the answers to an OpenAI batch file go into a .jsonl, in OpenAI's own shape")
-    _try(template, source)
-
-    from mmvl.engine.sampling_params import SamplingParams
-    from mmvl.vlm import MMVL_TINY
-
-    SamplingParams.from_kwargs(**sampling)  # what is wrong with it is told now, not when old rows are gone
-    directory = model or MMVL_TINY
-    how = Answering(model, None, directory.name, system, sampling, quantize, max_sequences)
-    settings = Settings(task, directory.name, fingerprint(directory), template.text, system, sampling, quantize)
-    with closing(Journal(sink, settings, on_existing)) as journal:
-        if engine == "ray":
-            if str(dest) == BESIDE:
-                raise ValueError("--engine ray does not write beside the pictures: name a .jsonl, .parquet or folder")
-            from mmvl.app.batch.cluster import run_on_ray
-
-            tally = run_on_ray(source, journal, template, how, task=task, workers=workers)
-        else:
-            tally = run(source, journal, template, local_answerer(how, devices), task=task)
-    return report(tally, journal)
 
 
 def local_answerer(how: Answering, devices: Sequence[str]) -> Callable[[], AbstractContextManager[Answerer]]:
@@ -85,7 +93,7 @@ def local_answerer(how: Answering, devices: Sequence[str]) -> Callable[[], Abstr
     """
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     if ranks > 1 and len(devices) > 1:
-        raise ValueError(f"--device with several names is for one process; torchrun has started {ranks} for one model")
+        raise UsageError(f"--device with several names is for one process; torchrun has started {ranks} for one model")
     if not devices and ranks == 1:
         import torch
 
@@ -115,10 +123,11 @@ def _refuse_overlap(sources: Sequence[Path], dest: Path) -> None:
 
 
 def _try(template: Template, source: Source) -> None:
-    """Raise the ValueError that the template would make of the first item that can be asked."""
+    """Raise UsageError for what the template would make of the first item that can be asked, if that is a failure."""
     for number, item in enumerate(source):
         if item.error is None and item.chat is None:
-            template.fill(item.fields)
+            with usage():
+                template.fill(item.fields)
             return
         if number >= _TRIED:
             return

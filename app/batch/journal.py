@@ -9,6 +9,7 @@ from mmvl.app.batch.ids import Ids
 from mmvl.app.batch.items import Item
 from mmvl.app.batch.settings import Settings, differences
 from mmvl.app.batch.sinks import ABOUT, Sink
+from mmvl.app.errors import UsageError
 
 ON_EXISTING = ("skip", "overwrite", "retry-failed")
 
@@ -19,7 +20,8 @@ class Journal:
 
     on_existing: "skip" keeps every row that is there, "retry-failed" all but the failures, "overwrite" none.
     ids: which are done; `failures`: how many failures are kept.
-    Raises ValueError when the rows there were made with other settings or are not ours, or another job is at work,
+    Raises UsageError when the rows there were made with other settings, ValueError when they are not ours or another
+    job is at work,
     OSError when the destination cannot be written.
     """
 
@@ -90,7 +92,7 @@ class Journal:
         for row in self.sink.known():
             if row.settings != now["settings"]:
                 what = differences(before, now) if before.get("settings") == row.settings else "the settings differ"
-                raise ValueError(
+                raise UsageError(
                     f"{self.sink.path} has rows that were made otherwise ({what}): name another destination, or start "
                     "afresh with --on-existing overwrite"
                 )

@@ -13,6 +13,7 @@ from typing import Protocol
 from mmvl.app.batch.ids import Ids
 from mmvl.app.batch.items import FilePicture, Item, clean
 from mmvl.app.batch.tables import JsonLines, ParquetRows
+from mmvl.app.errors import UsageError
 from mmvl.app.pages import IMAGE_SUFFIXES, MEDIA_SUFFIXES
 
 KINDS = "pictures, PDFs, .jsonl, .parquet and .tar files, and folders of these"
@@ -40,14 +41,14 @@ class Reading:
 def open_source(paths: Sequence[Path | str], reading: Reading | None = None) -> Source:
     """One source of all that `paths` name, in that order.
 
-    Raises FileNotFoundError for what is not there, ValueError for what is no source, for a mixture of kinds, and where
-    two folders hold the same name.
+    Raises FileNotFoundError for what is not there, UsageError for what is no source, for a mixture of kinds, and where
+    two folders hold the same name, ValueError for what is empty or damaged.
     """
     reading = reading or Reading()
     paths = [Path(path) for path in paths]
     kinds = {path: _kind(path) for path in paths}
     if len(set(kinds.values())) > 1:
-        raise ValueError(f"sources of several kinds ({', '.join(sorted(set(kinds.values())))}): one job for each kind")
+        raise UsageError(f"sources of several kinds ({', '.join(sorted(set(kinds.values())))}): one job for each kind")
     kind = kinds[paths[0]]
     if kind == "pictures":
         return Folders(paths)
@@ -61,7 +62,7 @@ def open_source(paths: Sequence[Path | str], reading: Reading | None = None) -> 
     else:
         parts = [JsonLines(file, reading) for file in files]
     if len({part.requests for part in parts}) > 1:
-        raise ValueError("some of these files are OpenAI batch files and some are not: one job for each kind")
+        raise UsageError("some of these files are OpenAI batch files and some are not: one job for each kind")
     return Chain(parts)
 
 
@@ -75,7 +76,7 @@ def _kind(path: Path) -> str:
             return "pictures"
         if suffix in (".jsonl", ".parquet", ".tar"):
             return suffix
-        raise ValueError(f"{path} is nothing to read pictures from: give {KINDS}")
+        raise UsageError(f"{path} is nothing to read pictures from: give {KINDS}")
     suffixes = {entry.suffix.lower() for entry in path.iterdir() if not entry.name.startswith((".", "_"))}
     if suffixes & MEDIA_SUFFIXES:
         return "pictures"  # also where a captions.jsonl lies beside the pictures that it is about
@@ -117,7 +118,7 @@ class Folders:
         for _, name in self._walk():
             self.files += 1
             if names is not None and not names.add_before(name):
-                raise ValueError(f"two sources both hold {name}: caption them into separate files")
+                raise UsageError(f"two sources both hold {name}: caption them into separate files")
         if not self.files:
             kinds = " ".join(sorted(MEDIA_SUFFIXES))
             raise ValueError(f"no picture and no PDF in {', '.join(map(str, paths))} (looked for {kinds})")

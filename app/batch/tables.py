@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmvl.app.batch.items import BytesPicture, FilePicture, Item, Picture, clean
+from mmvl.app.errors import UsageError
 
 IMAGE_FIELDS = ("image", "images", "file", "file_name", "path")
 ID_FIELDS = ("id", "question_id", "key")
@@ -74,7 +75,7 @@ class ParquetRows:
         wanted = [*reading.keep, *(name for name in (reading.image, reading.id) if name)]
         missing = [name for name in wanted if name not in names]
         if missing:
-            raise ValueError(f"{path} has no column {missing[0]!r}; there are: {', '.join(names)}")
+            raise UsageError(f"{path} has no column {missing[0]!r}; there are: {', '.join(names)}")
 
     @property
     def fraction(self) -> float:

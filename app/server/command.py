@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mmvl.app.errors import UsageError, one_line, usage
 from mmvl.app.options import Device, Model, Quantize
 
 
@@ -129,6 +130,9 @@ def serve(
     if print_config:
         print(as_yaml(settings), end="")
         return
+    from mmvl.app.server.listener import bind
+
+    listener = bind(settings)  # before the model, which may take minutes to load
     from mmvl import VLM
     from mmvl.app.server.app import create_app
     from mmvl.app.server.run import run_app
@@ -136,7 +140,11 @@ def serve(
     vlm = VLM(model, device=device, quantize=quantize, max_sequences=max_sequences)
     app = create_app(vlm, settings)
     name = app.state.service.names[0]
-    run_app(app, settings, ready=lambda url: print(f"mmvl serves {name} at {url}/v1 (Ctrl-C ends it)", flush=True))
+
+    def ready(url: str) -> None:
+        print(f"mmvl serves {name} at {url}/v1 (Ctrl-C ends it)", flush=True)
+
+    run_app(app, settings, listener=listener, ready=ready)
 
 
 def bench_server(
@@ -147,19 +155,30 @@ def bench_server(
     mixed: Annotated[
         bool, typer.Option("--mixed/--plain", help="Pictures, PDFs, JSON, clients that leave; or texts alone.")
     ] = True,
+    pause: Annotated[
+        float, typer.Option("--pause", min=0, metavar="SECONDS", help="How long a client rests after each request.")
+    ] = 0.0,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")] = None,
 ) -> None:
     """Many clients at once against a running server: latencies, failures, and the server's memory."""
     from mmvl.app.bench_server import server
 
-    server(url, streams=streams, seconds=seconds, max_tokens=max_tokens, mixed=mixed, json_path=json_file)
+    server(url, streams=streams, seconds=seconds, max_tokens=max_tokens, mixed=mixed, pause=pause, json_path=json_file)
 
 
 def settings_of(options: dict[str, Any], more: list[str], config: Path | None, api_key_file: Path | None):
     """`ServerSettings` of a command line: options that are not None, over `NAME=VALUE`s, over the file, over defaults.
 
-    Raises ValueError or OSError with one line.
+    Raises UsageError with one line.
     """
+    try:
+        with usage():
+            return _settings_of(options, more, config, api_key_file)
+    except OSError as error:  # a file of settings or keys
+        raise UsageError(one_line(error)) from error
+
+
+def _settings_of(options: dict[str, Any], more: list[str], config: Path | None, api_key_file: Path | None):
     import os
 
     import yaml

@@ -9,29 +9,37 @@ import sys
 import uvicorn
 from fastapi import FastAPI
 
+from mmvl.app.server.listener import bind, not_had
 from mmvl.app.server.service import Service
 from mmvl.app.server.settings import LOOPBACK, ServerSettings
 
+_BACKLOG = 2048  # connections that wait to be taken
 _GOODBYE_SECONDS = 3.0  # for the last words of answers that were ended
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-def run_app(app: FastAPI, settings: ServerSettings, *, ready=None) -> None:
+def run_app(app: FastAPI, settings: ServerSettings, *, listener: socket.socket | None = None, ready=None) -> None:
     """Serves `app`, which `create_app` made, on the settings' host and port until SIGTERM or Ctrl-C.
 
-    ready: called with the server's URL once it listens. After the first SIGTERM /health answers 503, new requests are
-    told 503 with Retry-After, and running ones get `drain_seconds`; a second signal, or Ctrl-C, ends at once.
+    listener: what `bind` gave; None: it is called now. ready: called with the server's URL once it listens.
+
+    After the first SIGTERM /health answers 503, new requests are told 503 with Retry-After, and running ones get
+    `drain_seconds`; a second signal, or Ctrl-C, ends at once.
 
     Raises OSError if the port cannot be had, KeyboardInterrupt after Ctrl-C.
     """
     logging.basicConfig(stream=sys.stderr, format=_LOG_FORMAT)
     for name in ("mmvl", "uvicorn"):
         logging.getLogger(name).setLevel(settings.log_level.upper())
-    listener = _listen(settings.host, settings.port)
-    with listener:
+    with listener or bind(settings) as listener:
+        try:
+            listener.listen(_BACKLOG)
+        except OSError as error:  # somebody else had bound it as well, and was faster
+            raise not_had(settings, error) from error
         config = uvicorn.Config(
             app,
             log_config=None,
+            backlog=_BACKLOG,
             server_header=False,
             timeout_graceful_shutdown=5,
             timeout_keep_alive=30,
@@ -87,12 +95,3 @@ class _Server(uvicorn.Server):
             self._service.abort_all()
             await self._service.gate.drained(_GOODBYE_SECONDS)
         self.should_exit = True
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        advice = "the port is taken or the address is not this machine's; choose others with --port and --host"
-        raise OSError(f"no server at {host}:{port}: {advice}") from error

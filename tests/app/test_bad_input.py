@@ -150,6 +150,15 @@ def test_wrong_usage(run_cli, arguments):
     assert "Traceback" not in result.err
 
 
+def test_a_wrong_command_is_code_2_and_what_is_missing_code_1(run_cli, bad, picture_path):
+    for command in (["ask", picture_path, "-q", "?"], ["caption", picture_path, "-o", "x.jsonl"], ["chat"], ["serve"]):
+        wrong = run_cli(*command, "--device", "abacus")
+        assert_one_line(wrong, "abacus")
+        missing = run_cli(*command, "--model", bad["missing"])
+        assert_one_line(missing, "no model directory")
+        assert (wrong.code, missing.code) == (2, 1)
+
+
 def assert_one_line(result, *says: str) -> None:
     assert result.code in (1, 2), result
     assert result.out == ""

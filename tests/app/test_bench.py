@@ -55,7 +55,7 @@ def test_a_small_decoder_runs_beside_transformers(mmvl, tmp_path):
     "arguments, said",
     [
         (["--op", "conv", "--device", "cpu"], "--op conv: there are"),
-        (["--device", "tpu"], "--device tpu"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
         (["--device", "cpu", "--json", "no/such/folder/x.json"], "no folder no/such/folder"),
         (["--device", "cpu", "--tune", "--op", "conv"], "--op conv: there are"),
     ]
@@ -63,7 +63,7 @@ def test_a_small_decoder_runs_beside_transformers(mmvl, tmp_path):
 )
 def test_what_cannot_be_done_is_one_line(mmvl, arguments, said):
     code, _, err = mmvl("kernels", *arguments)
-    assert code == 1
+    assert code in (1, 2)
     assert said in err and err.count("\n") == 1
 
 

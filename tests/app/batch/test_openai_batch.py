@@ -72,4 +72,4 @@ def test_each_request_has_its_own_settings_and_its_own_failure(run_cli, batch, r
 
 def test_only_lines_can_hold_the_answers(run_cli, requests, tmp_path):
     result = run_cli("vqa", requests, "-o", tmp_path / "x.parquet")
-    assert result.code == 1 and "OpenAI's own shape" in result.err
+    assert result.code == 2 and "OpenAI's own shape" in result.err

@@ -7,8 +7,9 @@ import typer
 import yaml
 
 from mmvl.app import cli
-from mmvl.app.server import ServerSettings
+from mmvl.app.server import ServerSettings, create_app, run_app
 from mmvl.app.server.command import as_yaml, settings_of
+from mmvl.app.server.listener import bind
 
 
 def test_every_option_names_its_default():
@@ -57,6 +58,9 @@ def test_what_it_prints_can_be_read_again_and_hides_keys(run_cli, tmp_path, monk
         (["--max-body-mb", "9999"], "max_bodies_mb"),
         (["--timeout", "0"], "request_seconds"),
         (["--log-level", "loud"], "log_level"),
+        (["--device", "abacus"], "unknown device 'abacus'"),
+        (["--device", "cpu,cpu"], "unknown device 'cpu,cpu'"),
+        (["--quantize", "int3"], "int8, int4, fp8, or none; not 'int3'"),
         (["--api-key-file", "{tmp}/missing"], "missing"),
         (["--api-key-file", "{tmp}/short"], "8 printable"),
         (["--api-key-file", "{tmp}/empty"], "no key"),
@@ -69,11 +73,23 @@ def test_what_cannot_be_set_is_one_clear_line(run_cli, tmp_path, arguments, says
     for name, text in {"short": "hunter2", "empty": "", "list.yaml": "- 1", "odd.yaml": "pot: 1"}.items():
         (tmp_path / name).write_text(text)
     result = run_cli("serve", *[argument.format(tmp=tmp_path) for argument in arguments], "--print-config")
-    assert (result.code, result.out, result.err.count("\n")) == (1, "", 1)
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
     assert result.err.startswith("mmvl: ") and says in result.err and "hunter2" not in result.err
 
 
-def test_a_port_that_is_taken_is_one_clear_line(run_cli, server, tiny_model_dir):
-    result = run_cli("serve", "--model", tiny_model_dir, "--port", server.address[1])
+@pytest.mark.parametrize(("host", "says"), [("127.0.0.1", "taken"), ("192.0.2.1", "--host"), ("no.example", "--host")])
+def test_an_address_that_cannot_be_had_is_told_before_the_model_is_opened(run_cli, server, host, says):
+    port = server.address[1]
+    result = run_cli("serve", "--model", "there is no model here", "--host", host, "--port", port)
     assert (result.code, result.out, result.err.count("\n")) == (1, "", 1)
-    assert f"127.0.0.1:{server.address[1]}" in result.err and "--port" in result.err
+    assert result.err.startswith(f"mmvl: no server at {host}:{port}: ") and says in result.err
+
+
+def test_a_port_that_another_begins_to_listen_on_meanwhile(tiny, capsys):
+    settings = ServerSettings(port=0)
+    with bind(settings) as ours:
+        settings = ServerSettings(port=ours.getsockname()[1])
+        with bind(settings) as theirs:
+            theirs.listen()
+            with pytest.raises(OSError, match="the port is taken"):
+                run_app(create_app(tiny, settings), settings, listener=ours)
