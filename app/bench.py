@@ -10,9 +10,12 @@ from rich.table import Table
 _COLUMNS = {"ms": 8, "spread": 6, "rate": 12, "roofline": 8, "error": 8, "how": 6}
 
 
-def kernels(ops, *, quick: bool, device: str | None, json_path: Path | None, picture: Path | None) -> None:
-    """Measure, print, write. Raises ValueError or OSError for a device, an operation or a path that cannot be used."""
-    from mmvl.benchmark.run import choose_cases, choose_device, run
+def kernels(ops, *, quick: bool, device: str | None, json_path: Path | None, picture: Path | None) -> bool:
+    """Measure, print, write. False if a kernel of ours was wrong or failed somewhere.
+
+    Raises ValueError or OSError for a device, an operation or a path that cannot be used.
+    """
+    from mmvl.benchmark.run import choose_cases, choose_device, our_failures, run
 
     for path in (json_path, picture):
         check_folder(path)
@@ -36,6 +39,10 @@ def kernels(ops, *, quick: bool, device: str | None, json_path: Path | None, pic
 
         draw(result, picture)
         console.print(f"Drew {picture}", markup=False)
+    failures = our_failures(result)
+    for line in failures:
+        console.print(f"Not measured: {line}", markup=False)
+    return not failures
 
 
 def tune(ops, *, device: str | None, json_path: Path | None) -> None:
@@ -125,6 +132,8 @@ def cells(contestant: dict, bound: str) -> list[str]:
 def verdict(row: dict) -> str:
     """The floor, the goal, and how ours compares with the best peer."""
     said = [f"floor {milliseconds(row['floor_ms'])} ms"]
+    if row["ms"] is None:
+        said.append("ours was not measured")
     if row["goal_ms"] is not None and row["ms"] is not None:
         said.append(f"goal {milliseconds(row['goal_ms'])} {'met' if row['ms'] <= row['goal_ms'] else 'missed'}")
     if row["times_faster"] is not None:

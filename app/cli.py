@@ -325,8 +325,8 @@ def bench_kernels(
 
     if tune:
         bench.tune(op or [], device=device, json_path=json_file)
-    else:
-        bench.kernels(op or [], quick=quick, device=device, json_path=json_file, picture=picture)
+    elif not bench.kernels(op or [], quick=quick, device=device, json_path=json_file, picture=picture):
+        raise typer.Exit(errors.SOME_ROWS_FAILED)
 
 
 @bench.command("decoder")

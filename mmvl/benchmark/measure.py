@@ -9,7 +9,9 @@ calls run one by one, the cache overwritten before each. On a CPU the wall clock
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +50,19 @@ def relative_error(out: torch.Tensor, ref: torch.Tensor) -> float:
     return error if math.isfinite(error) else math.inf
 
 
+@contextmanager
+def waiting_is_an_error() -> Iterator[None]:
+    """Inside, an operation of torch that waits for the device raises RuntimeError."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
 class Stopwatch:
     """Times calls on one device; `seconds` is how long each may be measured for."""
 
@@ -72,25 +87,35 @@ class Stopwatch:
         return Timing.of([self._event_ms(run, flush) for _ in range(repeats)], "events")
 
     def in_graph(self, runs: Sequence[Run], floor_ms: float) -> Timing:
-        """Calls of `runs`, one after the other, in one CUDA graph. Raises RuntimeError if they cannot be captured."""
+        """Calls of `runs`, one after the other, in one CUDA graph. Raises RuntimeError if they cannot be captured.
+
+        Who waits for the device is found before the capture begins: one that fails would leave torch's allocator in it,
+        where memory that is free is never given back, until nothing is left for others.
+        """
         rounds = max(1, math.ceil(min(64, 0.5 / max(floor_ms, 1e-4)) / len(runs)))
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             for run in runs:
                 run()
+            with waiting_is_an_error():
+                for run in runs:
+                    run()
         torch.cuda.current_stream(self.device).wait_stream(stream)
         torch.cuda.synchronize(self.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
+        # the outer context: a capture that fails leaves its stream current
+        with torch.cuda.stream(torch.cuda.current_stream(self.device)), torch.cuda.graph(graph, stream=stream):
             for _ in range(rounds):
                 for run in runs:
                     run()
         calls = rounds * len(runs)
-        self._event_ms(graph.replay, False)
-        repeats = self._repeats(self._event_ms(graph.replay, False))
-        samples = [self._event_ms(graph.replay, False) / calls for _ in range(repeats)]
-        graph.reset()
+        try:
+            self._event_ms(graph.replay, False)
+            repeats = self._repeats(self._event_ms(graph.replay, False))
+            samples = [self._event_ms(graph.replay, False) / calls for _ in range(repeats)]
+        finally:
+            graph.reset()  # its pool is given back even to someone who keeps the error
         return Timing.of(samples, "graph")
 
     def _event_ms(self, run: Run, flush: bool) -> float:

@@ -10,7 +10,7 @@ from mmvl.benchmark.case import Case, Contestant
 from mmvl.benchmark.cases import all_cases
 from mmvl.benchmark.measure import Stopwatch, Timing, relative_error
 from mmvl.benchmark.picture import draw
-from mmvl.benchmark.run import choose_cases, choose_device, run
+from mmvl.benchmark.run import begin_row, choose_cases, choose_device, our_failures, run
 
 CPU = torch.device("cpu")
 
@@ -80,6 +80,33 @@ def test_only_right_peers_are_timed_and_compared(case):
     assert row["best_peer"] == "slow"
     assert row["times_faster"] == by_name["slow"]["ms"] / by_name["mmvl"]["ms"] > 2
     assert said[0].startswith("measuring") and "double, T 64: slower" in said
+
+
+def test_what_failed_of_ours_is_named_and_the_others_go_on(case):
+    from dataclasses import replace
+
+    mean = Contestant("mmvl", lambda i: broken(i) if i.x.shape[0] == 8 else doubled()(i), ours=True)
+    result = run([replace(case, contestants=[mean, Contestant("slow", doubled(200))])], CPU, False, lambda text: None)
+    first, second = result["results"]
+    assert first["ms"] is None and first["times_faster"] is None and first["best_peer"] == "slow"
+    assert second["ms"] is not None
+    assert our_failures(result) == ["double, T 8: failed: RuntimeError: no such kernel"]
+
+
+def test_costs_are_the_mean_over_what_a_graph_goes_round(case, monkeypatch):
+    """The number of experts that tokens hit differs from set to set."""
+    from dataclasses import replace
+
+    stopwatch = SimpleNamespace(device=SimpleNamespace(type="cuda"), num_sets=lambda num_bytes: 3)
+    seeds = []
+
+    def inputs(shape, device, dtype, seed):
+        seeds.append(seed)
+        return SimpleNamespace(x=torch.ones(shape["T"]), seed=seed)
+
+    case = replace(case, inputs=inputs, bytes=lambda i: 100 * (1 + i.seed), flops=lambda i: 0)
+    row, _ = begin_row(case, {"T": 8}, stopwatch, {"bytes": 1e6, "bf16": 1e12})
+    assert row["bytes"] == 200 and row["floor_ms"] == pytest.approx(0.2) and row["sets"] == 3 and seeds == [0, 1, 2]
 
 
 def test_rates_follow_from_the_measured_ceilings(case):
