@@ -263,9 +263,6 @@ class _TextOnly(nn.Module):
         fill_randomly(self.language_model, device)
         self.config, self.device, self.dtype = SimpleNamespace(text=config), device, dtype
 
-    def embed(self, ids_T, image_ID=None, positions_I=None) -> torch.Tensor:
-        return self.language_model.embed(ids_T)
-
 
 def _row(load: Load, seconds: float, firsts: list[float], between: list[float], device) -> dict[str, float]:
     made, read = len(load.lengths) * load.new_tokens, sum(load.lengths)

@@ -93,6 +93,15 @@ class SpreadGraphs:
         with self._cache.team.together():
             return self._graphs.fits(slots)
 
+    @property
+    def ladder(self) -> list[int]:
+        return self._graphs.ladder
+
+    def capture(self, rows: int, tokens: int) -> bool:
+        self._cache.flush(("graph_capture", self._cache.number, rows, tokens))
+        with self._cache.team.together():
+            return self._graphs.capture(rows, tokens)
+
     def run(self, slots: Sequence[int], x_SD: Tensor) -> Tensor:
         self._cache.flush(("graph_run", self._cache.number, tuple(slots), tuple(x_SD.shape), x_SD.dtype))
         with self._cache.team.together():
@@ -196,6 +205,10 @@ class Follower:
     @torch.inference_mode()
     def graph_fits(self, number: CacheNumber, slots: tuple[int, ...]) -> None:
         self._graphs[number].fits(slots)
+
+    @torch.inference_mode()
+    def graph_capture(self, number: CacheNumber, rows: int, tokens: int) -> None:
+        self._graphs[number].capture(rows, tokens)
 
     @torch.inference_mode()
     def graph_run(self, number: CacheNumber, slots: tuple[int, ...], shape: tuple, dtype: torch.dtype) -> None:

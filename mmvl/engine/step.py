@@ -3,7 +3,7 @@
 `Stepper.launch` queues the work of a step on the device and returns without waiting for it; `Flight.results` waits.
 What is sampled stays on the device as the next step's input, so that the host may run one step behind.
 
-T tokens of the step, S rows that are sampled, D model width, V vocabulary, N cache slots.
+T tokens of the step, W requests in it, S rows that are sampled, D model width, V vocabulary, N cache slots.
 """
 
 import time
@@ -129,14 +129,14 @@ class Stepper:
     def launch(self, works: Sequence[Work]) -> Flight:
         """Feed the works' tokens and sample. The requests' counts of cached and unseen tokens are advanced."""
         cache, drafting = self.pools.cache, any(work.draft for work in works)
-        x_TD = self._embed(works)
         slots = [work.request.slot for work in works]
+        slots_W = None if self._last_N is None else self._to_device(slots)
+        x_TD = self._embed(works, slots_W)
         if self.fast is not None and x_TD.shape[0] == len(works) and self.fast.fits(slots):
             hidden_TD = self.fast.run(slots, x_TD)
         else:
             packed = cache.pack([(work.request.slot, work.count) for work in works], draft=drafting)
-            of_tokens = [work.request.slot for work in works for _ in range(work.count)]
-            if drafting and isinstance(self.fast, CpuDecode) and self.fast.fits(of_tokens):
+            if drafting and self._verifies_fast(works):
                 hidden_TD = self.fast.verify(packed, x_TD)
             else:
                 hidden_TD = self.model.language_model(x_TD, packed, cache).hidden_TD
@@ -151,7 +151,8 @@ class Stepper:
             if len(rows) < at:
                 hidden_TD = hidden_TD.index_select(0, self._to_device(rows_T))
             tokens_S, logprobs = self.sampler(self.model.language_model.logits(hidden_TD), rows)
-            self._remember(works, tokens_S, drafting)
+            if slots_W is not None and not drafting:
+                self._remember(works, slots_W, tokens_S)
         flight = Flight(works, tokens_S, logprobs, self.model.device)
         if drafting:
             self._settle(flight, packed)
@@ -164,15 +165,19 @@ class Stepper:
                 self.pools.checkpoint(work.request)
         return flight
 
-    def _embed(self, works: Sequence[Work]) -> Tensor:
+    def _verifies_fast(self, works: Sequence[Work]) -> bool:
+        if not isinstance(self.fast, CpuDecode):
+            return False
+        return self.fast.fits([work.request.slot for work in works for _ in range(work.count)])
+
+    def _embed(self, works: Sequence[Work], slots_W: Tensor | None) -> Tensor:
         """Token and image embeddings (T, D); a token that only the device knows is taken from there."""
-        ids, unseen_at, unseen_of, pieces, places = [], [], [], [], []
-        for work in works:
+        ids, unseen, pieces, places = [], [], [], []  # unseen: whose last token it is, -1 if the host knows it
+        for number, work in enumerate(works):
             request = work.request
             if request.in_flight:
-                unseen_at.append(len(ids))
-                unseen_of.append(request.slot)
                 ids.append(0)
+                unseen.append(number)
                 continue
             if request.image_positions:
                 rows, inside = self.images.rows(work)
@@ -180,10 +185,17 @@ class Stepper:
                 places += [len(ids) + place for place in inside]
             ids += request.ids(work.start, work.start + work.count - len(work.draft))
             ids += work.draft
-        ids_T = self._to_device(ids)
-        if unseen_at:
-            ids_T[self._to_device(unseen_at)] = self._last_N[self._to_device(unseen_of)]
-        x_TD = self.model.embed(ids_T, torch.cat(pieces) if pieces else None, self._to_device(places))
+            unseen += [-1] * work.count
+        if max(unseen) < 0:
+            ids_T = self._to_device(ids)
+        else:
+            ids_T = self._last_N.index_select(0, slots_W)
+            if min(unseen) < 0:
+                known_T, unseen_T = self._to_device((ids, unseen))
+                ids_T = torch.where(unseen_T < 0, known_T, ids_T.index_select(0, unseen_T.clamp(min=0)))
+        if not pieces:
+            return self.model.language_model.embed(ids_T)
+        x_TD = self.model.embed(ids_T, torch.cat(pieces), self._to_device(places))
         self.images.trim()
         return x_TD
 
@@ -193,10 +205,10 @@ class Stepper:
         first = len(request.output_ids) + request.in_flight
         return [Row(request.sampler_state, first + n, request.mask_V) for n in range(1 + len(work.draft))]
 
-    def _remember(self, works: Sequence[Work], tokens_S: Tensor, drafting: bool) -> None:
-        if self._last_N is not None and not drafting:
-            slots_S = self._to_device([work.request.slot for work in works if work.samples])
-            self._last_N.index_copy_(0, slots_S, tokens_S)
+    def _remember(self, works: Sequence[Work], slots_W: Tensor, tokens_S: Tensor) -> None:
+        if len(tokens_S) < len(works):
+            slots_W = self._to_device([work.request.slot for work in works if work.samples])
+        self._last_N.index_copy_(0, slots_W, tokens_S)
 
     def _settle(self, flight: Flight, packed) -> None:
         """Wait, and keep of the drafts what held."""
@@ -208,5 +220,5 @@ class Stepper:
             if work.draft:
                 work.request.lookup.learn(len(work.draft), len(result.token_ids) - 1)
 
-    def _to_device(self, numbers: Sequence[int]) -> Tensor:
+    def _to_device(self, numbers: Sequence) -> Tensor:
         return to_device(torch.tensor(numbers, dtype=torch.int64), self.model.device)
