@@ -121,8 +121,7 @@ class Writing:
             # Of a stopped request the engine hears before its next step.
             self._turn.numbers = replace(answer, finish_reason=answer.finish_reason or "abort")
         if isinstance(error, ValueError | OSError):
-            # The visitor knows a file by its name, not by where the server keeps it.
-            self._turn.error = without_paths(one_line(error), self._turn.files)
+            self._turn.error = one_line(error)
         elif isinstance(error, ApiError):
             self._turn.error = str(error)
         elif error is not None:
@@ -151,9 +150,3 @@ def seen_in(service: Service, attachments: Attachments, talk: Conversation, turn
     cached = turn.numbers.cached_tokens if turn.numbers is not None else 0
     names = [picture.name for picture in opened]
     return look(service.vlm.processor, prompt, names, cached), len(prompt.token_ids)
-
-
-def without_paths(text: str, files: tuple[Attachment, ...]) -> str:
-    for file in files:
-        text = text.replace(file.path, file.name)
-    return text

@@ -3,10 +3,13 @@
 import base64
 import hashlib
 import io
+import os
+import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 from PIL import Image
 
 from mmvl.app.chat.conversation import Attachment
+from mmvl.app.errors import one_line
 from mmvl.app.server.content import MediaLimits
 from mmvl.media import Page, is_pdf, iter_media, page_numbers, pdf_page_count
 from mmvl.processor import Processor
@@ -35,6 +39,7 @@ class Attachments:
     """Opens attachments. What was opened last is kept, since each turn of a conversation reads all before it again.
 
     folder: the only place that files may lie in, whatever a browser says. max_bytes: of tiles that are kept.
+    stored: paths of the files that `store` made, for whoever cleans up. Errors name a file, never its path.
     """
 
     def __init__(self, folder: Path, processor: Processor, limits: MediaLimits, threads: int, max_bytes=256 << 20):
@@ -42,7 +47,19 @@ class Attachments:
         self._opened: OrderedDict[tuple, list[Opened]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
+        self.stored: set[str] = set()
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix="mmvl-page")
+
+    def store(self, data: bytes, name: str) -> str:
+        """Puts a file that nobody uploaded beside those that were; its path. Raises OSError."""
+        path = self._folder / hashlib.sha256(data).hexdigest() / Path(name).name
+        with _told_by_name(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                file.write(data)
+            os.replace(file.name, path)  # at once: someone may be reading the same file
+        self.stored.add(str(path))
+        return str(path)
 
     def attach(self, path: str | Path, pages: Sequence[int] | None = None) -> Attachment:
         """A file that was uploaded. pages: of a PDF, those to read; None takes as many as may be read, from the first.
@@ -52,11 +69,12 @@ class Attachments:
         if not self.is_here(path):
             raise ValueError(f"{Path(path).name} is not here any more: attach it again")
         path = Path(path).resolve()
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
         chosen = ()
-        if is_pdf(path):
-            chosen = tuple(pages or range(1, min(self.page_count(path), self.limits.pdf_pages) + 1))
+        with _told_by_name(path):
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if is_pdf(path):
+                chosen = tuple(pages or range(1, min(self.page_count(path), self.limits.pdf_pages) + 1))
         return Attachment(str(path), path.name, digest, chosen)
 
     def is_here(self, path: str | Path) -> bool:
@@ -74,10 +92,11 @@ class Attachments:
             if key in self._opened:
                 self._opened.move_to_end(key)
                 return self._opened[key]
-        opened = [
-            Opened(self._processor.tile([page.image])[0], _called(file, page), preview(page.image))
-            for page in self._pages(file)
-        ]
+        with _told_by_name(file.path, file.name):
+            opened = [
+                Opened(self._processor.tile([page.image])[0], _called(file, page), preview(page.image))
+                for page in self._pages(file)
+            ]
         with self._lock:
             if key not in self._opened:
                 self._opened[key] = opened
@@ -92,7 +111,8 @@ class Attachments:
 
     def thumbnails(self, file: Attachment, numbers: Sequence[int]) -> list[str]:
         """data: URLs of pages of a PDF."""
-        return [preview(page.image) for page in self._pages(replace(file, pages=tuple(numbers)), len(numbers))]
+        with _told_by_name(file.path, file.name):
+            return [preview(page.image) for page in self._pages(replace(file, pages=tuple(numbers)), len(numbers))]
 
     def _pages(self, file: Attachment, most: int | None = None):
         limits = self.limits
@@ -104,6 +124,18 @@ class Attachments:
             max_pixels=limits.pixels,
             timeout=limits.pdf_seconds,
         )
+
+
+@contextmanager
+def _told_by_name(path: str | Path, name: str | None = None) -> Iterator[None]:
+    """A visitor knows a file by its name, not by where the server keeps it."""
+    name = name or Path(path).name
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{name} is not here any more: attach it again") from None
+    except OSError as error:
+        raise OSError(one_line(error).replace(str(path), name)) from None
 
 
 def preview(image: Image.Image, longest: int = PREVIEW) -> str:

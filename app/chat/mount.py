@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
-from mmvl.app.chat import page as layout  # before gradio: it keeps it quiet
-from mmvl.app.chat.events import Events, Session
-
-import gradio as gr  # isort: skip
+import gradio as gr
 from fastapi import FastAPI
 from gradio.utils import get_upload_folder
 
+from mmvl.app.chat import page as layout
 from mmvl.app.chat.api import add_api
 from mmvl.app.chat.attachments import Attachments
+from mmvl.app.chat.edge import app_kwargs
+from mmvl.app.chat.events import Events
+from mmvl.app.chat.session import Session
 from mmvl.app.csp import ContentSecurityPolicy
 from mmvl.app.server.content import MediaLimits
 from mmvl.app.server.service import Service
@@ -22,15 +23,16 @@ def mount_page(app: FastAPI) -> gr.Blocks:
     """The page at "/" of an application that `create_app` made and that does not run yet."""
     service: Service = app.state.service
     settings = service.settings
-    folder = get_upload_folder()
+    uploads = Path(get_upload_folder())
     limits = MediaLimits.of(settings)
-    attachments = Attachments(Path(folder), service.vlm.processor, limits, settings.decode_threads)
-    blocks, parts = layout.build(service.vlm, Session())
+    attachments = Attachments(uploads, service.vlm.processor, limits, settings.decode_threads)
+    blocks, parts = layout.build(service.vlm, Session(), uploads)
     with blocks:
         add_api(service, attachments)  # before the events, whose functions' names it would have to avoid
-        Events(parts, service, attachments, folder).connect()
+        Events(parts, service, attachments).connect()
     blocks.max_threads = EVENTS_AT_ONCE  # Gradio counts asynchronous events as if each needed a thread
     blocks.queue(max_size=EVENTS_AT_ONCE)
+    blocks.temp_file_sets.append(attachments.stored)  # deleted as uploads are
     app.add_middleware(ContentSecurityPolicy)
     gr.mount_gradio_app(
         app,
@@ -38,6 +40,7 @@ def mount_page(app: FastAPI) -> gr.Blocks:
         path="/",
         server_name=settings.host,
         server_port=settings.port,
+        app_kwargs=app_kwargs(),
         theme=layout.THEME,
         head=f"<style>{layout.asset('style.css')}</style>",  # as `css`, only below the sidebars' parent
         js=layout.asset("page.js"),
@@ -50,6 +53,5 @@ def mount_page(app: FastAPI) -> gr.Blocks:
         mcp_server=False,
         pwa=False,
     )
-    # A mounted page never gets this mark, without which Gradio 6.31 takes any path of this machine for an upload.
-    blocks.has_launched = True
+    blocks.has_launched = True  # a mounted page never gets this mark, without which Gradio takes any path for its own
     return blocks

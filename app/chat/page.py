@@ -1,16 +1,12 @@
 """What the chat page is made of: its parts and where they stand. What they do is in `events.py`."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
-
-# Gradio reads these when it is imported. The page must work, and say nothing to anyone, without a network.
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio as gr
 
 from mmvl.app.about import about
+from mmvl.app.chat.edge import StrictBlocks
 from mmvl.app.examples import Example, load_examples
 from mmvl.app.pages import MEDIA_SUFFIXES
 
@@ -64,10 +60,12 @@ class Settings:
         return [self.system, *self.sampling.values()]
 
 
-def build(vlm, session) -> tuple[gr.Blocks, Parts]:
+def build(vlm, session, uploads: Path) -> tuple[StrictBlocks, Parts]:
     """The page around an open `mmvl.VLM`, without any event. session: what each visitor's state begins as."""
     # Uploads are of nobody's use after a day; looked for once an hour.
-    page = gr.Blocks(title="mmvl", analytics_enabled=False, fill_height=True, delete_cache=(HOUR, DAY))
+    page = StrictBlocks(
+        uploads=uploads, title="mmvl", analytics_enabled=False, fill_height=True, delete_cache=(HOUR, DAY)
+    )
     with page:
         parts = {"session": gr.State(session)}
         with gr.Sidebar(label="Chats and settings", elem_id="side", width=300):

@@ -36,7 +36,7 @@ def _open(attachments: Attachments, path: str, pages: Sequence[int] | None = Non
         pdf.pages = pdf.file.pages
         pdf.thumbnails = attachments.thumbnails(pdf.file, range(1, min(pdf.count, THUMBNAILS) + 1))
     except (ValueError, OSError) as error:
-        pdf.error = one_line(error).replace(path, pdf.name)
+        pdf.error = one_line(error)
     return pdf
 
 

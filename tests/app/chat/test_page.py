@@ -7,7 +7,6 @@ import urllib.request
 
 import pytest
 from gradio_client import Client, handle_file
-from PIL import Image
 
 from mmvl.app.chat.events import sampling_of
 from mmvl.app.examples import load_examples
@@ -56,21 +55,6 @@ def test_the_endpoint_answers_and_says_what_is_wrong(client, vlm, picture_folder
         client.predict("What?", [], max_tokens=0, api_name="/ask")
     with pytest.raises(Exception, match="reads 256 with the answer"):
         client.predict("why? " * 500, [], api_name="/ask")
-
-
-def test_files_of_the_server_cannot_be_asked_about_or_fetched(url, vlm, tmp_path):
-    secret = tmp_path / "secret.png"
-    Image.new("RGB", (9, 9)).save(secret)
-    for file in ({"path": str(secret), "meta": {"_type": "gradio.FileData"}}, {"path": str(secret)}):
-        # Gradio's client would upload the file as its own: this is what someone without a right to it sends.
-        body = json.dumps({"data": ["What?", [file], 5, 0]}).encode()
-        request = urllib.request.Request(f"{url}/gradio_api/call/ask", body, {"content-type": "application/json"})
-        event = json.load(urllib.request.urlopen(request))["event_id"]
-        with get(f"{url}/gradio_api/call/ask/{event}") as events:
-            assert events.read().startswith(b"event: error")
-    assert not vlm.prompts
-    for path in (secret, "/etc/passwd", __file__):
-        assert refused(f"{url}/gradio_api/file={path}") in (403, 404)
 
 
 def test_other_hosts_names_and_strangers_are_refused(url, vlm, serve_page):
