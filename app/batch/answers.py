@@ -30,13 +30,14 @@ class Answering:
     sampling: dict
     quantize: str | None = None
     max_sequences: int = 32
+    dtype: str | None = None
 
     def open(self) -> "ModelAnswerer":
         """Raises what `mmvl.VLM` raises."""
         from mmvl import VLM
 
-        vlm = VLM(self.model, device=self.device, quantize=self.quantize, max_sequences=self.max_sequences)
-        return ModelAnswerer(vlm, self)
+        how = {"dtype": self.dtype, "quantize": self.quantize, "max_sequences": self.max_sequences}
+        return ModelAnswerer(VLM(self.model, device=self.device, **how), self)
 
 
 class ModelAnswerer:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -42,16 +43,27 @@ _OPENING_SECONDS = 3600  # that the actors have to open the model
 _RESTARTS = 3  # of an actor, before the job is given up
 
 
-def run_on_ray(
-    source: Source, journal: Journal, template: Template, how: Answering, *, task: str, workers: int
-) -> Tally:
-    """As `run.run`, on the cluster that RAY_ADDRESS names or that runs on this machine, else on one started here.
-
-    workers: actors; 0: as many as the cluster has GPUs, or one. Each takes a GPU if there are any.
-    """
+@contextmanager
+def joined() -> Iterator[str]:
+    """The cluster that RAY_ADDRESS names or that runs on this machine, else one started here; what its models run on:
+    "cuda" if it has GPUs, else "cpu"."""
     started = not ray.is_initialized()
     if started:
         ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    try:
+        yield "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def run_on_ray(
+    source: Source, journal: Journal, template: Template, how: Answering, *, task: str, workers: int
+) -> Tally:
+    """As `run.run`, on the cluster that was `joined`.
+
+    workers: actors; 0: as many as the cluster has GPUs, or one. Each takes a GPU if there are any.
+    """
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -59,26 +71,22 @@ def run_on_ray(
     # Blocks are sent on when they have this size: by default all items would become one block, for one actor.
     context.target_max_block_size = context.target_min_block_size = _BLOCK_BYTES
     tally, by_actor = Tally(), Counter()
-    try:
-        with tempfile.TemporaryDirectory() as folder, Told(tally, task) as told:
-            done = Path(folder) / "done"
-            journal.ids.save(str(done))
-            results = _results(_Items(source, template, str(done)), how, workers)
-            first = next(results)  # once it is there, the model could be opened
-            journal.begin()
-            tally.begin()
-            for item, result in chain([first], results):
-                if item is None:
-                    tally.done, tally.repeated, tally.first_repeated = result["tally"]
-                    tally.fraction = result["fraction"]
-                    continue
-                by_actor[result.pop("actor")] += 1
-                if journal.record(item, row_of(item, result, task)):
-                    tally.add(result)
-                    told()
-    finally:
-        if started:
-            ray.shutdown()
+    with tempfile.TemporaryDirectory() as folder, Told(tally, task) as told:
+        done = Path(folder) / "done"
+        journal.ids.save(str(done))
+        results = _results(_Items(source, template, str(done)), how, workers)
+        first = next(results)  # once it is there, the model could be opened
+        journal.begin()
+        tally.begin()
+        for item, result in chain([first], results):
+            if item is None:
+                tally.done, tally.repeated, tally.first_repeated = result["tally"]
+                tally.fraction = result["fraction"]
+                continue
+            by_actor[result.pop("actor")] += 1
+            if journal.record(item, row_of(item, result, task)):
+                tally.add(result)
+                told()
     if by_actor:
         print(f"rows by actor: {', '.join(map(str, by_actor.values()))}", file=sys.stderr)
     return tally

@@ -1,6 +1,7 @@
 """What `mmvl caption` and `mmvl vqa` do: everything checked first, then the model opened, then the rows."""
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
@@ -63,16 +64,33 @@ def job(
     with usage():
         SamplingParams.from_kwargs(**sampling)  # what is wrong with it is told now, not when old rows are gone
     directory = model or MMVL_TINY
-    how = Answering(model, None, directory.name, system, sampling, quantize, max_sequences)
-    settings = Settings(task, directory.name, fingerprint(directory), template.text, system, sampling, quantize)
-    with closing(Journal(sink, settings, on_existing)) as journal:
-        if engine == "ray":
-            from mmvl.app.batch.cluster import run_on_ray
+    name, weights = directory.name, fingerprint(directory)
+    with _place(engine, devices) as device:
+        dtype = "bfloat16" if device == "cuda" else "float32"  # as VLM chooses, but the same for all processes
+        how = Answering(model, None, name, system, sampling, quantize, max_sequences, dtype)
+        settings = Settings(task, name, weights, template.text, system, sampling, quantize, dtype, device)
+        with closing(Journal(sink, settings, on_existing)) as journal:
+            for remark in journal.remarks:
+                print(f"{journal.sink.path}: {remark}", file=sys.stderr)
+            if engine == "ray":
+                from mmvl.app.batch.cluster import run_on_ray
 
-            tally = run_on_ray(source, journal, template, how, task=task, workers=workers)
-        else:
-            tally = run(source, journal, template, local_answerer(how, devices), task=task)
+                tally = run_on_ray(source, journal, template, how, task=task, workers=workers)
+            else:
+                tally = run(source, journal, template, local_answerer(how, devices), task=task)
     return report(tally, journal)
+
+
+def _place(engine: str, devices: Sequence[str]) -> AbstractContextManager[str]:
+    """For as long as the job runs: the kind of device that the model runs on."""
+    if engine == "ray":
+        from mmvl.app.batch.cluster import joined
+
+        return joined()
+    import torch
+
+    kinds = {device.partition(":")[0] for device in devices}
+    return nullcontext(kinds.pop() if kinds else "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _check_choices(on_existing: str, engine: str, devices: Sequence[str], workers: int) -> None:
@@ -82,6 +100,8 @@ def _check_choices(on_existing: str, engine: str, devices: Sequence[str], worker
         raise ValueError(f"--engine is one of {', '.join(ENGINES)}, not {engine}")
     if engine == "ray" and devices:
         raise ValueError("--device is for --engine local: Ray gives each of its --workers a GPU")
+    if len({device.partition(":")[0] for device in devices}) > 1:
+        raise ValueError(f"--device {','.join(devices)}: one kind of device for a job, since their answers differ")
     if engine != "ray" and workers:
         raise ValueError("--workers is for --engine ray; on this machine there is a process for each --device")
 

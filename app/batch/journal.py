@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmvl.app.batch.ids import Ids
 from mmvl.app.batch.items import Item
-from mmvl.app.batch.settings import Settings, differences
+from mmvl.app.batch.settings import Settings, differences, remarks
 from mmvl.app.batch.sinks import ABOUT, Sink
 from mmvl.app.errors import UsageError
 
@@ -19,7 +19,8 @@ class Journal:
     folder, says for people what the hash in each row stands for, and is locked while a job writes.
 
     on_existing: "skip" keeps every row that is there, "retry-failed" all but the failures, "overwrite" none.
-    ids: which are done; `failures`: how many failures are kept.
+    ids: which are done; `failures`: how many failures are kept; `remarks`: lines about how this run differs from those
+    before it without being refused.
     Raises UsageError when the rows there were made with other settings, ValueError when they are not ours or another
     job is at work,
     OSError when the destination cannot be written.
@@ -31,6 +32,7 @@ class Journal:
         self.sink, self._settings, self._on_existing = sink, settings, on_existing
         self._hash = settings.hash
         self.ids, self.failures = Ids(), 0
+        self.remarks: list[str] = []
         folder = sink.path.suffix != ".jsonl"
         self._about = sink.path / ABOUT if folder else Path(f"{sink.path}.settings.json")
         if folder:
@@ -101,3 +103,5 @@ class Journal:
             self.failures += row.failed
             if not self.ids.add_before(row.id):
                 raise ValueError(f"{self.sink.path} holds {row.id!r} twice: it was not made by one command")
+        if self.ids.before and before.get("settings") == now["settings"]:
+            self.remarks = remarks(before, now)

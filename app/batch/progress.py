@@ -9,6 +9,11 @@ from mmvl.app.batch.results import succeeded, tokens_of
 _EVERY = 30.0  # seconds between lines where there is no terminal
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 row", "2,000 rows"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 @dataclass
 class Tally:
     """Items of this run: good and failed rows written; done: had a row before; repeated: had an id of an earlier item;
@@ -41,9 +46,14 @@ class Tally:
     def rows(self) -> int:
         return self.good + self.failed
 
+    @property
+    def skipped(self) -> int:
+        """Items that got no row now."""
+        return self.done + self.repeated + self.left
+
     def speed(self) -> str:
         seconds = max(time.monotonic() - self.start, 1e-9)
-        return f"{self.rows / seconds:.1f} images/s, {self.tokens / seconds:.0f} tokens/s, {self.failed} failed"
+        return f"{self.rows / seconds:.1f} images/s, {self.tokens / seconds:.0f} tokens/s"
 
     def remaining(self) -> float | None:
         """Seconds to go, if the rest of the source goes as what is done has gone."""
@@ -93,4 +103,5 @@ class Told:
         else:
             minutes, seconds = divmod(round(left), 60)
             eta = f", ETA {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-        return f"{self._tally.rows:,} rows, {self._tally.speed()}{eta}"
+        tally = self._tally
+        return f"{counted(tally.rows, 'row')}, {tally.failed:,} failed, {tally.speed()}{eta}"

@@ -14,7 +14,7 @@ from mmvl.app.batch.answers import Keep
 from mmvl.app.batch.ids import Ids
 from mmvl.app.batch.items import Item
 from mmvl.app.batch.journal import Journal
-from mmvl.app.batch.progress import Tally, Told
+from mmvl.app.batch.progress import Tally, Told, counted
 from mmvl.app.batch.results import failure, row_of
 from mmvl.app.batch.sinks import Sink
 from mmvl.app.batch.sources import Source
@@ -94,17 +94,22 @@ def run(
 def report(tally: Tally, journal: Journal) -> bool:
     """Tell on stderr what a job did. True if a row failed, now or before, or an item has none."""
     where = journal.sink.path
+    lines = []
     if tally.done:
-        print(f"{tally.done} had a row in {where} already", file=sys.stderr)
+        lines.append(f"{counted(tally.done, 'item')} had a row in {where} already")
     if tally.left:
-        print(f"{tally.left} had a text of somebody else's, which was left alone", file=sys.stderr)
+        lines.append(f"{counted(tally.left, 'item')} had a text of somebody else's, which was left alone")
     if tally.repeated:
-        print(
-            f"{tally.repeated} items had an id that an item before them had, and were left out; the first: "
-            f"{tally.first_repeated}",
-            file=sys.stderr,
+        lines.append(
+            f"{counted(tally.repeated, 'item')} had an id that an item before had, and got no row; the first: "
+            f"{tally.first_repeated}"
         )
     if journal.failures:
-        print(f"{journal.failures} rows of failures are kept (--on-existing retry-failed tries them)", file=sys.stderr)
-    print(f"{tally.good} rows written to {where}, {tally.speed()}", file=sys.stderr)
+        kept = f"{counted(journal.failures, 'row')} of earlier failures kept"
+        lines.append(f"{kept} (--on-existing retry-failed tries again)")
+    lines.append(
+        f"{counted(tally.rows, 'row')} written to {where}, {tally.failed:,} failed, {tally.skipped:,} skipped; "
+        f"{tally.speed()}"
+    )
+    print("\n".join(lines), file=sys.stderr)
     return bool(tally.failed or journal.failures or tally.repeated)

@@ -51,11 +51,12 @@ def run_job(
     reading=None,
     max_tokens=5,
     sink=None,
+    **settings,
 ):
     """A job as `mmvl.app.batch.job` runs it, with an answerer of the test's. Returns its `Tally`."""
     sources = [Path(source) for source in (sources if isinstance(sources, list) else [sources])]
     sink = sink or open_sink(Path(dest), task, sources, overwrite=on_existing == "overwrite")
-    settings = Settings(task, "m", "w", prompt, "", {"max_tokens": max_tokens})
+    settings = Settings(task, "m", "w", prompt, "", {"max_tokens": max_tokens}, **settings)
     with closing(Journal(sink, settings, on_existing)) as journal:
         source = open_source(sources, reading)
         return run(source, journal, Template(prompt), lambda: nullcontext(answerer or Hashing()), task=task)

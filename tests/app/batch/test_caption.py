@@ -54,7 +54,7 @@ def test_a_folder_on_a_real_model(run_cli, batch, picture_folder, tiny_model_dir
     dest = tmp_path / name
     result = run_cli("caption", picture_folder, "-o", dest, "--model", tiny_model_dir, "--max-tokens", "4")
     assert (result.code, result.out) == (3, ""), result.err
-    assert "4 rows written" in result.err and "1 failed" in result.err and "tokens/s" in result.err
+    assert f"5 rows written to {dest}, 1 failed, 0 skipped; " in result.err and "tokens/s" in result.err
     rows = batch.rows(dest)
     good = {"red.png", "inside/blue.jpg", "two.pdf#page=1", "two.pdf#page=2"}
     assert set(rows) == good | {"damaged.png"}
@@ -64,7 +64,8 @@ def test_a_folder_on_a_real_model(run_cli, batch, picture_folder, tiny_model_dir
         assert row["completion_tokens"] == 4 and row["finish_reason"] == "length" and "error" not in row
         assert row["prompt_tokens"] > row["image_tokens"] > 0
     again = run_cli("caption", picture_folder, "-o", dest, "--model", tiny_model_dir, "--max-tokens", "4")
-    assert again.code == 3 and "5 had a row" in again.err and "0 rows written" in again.err
+    assert again.code == 3 and "5 items had a row" in again.err and "0 rows written" in again.err
+    assert "1 row of earlier failures kept" in again.err and "0 failed, 5 skipped" in again.err
     other = run_cli("caption", picture_folder, "-o", dest, "--model", tiny_model_dir, "--max-tokens", "5")
     assert other.code == 2 and "max_tokens was 4, now 5" in other.err
 
@@ -75,12 +76,13 @@ def test_texts_beside_the_pictures_on_a_real_model(run_cli, picture_folder, tiny
     texts = {path.relative_to(picture_folder).as_posix() for path in picture_folder.rglob("*.txt")}
     assert texts == {"red.txt", "inside/blue.txt", "two.page-1.txt", "two.page-2.txt", "notes.txt"}
     assert (picture_folder / "notes.txt").read_text() == "not a picture"
-    assert "5 had a row" in run_cli(*arguments).err
+    assert "5 items had a row" in run_cli(*arguments).err
 
 
 def test_all_good_is_exit_code_0(run_cli, batch, picture_path, tiny_model_dir, tmp_path):
     dest = tmp_path / "rows.jsonl"
-    assert run_cli("caption", picture_path, "-o", dest, "--model", tiny_model_dir, "--max-tokens", "2").code == 0
+    result = run_cli("caption", picture_path, "-o", dest, "--model", tiny_model_dir, "--max-tokens", "2")
+    assert result.code == 0 and result.err.startswith(f"1 row written to {dest}, 0 failed, 0 skipped; ")
     assert set(batch.rows(dest)) == {str(picture_path)}
 
 
@@ -165,6 +167,7 @@ def test_a_picture_that_breaks_a_library_costs_one_row(batch, many_pictures, tmp
         ({"--prompt": "{{ name"}, "no template"),
         ({"--prompt": "{{ colour }}"}, "'colour' is undefined"),
         ({"--device": "abacus"}, "unknown device 'abacus'"),
+        ({"--device": "cpu,cuda"}, "one kind of device for a job"),
         ({"--device": "cpu,"}, "unknown device ''"),
         ({"--top-p": "0"}, "top_p"),
         ({"--quantize": "int3"}, "int8, int4, fp8, or none; not 'int3'"),

@@ -67,7 +67,7 @@ def test_each_request_has_its_own_settings_and_its_own_failure(run_cli, batch, r
     assert "colour" in rows["unknown"]["response"]["body"]["error"]["message"]
     assert all(row["error"] is None and row["id"] for row in rows.values())
     again = run_cli(*arguments)
-    assert "12 had a row" in again.err and again.code == 3
+    assert "12 items had a row" in again.err and again.code == 3
 
 
 def test_only_lines_can_hold_the_answers(run_cli, requests, tmp_path):
