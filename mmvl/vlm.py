@@ -1,14 +1,14 @@
 """mmvl in Python: open a model, ask about images.
 
-    from mmvl import VLM
-    print(VLM().ask("photo.png", "what is in the image?"))
+from mmvl import VLM
+print(VLM().ask("photo.png", "what is in the image?"))
 """
 
 from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,6 +147,10 @@ class VLM:
         self.processor = Processor.from_pretrained(self.directory)
         self.engine = Engine(loaded, self.processor, max_sequences=max_sequences, **(engine or {}))
         self._runner = Runner(self.engine)
+
+    def warm_up(self, progress: Callable[[str], None] = lambda what: None) -> None:
+        """Make ready for the first request, on a GPU: `Engine.warm_up`. For programs that will answer many."""
+        self.engine.warm_up(progress)
 
     def ask(self, images, question: str, **sampling) -> str:
         """The answer to one question about images (path, bytes, PIL image, or a list of these; PDFs give pages)."""

@@ -134,10 +134,14 @@ def serve(
 
     listener = bind(settings)  # before the model, which may take minutes to load
     from mmvl import VLM
+    from mmvl.app.bench import Progress
     from mmvl.app.server.app import create_app
     from mmvl.app.server.run import run_app
 
     vlm = VLM(model, device=device, quantize=quantize, max_sequences=max_sequences)
+    progress = Progress()
+    vlm.warm_up(progress)
+    progress.clear()
     app = create_app(vlm, settings)
     name = app.state.service.names[0]
 

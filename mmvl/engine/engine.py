@@ -25,10 +25,11 @@ from mmvl.engine.request import FinishReason, Request, Update
 from mmvl.engine.sampler import NOT_FINITE, Sampler
 from mmvl.engine.sampling_params import SamplingParams
 from mmvl.engine.scheduler import Scheduler, Work
-from mmvl.engine.spread import SpreadDecoder
+from mmvl.engine.spread import SpreadDecoder, SpreadGraphs
 from mmvl.engine.stats import Counters, Stats
 from mmvl.engine.step import FastDecode, Flight, Result, Stepper
 from mmvl.engine.text_stream import TextStream, TokenBytes
+from mmvl.engine.warm_up import Progress, warm_up
 from mmvl.model import VLModel
 from mmvl.processor import Processor, Prompt
 from mmvl.text_backbone.cache import CacheFull
@@ -96,7 +97,8 @@ class Engine:
             dtype=model.dtype,
         )
         gap, interval = checkpoint_spacing(decoder.config, model.dtype)
-        self.prefixes = PrefixCache(self.cache, gap=gap, interval=interval)
+        # no checkpoint cuts a step shorter than it may be
+        self.prefixes = PrefixCache(self.cache, gap=gap, interval=max(interval, max_batch_tokens))
         self.counters = Counters()
         swap_bytes = self.sizes.swap_bytes if swap_bytes is None else swap_bytes
         self.pools = Pools(self.cache, self.prefixes, self.num_pages, swap_bytes, self.counters)
@@ -109,9 +111,8 @@ class Engine:
         self.behind = gpu if behind is None else behind
         # A sampled image id would be a placeholder without an image.
         sampler = Sampler(processor.valid_vocab_size, [processor.image_id])
-        self._stepper = Stepper(
-            model, self.pools, sampler, self._images, behind=self.behind, fast=self._fast_decode() if graphs else None
-        )
+        fast = self._fast_decode() if graphs else None
+        self._stepper = Stepper(model, self.pools, sampler, self._images, behind=self.behind, fast=fast)
         self._token_bytes = TokenBytes(processor.tokenizer)
         self._flights: deque[Flight] = deque()
         self._landed = 0.0  # when the last one did
@@ -123,6 +124,23 @@ class Engine:
             return CpuDecode.of(decoder, self.cache)
         settings = (self.cache, decoder.config.hidden_size, self.model.dtype, self.max_sequences)
         return decoder.new_graphs(*settings) if isinstance(decoder, SpreadDecoder) else DecodeGraphs(decoder, *settings)
+
+    @property
+    def graphs(self) -> DecodeGraphs | SpreadGraphs | None:
+        """What decodes by CUDA graphs, on a GPU."""
+        fast = self._stepper.fast
+        return fast if isinstance(fast, DecodeGraphs | SpreadGraphs) else None
+
+    def warm_up(self, progress: Progress = lambda what: None) -> None:
+        """On a GPU, run what requests will need once, which takes from seconds to a minute or two where kernels have
+        to be compiled; on a CPU nothing has to be. Before the first request. `progress` is told what is being done."""
+        if self.model.device.type == "cuda":
+            warm_up(self, progress)
+
+    def forget_all(self) -> None:
+        """Drop what is cached and what was counted. While nobody runs."""
+        self.prefixes.clear()
+        self.counters.reset()
 
     @property
     def running(self) -> list[Request]:

@@ -4,7 +4,8 @@ The experts' weights are read once a step, so long chunks are the faster way thr
 answered gets one token a step, and waits as long as the step takes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 SECONDS = 0.1  # that a step beside answers may take: ten tokens a second, faster than anyone reads
 SLOW, QUICK = 1.3, 0.55  # of these: halved from there on, doubled up to there
@@ -28,6 +29,15 @@ class Pace:
     def tokens(self, beside: bool) -> int:
         """Of the next step; `beside`: somebody in it is being answered."""
         return min(self._beside, self.most) if beside else self.most
+
+    @contextmanager
+    def limited(self, most: int) -> Iterator[None]:
+        """Inside, steps are at most so long."""
+        before, self.most = self.most, min(most, self.most)
+        try:
+            yield
+        finally:
+            self.most = before
 
     def took(self, tokens: int, answers: int, seconds: float) -> None:
         """A step of `tokens` tokens, one each for `answers` requests and the others of prompts, took so long.

@@ -12,6 +12,8 @@ The least recently used go first when there is no place for a new one, or when r
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mmvl.engine.prefix_keys import PrefixKeys
@@ -39,6 +41,15 @@ class PrefixCache:
         self._by_pages: dict[bytes, list[Prefix]] = {}
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         self.enabled = cache.free_checkpoints > 0
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Inside, nothing is kept."""
+        before, self.enabled = self.enabled, False
+        try:
+            yield
+        finally:
+            self.enabled = before
 
     def __len__(self) -> int:
         return len(self._prefixes)

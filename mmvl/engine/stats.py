@@ -46,6 +46,10 @@ class Counters:
     finished_total: Counter = field(default_factory=Counter)
     last_step_time: float = field(default_factory=time.monotonic)
 
+    def reset(self) -> None:
+        """Count from now on."""
+        vars(self).update(vars(Counters()))
+
     def look(self, **now: int) -> Stats:
         """These totals with what holds `now`."""
         totals = vars(self) | {"finished_total": MappingProxyType(dict(self.finished_total))}
