@@ -14,7 +14,8 @@ PER_EXPERT = ("w1", "w3", "w2", "scale1", "scale3", "scale2")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 5e-3}
 
 # T, D, I, E, k
-SHAPES = [(1, 48, 40, 5, 2), (20, 136, 72, 4, 3), (40, 64, 32, 3, 2)]
+SMALL = pytest.mark.sanitize  # for compute-sanitizer
+SHAPES = [(1, 48, 40, 5, 2), pytest.param((20, 136, 72, 4, 3), marks=SMALL), (40, 64, 32, 3, 2)]
 if CUDA:
     SHAPES += [(1, 256, 160, 8, 2), (64, 256, 160, 8, 2), (500, 256, 160, 8, 2), (64, 1024, 1536, 32, 2)]
     SHAPES += [(5, 1024, 3072, 4, 1), (900, 1024, 1536, 4, 2)]
@@ -82,7 +83,9 @@ def test_all_tokens_on_one_expert(rmse_ratio):
 @pytest.mark.parametrize("backend", ["triton", "reference"])
 @pytest.mark.parametrize("kind", ["int8", "int4", None] + ["fp8"] * CUDA)
 @pytest.mark.parametrize(
-    "shape", [(20, 48, 32, 6, 2)] + [(64, 512, 1024, 6, 2), (900, 1024, 1536, 6, 2)] * CUDA, ids=str
+    "shape",
+    [pytest.param((20, 48, 32, 6, 2), marks=SMALL)] + [(64, 512, 1024, 6, 2), (900, 1024, 1536, 6, 2)] * CUDA,
+    ids=str,
 )
 def test_parts_of_the_experts_add_up(shape, kind, backend, rmse_ratio):
     *sizes, k = shape
@@ -163,7 +166,8 @@ HOPPER = CUDA and torch.cuda.get_device_capability() >= (9, 0)
 
 @pytest.mark.skipif(CUDA and not HOPPER, reason="fp8 products need Hopper")
 @pytest.mark.parametrize(
-    "T, D, I, E", [(70, 48, 32, 3)] + ([(900, 512, 1024, 5), (3000, 1024, 512, 4)] if CUDA else [])
+    "T, D, I, E",
+    [pytest.param(70, 48, 32, 3, marks=SMALL)] + ([(900, 512, 1024, 5), (3000, 1024, 512, 4)] if CUDA else []),
 )
 def test_fp8_products_equal_those_of_its_own_rounded_inputs(T, D, I, E, rmse_ratio):
     """x and h are rounded to 3 bits of mantissa, row by row: the reference here does the same."""
@@ -195,7 +199,8 @@ def by_rows(x):
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("partial", [False, True], ids=["all experts", "a rank's"])
 @pytest.mark.parametrize(
-    "T, D, I, E", [(70, 48, 32, 5)] + ([(900, 512, 1024, 5), (3000, 1024, 1536, 7)] if CUDA else [])
+    "T, D, I, E",
+    [pytest.param(70, 48, 32, 5, marks=SMALL)] + ([(900, 512, 1024, 5), (3000, 1024, 1536, 7)] if CUDA else []),
 )
 def test_weights_are_unpacked_ahead_of_many_tokens(T, D, I, E, kind, partial, rmse_ratio, monkeypatch):
     """Two experts at a time, the last one alone."""

@@ -10,7 +10,7 @@ from mmvl.kernels.lightning_attention import lightning_attention
 from mmvl.kernels.lightning_decode import lightning_decode
 
 SLOPES = torch.tensor([0.9, 0.004])
-BACKENDS = pytest.mark.parametrize("backend", ["reference", "triton"])
+BACKENDS = pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=pytest.mark.sanitize)])
 
 
 def draw(T, K=32, slots=5, dtype=torch.float32, device="cpu"):
@@ -77,6 +77,7 @@ def test_a_draft_is_verified_and_its_accepted_tokens_kept(backend, device):
     assert torch.equal(pool[2], before[2])
 
 
+@pytest.mark.sanitize
 def test_16_bit_inputs(device):
     dtype = torch.float16 if device == "cpu" else torch.bfloat16
     qkv, pool = draw(3, 64, dtype=dtype, device=device)

@@ -5,7 +5,7 @@ import torch
 
 from mmvl.kernels.norm import add_rms_norm, gated_rms_norm, rms_norm, sum_of_squares
 
-SMALL = [(1, 24), (7, 24), (21, 256), (3, 300)]
+SMALL = [(1, 24), (21, 256)] + [pytest.param(T, D, marks=pytest.mark.sanitize) for T, D in ((7, 24), (3, 300))]
 LARGE = [(1, 6144), (1031, 6144), (777, 8192), (65_537, 256), (2, 16_384)]
 SHAPES = SMALL + (LARGE if torch.cuda.is_available() else [])
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}

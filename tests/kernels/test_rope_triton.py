@@ -9,7 +9,8 @@ cuda = torch.cuda.is_available()
 DEVICE = "cuda" if cuda else "cpu"
 DTYPES = {torch.float32: 1e-5, torch.bfloat16: 5e-3} if cuda else {torch.float32: 1e-5}
 # tokens, query heads, key heads, head dim, rotary dim
-SHAPES = [(1, 4, 2, 32, 16), (5, 3, 2, 10, 6), (19, 8, 2, 32, 16), (3, 6, 1, 16, 16), (4, 2, 2, 8, 0)]
+SHAPES = [(1, 4, 2, 32, 16), (3, 6, 1, 16, 16), (4, 2, 2, 8, 0)]
+SHAPES += [pytest.param(shape, marks=pytest.mark.sanitize) for shape in ((5, 3, 2, 10, 6), (19, 8, 2, 32, 16))]
 if cuda:
     SHAPES += [(4099, 64, 8, 128, 64), (70_001, 8, 2, 32, 16), (65, 3, 1, 80, 80)]
 
