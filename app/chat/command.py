@@ -45,6 +45,9 @@ def chat(
 ) -> None:
     """Open the chat page: attach pictures and PDFs, ask, read along. The API of `mmvl serve` is on the same port."""
     settings = _settings(settings_of({"host": host, "port": port or None}, more or [], config, api_key_file))
+    from mmvl.app.server.listener import bind
+
+    listener = bind(settings)  # before the model, which may take minutes to load
     from mmvl import VLM
     from mmvl.app.chat.mount import mount_page
     from mmvl.app.server.app import create_app
@@ -58,7 +61,7 @@ def chat(
         if browser:
             webbrowser.open(url)
 
-    run_app(app, settings, ready=ready)
+    run_app(app, settings, listener=listener, ready=ready)
 
 
 def _settings(given):

@@ -199,12 +199,15 @@ class Events:
         session.talk.editing, session.pdfs = None, {}
         return self.view.all(session) | {self.parts.box: gr.MultimodalTextbox(value=None)}
 
-    async def pick(self, session: Session, event: gr.EventData) -> str:
+    async def pick(self, session: Session, event: gr.EventData) -> AsyncIterator[str | dict]:
         """Other files lie in the box."""
         paths = [path for path in event._data.get("files") or [] if isinstance(path, str)]
         paths = [path for path in paths if self.attachments.is_here(path)]
+        if opening := [Path(path).name for path in paths if path not in session.pdfs]:
+            yield self.view.picker(session, opening)
         session.pdfs = await asyncio.to_thread(open_pdfs, self.attachments, paths, session.pdfs)
-        return self.view.picker(session)
+        yield self.view.picker(session)
+        yield gr.skip()  # Gradio sends the last update once more, when others may have followed
 
     async def choose(self, session: Session, event: gr.EventData) -> str:
         """Other pages of a PDF are wanted."""

@@ -45,9 +45,10 @@ def reopen(attachments: Attachments, file: Attachment) -> Pdf:
     return _open(attachments, file.path, file.pages)
 
 
-def picker_html(pdfs: dict[str, Pdf], most: int) -> str:
-    """A group of controls for each PDF. most: pages of a PDF that may be read."""
-    return "".join(_group(path, pdf, most) for path, pdf in pdfs.items())
+def picker_html(pdfs: dict[str, Pdf], most: int, opening: Sequence[str] = ()) -> str:
+    """A group of controls for each PDF. most: pages of a PDF that may be read. opening: names of those to come."""
+    waiting = f'<p role="status">Opening {escape(", ".join(opening))}…</p>' if opening else ""
+    return "".join(_group(path, pdf, most) for path, pdf in pdfs.items()) + waiting
 
 
 def _group(path: str, pdf: Pdf, most: int) -> str:

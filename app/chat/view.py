@@ -1,5 +1,6 @@
 """A session on the page: values for its parts. The page is only ever drawn from the conversation."""
 
+from collections.abc import Sequence
 from urllib.parse import quote
 
 import gradio as gr
@@ -41,9 +42,9 @@ class View:
         """HTML of a turn while it is answered."""
         return turn_html(talk, turn, self._attachments.opened, status)
 
-    def picker(self, session: Session) -> str:
-        """HTML of the page picker."""
-        return picker_html(session.pdfs, self._attachments.limits.pdf_pages)
+    def picker(self, session: Session, opening: Sequence[str] = ()) -> str:
+        """HTML of the page picker. opening: names of PDFs that are not in it yet."""
+        return picker_html(session.pdfs, self._attachments.limits.pdf_pages, opening)
 
     def told(self, text: str) -> dict:
         """For those who hear the page."""

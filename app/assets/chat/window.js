@@ -17,11 +17,19 @@ element.addEventListener("click", async (event) => {
   trigger("select", { do: button.dataset.do, turn: button.dataset.turn });
 });
 
+// What is drawn later (pictures are decoded after they were put in) makes the frame longer without any change to watch.
 const frame = element.closest("#window");
 let atEnd = true;
+let before = 0;
+let turns = 0;
 frame.addEventListener("scroll", () => {
-  atEnd = frame.scrollHeight - frame.scrollTop - frame.clientHeight < 60;
+  if (frame.scrollHeight - frame.scrollTop - frame.clientHeight < 60) atEnd = true;
+  else if (frame.scrollTop < before) atEnd = false; // only its reader goes up
+  before = frame.scrollTop;
 });
-new MutationObserver(() => {
+new ResizeObserver(() => {
+  const now = frame.querySelectorAll(".turn").length;
+  if (now > turns) atEnd = true; // who asks wants to see the answer
+  turns = now;
   if (atEnd) frame.scrollTop = frame.scrollHeight;
-}).observe(element, { childList: true, subtree: true, characterData: true });
+}).observe(element);

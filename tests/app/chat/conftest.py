@@ -27,7 +27,7 @@ class Talker(VLM):
     """A real model that never ends by itself. pause: seconds before each step. script: what it says instead, if any."""
 
     def __init__(self, directory):
-        super().__init__(directory, device="cpu", max_sequences=2)
+        super().__init__(directory, device="cpu", max_sequences=2, engine={"max_batch_tokens": 64})
         self.pause, self.script = 0.0, None
         self.prompts = []
         step = self.engine.step

@@ -180,6 +180,23 @@ if CHROMIUM:
         ask(tab, "And now?")
         assert not vlm.prompts[-1].images
 
+    def test_a_long_prompt_shows_how_much_of_it_was_read(tab, vlm):
+        tab.evaluate("""() => {
+            window.said = [];
+            new MutationObserver(() => window.said.push(document.querySelector("#live .status")?.textContent))
+                .observe(document.querySelector("#live"), {subtree: true, childList: true, characterData: true});
+        }""")
+        vlm.pause = 0.3
+        send(tab, "why? " * 40)
+        expect(tab.locator("#live .status")).to_contain_text("Writing…")
+        total = len(vlm.prompts[-1].token_ids)
+        assert total > 3 * 64
+        said = [text for text in tab.evaluate("window.said") if text]
+        read = [int(text.split()[1]) for text in said if text.startswith("Reading…")]
+        assert read == sorted(read) and {64, 128} <= set(read) and max(read) <= total
+        assert f"Reading… 64 of {total} tokens ({6400 // total}%)" in said
+        tab.keyboard.press("Escape")
+
     def test_a_closed_tab_ends_the_work(context, url, vlm, until):
         vlm.pause = 0.05
         tab = context.new_page()
