@@ -49,7 +49,8 @@ def joined() -> Iterator[str]:
     "cuda" if it has GPUs, else "cpu"."""
     started = not ray.is_initialized()
     if started:
-        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+        # its dashboard would be a port through which anybody on this machine runs code, and a second more to wait
+        ray.init(logging_level=logging.WARNING, log_to_driver=False, include_dashboard=False)
     try:
         yield "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
     finally:

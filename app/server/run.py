@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from mmvl.app.server.listener import bind, not_had
 from mmvl.app.server.service import Service
 from mmvl.app.server.settings import LOOPBACK, ServerSettings
+from mmvl.app.server.wire import Http
 
 _BACKLOG = 2048  # connections that wait to be taken
 _GOODBYE_SECONDS = 3.0  # for the last words of answers that were ended
@@ -36,27 +37,32 @@ def run_app(app: FastAPI, settings: ServerSettings, *, listener: socket.socket |
             listener.listen(_BACKLOG)
         except OSError as error:  # somebody else had bound it as well, and was faster
             raise not_had(settings, error) from error
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            backlog=_BACKLOG,
-            server_header=False,
-            timeout_graceful_shutdown=5,
-            timeout_keep_alive=30,
-            lifespan="on",
-        )
         if settings.host not in LOOPBACK and not settings.api_keys:
             logging.getLogger("mmvl.server").warning(
                 "everyone who can reach %s may use this server: set keys with --api-key-file or MMVL_API_KEY",
                 settings.host,
             )
-        server = _Server(config, app.state.service, settings.drain_seconds)
+        server = _Server(web_server_config(app), app.state.service, settings.drain_seconds)
         if ready is not None:
             shown = f"[{settings.host}]" if ":" in settings.host else settings.host
             server.tell_ready = lambda: ready(f"http://{shown}:{listener.getsockname()[1]}")
         server.run(sockets=[listener])
     if server.interrupted:
         raise KeyboardInterrupt
+
+
+def web_server_config(app: FastAPI) -> uvicorn.Config:
+    """How uvicorn is to serve it."""
+    return uvicorn.Config(
+        app,
+        http=Http,
+        log_config=None,
+        backlog=_BACKLOG,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+        timeout_keep_alive=30,
+        lifespan="on",
+    )
 
 
 class _Server(uvicorn.Server):

@@ -16,6 +16,7 @@ from PIL import Image
 
 from mmvl import VLM
 from mmvl.app.server import ServerSettings, create_app
+from mmvl.app.server.run import web_server_config
 
 MODEL = "tiny"
 
@@ -56,7 +57,9 @@ def running(vlm, fetcher=None, **settings):
     settings = {"served_names": (MODEL,), "port": 0} | settings
     app = create_app(vlm, ServerSettings(**settings), fetcher=fetcher)
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1, lifespan="on"))
+    config = web_server_config(app)
+    config.timeout_graceful_shutdown = 1
+    server = uvicorn.Server(config)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=lambda: loop.run_until_complete(server.serve(sockets=[listener])))
     thread.start()
