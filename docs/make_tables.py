@@ -1,7 +1,8 @@
 """Writes the tables of results into the pages that show them, and draws the pictures beside them.
 
 README.md and mmvl-tiny's model card: from what `mmvl eval --json` wrote for it, with the loss curve from the metrics of
-its training stages. kernels/README.md: from what `mmvl bench kernels --json` wrote on an H200.
+its training stages. kernels/README.md: from what `mmvl bench kernels --json` wrote on an H200. docs/training.md: from
+what `mmvl bench training`, `data` and `packing` wrote.
 """
 
 import gzip
@@ -14,6 +15,8 @@ MODEL = REPOSITORY / "mmvl" / "models" / "mmvl-tiny"
 README, CARD = REPOSITORY / "README.md", MODEL / "README.md"
 KERNELS = REPOSITORY / "kernels" / "README.md"
 KERNEL_RESULT = REPOSITORY / "kernels" / "results" / "h200.json"
+TRAINING = REPOSITORY / "docs" / "training.md"
+TRAINING_RESULTS = REPOSITORY / "mmvl" / "benchmark" / "results"
 STAGES = ("text", "vision-words", "vision-language", "reading")
 BEGIN, END = r"<!-- results: [^\n]*-->\n", "<!-- end of results -->"
 
@@ -113,6 +116,68 @@ def _left_out(result: dict, status: str) -> list[str]:
     return [f"- {name}: {why}: {'; '.join(places)}." for name, places in where.items()]
 
 
+def training_tables(folder: Path = TRAINING_RESULTS) -> str:
+    """Markdown: steps and rows over two GPUs, the loader, padding; under each the machine and the commands."""
+    of = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json"))}
+    lines = ["### A step", ""]
+    lines += _table("layers|what|ms a step|fastest to slowest|tokens/s|of peak|communication, ms|nothing beside it, ms|"
+                    "busiest expert|GiB a GPU")  # fmt: skip
+    for row in (*of["training-experts"]["results"], *of["training-layer"]["results"]):
+        name = row["name"]
+        if "token_groups" in row:
+            name = f"mmvl, tokens in {row['token_groups']}" + ("" if row["sent"] else ", nothing sent")
+        if "failed" in row:
+            lines.append(f"| {row.get('layers', 1)} | {name} | failed: {row['failed']} |" + " |" * 7)
+            continue
+        lines.append("| " + " | ".join((
+            str(row["layers"]), name, f"{row['step_ms']:.0f}", f"{row['low_ms']:.0f} to {row['high_ms']:.0f}",
+            f"{row['tokens_per_second']:,.0f}", percent(row["utilisation"]), _number(row, "communication_ms", ".1f"),
+            _number(row, "exposed_ms", ".1f"), _number(row, "busiest_expert", ".2f"), f"{row['peak_gib']:.0f}",
+        )) + " |")  # fmt: skip
+    lines += ["", *_measured_by(of["training-experts"], of["training-layer"]), "", "### A row", ""]
+    lines += _table("tokens|documents|dtype|two GPUs, ms|GiB each|one GPU, ms|GiB|output|gradient|weights' gradients")
+    for row in of["training-row"]["results"]:
+        lines.append("| " + " | ".join((
+            f"{row['tokens']:,}", ", ".join(f"{n:,}" for n in row["documents"]), row["dtype"], f"{row['ms']:,.0f}",
+            f"{row['peak_gib']:.0f}", f"{row['one_rank_ms']:,.0f}", f"{row['one_rank_peak_gib']:.0f}",
+            *(f"{row[f'{what}_error']:.1e}" for what in ("output", "gradient", "weights")),
+        )) + " |")  # fmt: skip
+    lines += ["", *_measured_by(of["training-row"]), "", "### The loader", "", *_table("what|samples/s|lowest|highest")]
+    for row in of["loader"]["contestants"]:
+        rates = (f"{row[key]:,.0f}" for key in ("samples_per_second", "low", "high"))
+        lines.append(f"| {row['name']} | {' | '.join(rates)} |")
+    loader, packing = of["loader"], of["packing"]
+    lines += ["", f"mmvl is {loader['times_as_fast']:.2f} times as fast as webdataset + PIL (the median of "
+              f"{loader['rounds']} rounds, each beside its own): {loader['workers']} processes on {loader['cores']} "
+              f"cores, {loader['samples']:,} samples.", "", *_measured_by(loader), "", "### Padding", "",
+              f"{percent(packing['padding'])} of {packing['rows']} rows of {packing['batch_tokens']:,} tokens, with "
+              f"{packing['samples']:,} samples of the recipe {packing['recipe']}, would be padding if rows were filled "
+              f"up.", "", *_measured_by(packing)]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _table(head: str) -> list[str]:
+    """The first two lines of a table; what begins with a word of text stands left."""
+    names = head.split("|")
+    return [f"| {' | '.join(names)} |", "|" + "".join("---|" if n in ("what", "dtype") else "---:|" for n in names)]
+
+
+def _number(row: dict, key: str, form: str) -> str:
+    return format(row[key], form) if key in row else ""
+
+
+def _measured_by(*results: dict) -> list[str]:
+    """Where the results are from, and the commands that measured them."""
+    first = results[0]
+    gpu = f"{first['ranks']} x {first['gpu']}, driver {first['driver']}, " if first["gpu"] else ""
+    commands = [re.sub(r"(?<= )\S*/(?=\S*\.json)", "", r["command"]) for r in results]
+    if "ranks" in first:
+        start = f"torchrun --nproc-per-node {first['ranks']} --no-python "
+        commands = [start + command for command in commands]
+    about = f"{gpu}torch {first['torch']}, {first['date']}, commit {first['commit']}."
+    return [about[0].upper() + about[1:], "", "```", *commands, "```"]
+
+
 def between_markers(page: str, new: str) -> str:
     """A page with `new` between its markers. Raises ValueError if they are not there once."""
     changed, count = re.subn(f"({BEGIN}).*?({END})", lambda m: m[1] + new + m[2], page, flags=re.DOTALL)
@@ -133,6 +198,8 @@ if __name__ == "__main__":
     for page in (README, CARD):
         page.write_text(with_table(page.read_text(encoding="utf-8"), find_results(), page == CARD), encoding="utf-8")
     draw_loss({stage: MODEL / "training" / stage / "metrics.jsonl" for stage in STAGES}, MODEL / "loss.png")
+    page = between_markers(TRAINING.read_text(encoding="utf-8"), training_tables())
+    TRAINING.write_text(page, encoding="utf-8")
     if KERNEL_RESULT.is_file():
         measured = json.loads(KERNEL_RESULT.read_text(encoding="utf-8"))
         page = between_markers(KERNELS.read_text(encoding="utf-8"), kernels_table(measured))

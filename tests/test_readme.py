@@ -17,6 +17,7 @@ from mmvl.app import cli
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+TRAINING = (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8")
 
 
 def blocks(text: str, language: str = "") -> list[str]:
@@ -24,7 +25,9 @@ def blocks(text: str, language: str = "") -> list[str]:
     return [t.content for t in MarkdownIt().parse(text) if t.type == "fence" and t.info.strip() == language]
 
 
-COMMANDS = [line for block in blocks(README) + blocks(CONTRIBUTING) for line in block.splitlines() if line.strip()]
+PAGES = (README, CONTRIBUTING, TRAINING)
+COMMANDS = [line for page in PAGES for block in blocks(page) for line in block.splitlines() if line.strip()]
+STARTED_BY = r"^([A-Z]+=\S+ )+|^torchrun --nproc-per-node \d+ --no-python "
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def test_it_begins_with_the_two_commands_and_the_picture():
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command_exists_with_its_options_and_files(line):
-    program, *arguments = shlex.split(re.sub(r"^([A-Z]+=\S+ )+", "", line), comments=True)
+    program, *arguments = shlex.split(re.sub(STARTED_BY, "", line), comments=True)
     if program == "make":
         assert re.search(rf"^{arguments[0]}:", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE)
     elif program == "mmvl":
@@ -95,6 +98,10 @@ def test_its_numbers_are_those_of_the_result_files(make_tables):
     assert make_tables.with_table(README, results) == README, "run docs/make_tables.py"
     card = make_tables.CARD.read_text(encoding="utf-8")
     assert make_tables.with_table(card, results, full=True) == card, "run docs/make_tables.py"
+
+
+def test_the_numbers_of_the_training_page_are_those_of_the_result_files(make_tables):
+    assert make_tables.between_markers(TRAINING, make_tables.training_tables()) == TRAINING, "run docs/make_tables.py"
 
 
 def test_its_numbers_are_of_the_model_that_is_shipped(make_tables):

@@ -23,7 +23,7 @@ from mmvl.text_backbone.packed import Packed
 from mmvl.text_backbone.sequence_parallel import RowPart
 from mmvl.training.ranks import Ranks
 
-REPEATS = 1  # after one to warm up: a pass of a long row takes seconds
+REPEATS = 2  # after one to warm up and compile; a pass of a long row takes seconds
 
 
 def measure_row(ranks: Ranks, size: Size, progress: Callable[[str], None], took: Row) -> None:

@@ -4,6 +4,10 @@ A step is the forward and the backward pass over each rank's packed row, DeepSpe
 and AdamW on fp32 weights; both contestants do the same. Utilisation counts the model's own operations (mmvl's
 training/flops.py: three times the forward pass), not what is computed twice.
 
+Every step is the same: the learning rate is zero, so that AdamW does its work and the weights stay. Routers that learn
+would give one variant other experts than the next, and the fullest one sets the pace. Where nothing is sent, layers
+after the first see other tokens, and choose as they will.
+
 How much of a step is communication that nothing hides is measured in two ways: by a run in which tokens are copied on
 the spot instead of sent, and on GPUs from a profile: the time in which a NCCL kernel runs and no other does.
 """
@@ -151,6 +155,8 @@ class _Ours:
         self.decoder = model.language_model
         self.weights = sum(p.numel() for p in self.decoder.parameters())
         self.engine = make_engine(Objective(model.train(), recipe.balance_loss, 1), recipe, parallel)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = 0.0
         self.batch = random_batch(size, ranks).to(ranks.device)
         self.lengths, self.targets = self.batch.lengths, len(self.batch.targets_L)
 
@@ -203,7 +209,7 @@ class _Transformers:
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 10**9,
         }
-        optimizer = GuardedAdamW(model.parameters(), lr=1e-5)
+        optimizer = GuardedAdamW(model.parameters(), lr=0.0)
         self.engine, _, _, _ = deepspeed.initialize(
             model=model.train(), optimizer=optimizer, config=settings, dist_init_required=False
         )
