@@ -139,6 +139,8 @@ class ContrastiveStage:
         self.step, self.seconds, self.tokens, self.skipped = 0, 0.0, 0, Counter()
         self.metrics, self.guard = Metrics(self.out), LossGuard(recipe.spike)
         self.writer = Writer(self.out / CHECKPOINTS, ranks, recipe.keep_checkpoints, self._warn)
+        self.window: list[Tensor] = []  # the figures of the steps since the last log line
+        self.skipped_before = 0  # updates left out before a resume
         self.saved: int | None = None  # the step of the newest checkpoint
         self._unjudged: tuple[int, Tensor, PairBatch] | None = None  # the last step, its loss not seen
         if checkpoint := self.writer.latest():
@@ -160,7 +162,10 @@ class ContrastiveStage:
             replicated_state.put(self.model, self.optimizer, checkpoint)
         self.step, self.seconds, self.tokens = state["step"], state["seconds"], state["tokens"]
         self.skipped, self.saved = Counter(state["skipped"]), state["step"]
-        self.guard = LossGuard(self.recipe.spike, state["losses"])
+        self.guard, self.skipped_before = LossGuard(self.recipe.spike, state["losses"]), state["skipped_updates"]
+        windows_WSF = torch.tensor(state["window"], device=self.ranks.device)
+        same = len(windows_WSF) == self.ranks.world
+        self.window = [*(windows_WSF[self.ranks.rank] if same else windows_WSF.mean(0))]
         if self.ranks.first:
             self.metrics.truncate(self.step)
         self.console.print(f"resumed {self.recipe.name} at step {self.step}")
@@ -178,6 +183,8 @@ class ContrastiveStage:
             "skipped": dict(self.skipped),
             "batch_pairs": self.recipe.data.batch_pairs,
             "losses": list(self.guard.losses),
+            "skipped_updates": self._skipped_updates(),
+            "window": self.ranks.gather([figures.tolist() for figures in self.window]),
         }
         pieces = replicated_state.take(self.model, self.optimizer, self.ranks.rank, self.ranks.world)
         self.writer.begin(self.step, pieces, {}, state, self._write_config)
@@ -245,7 +252,8 @@ class ContrastiveStage:
         recipe, ranks = self.recipe, self.ranks
         size, pad, patches = recipe.data.batch_pairs, self.model.ids.pad, self.vision.patches
         steps = -(-recipe.budget.pairs // size)
-        start, saved, window, began = time.monotonic() - self.seconds, time.monotonic(), [], time.monotonic()
+        start, saved, began = time.monotonic() - self.seconds, time.monotonic(), time.monotonic()
+        here = self.step  # of the last log line, or where this process began
         batches = self._batches()
         while self.step < steps:
             batch = next(batches)
@@ -264,14 +272,14 @@ class ContrastiveStage:
             factor = lr_factor(self.step, self.step / steps, recipe.optimizer)
             for group in self.optimizer.param_groups:
                 group["lr"] = recipe.optimizer.lr * factor
-            window.append(self._update(batch, targets * ranks.world / all_targets))
+            self.window.append(self._update(batch, targets * ranks.world / all_targets))
             self.step += 1
-            self._unjudged = (self.step, window[-1][0], batch)
+            self._unjudged = (self.step, self.window[-1][0], batch)
             self.tokens += size * patches + int(all_targets)
             if self.step % recipe.log_every_steps == 0:
-                pairs_per_second = len(window) * size / (time.monotonic() - began)
-                self._log(window, factor * recipe.optimizer.lr, self.step / steps, pairs_per_second)
-                window, began = [], time.monotonic()
+                pairs_per_second = (self.step - here) * size / (time.monotonic() - began)
+                self._log(factor * recipe.optimizer.lr, self.step / steps, pairs_per_second)
+                here, began = self.step, time.monotonic()
             if stopping:
                 stop.append(signal.SIGTERM)
                 return
@@ -308,9 +316,13 @@ class ContrastiveStage:
         self.optimizer.step()
         return torch.stack([loss.detach(), *parts, norm.detach()])
 
-    def _log(self, window: list[Tensor], lr: float, spent: float, pairs_per_second: float) -> None:
+    def _skipped_updates(self) -> int:
+        return self.skipped_before + int(self.optimizer.skipped or 0)
+
+    def _log(self, lr: float, spent: float, pairs_per_second: float) -> None:
         self._judge(self.ranks.sum([self._last_loss()])[0])
-        means = self.ranks.sum(torch.stack(window).mean(0).tolist())
+        means = self.ranks.sum(torch.stack(self.window).mean(0).tolist())
+        self.window = []
         loss, contrastive, caption, accuracy, norm = (m / self.ranks.world for m in means)
         record = {
             "step": self.step,
@@ -319,7 +331,7 @@ class ContrastiveStage:
             "seconds": round(self.seconds, 2),
             "lr": lr,
             "grad_norm": norm,
-            "skipped_updates": int(self.optimizer.skipped or 0),
+            "skipped_updates": self._skipped_updates(),
             "loss": loss,
             "by_source": {"contrastive": {"loss": contrastive, "accuracy": accuracy}, "caption": {"loss": caption}},
             "pairs_per_second": pairs_per_second,

@@ -117,6 +117,34 @@ def recipe_dict(shards, tiny_model_dir, tiny_tokenizer, tmp_path_factory):
     }
 
 
+@pytest.fixture(scope="session")
+def contrastive_dict(recipe_dict, shards):
+    """A recipe of a contrastive stage over the pictures of `shards`."""
+    return {
+        "stage": "contrastive",
+        "name": "tiny-contrastive",
+        "out": "out",
+        "model_config_file": recipe_dict["model_config_file"],
+        "tokenizer": recipe_dict["tokenizer"],
+        "image_size": 28,
+        "seed": 3,
+        "precision": "fp32",
+        "contrastive": {
+            "embed_dim": 16,
+            "pooler_queries": 4,
+            "pooler_heads": 2,
+            "clip_weight": 1.0,
+            "caption_weight": 2.0,
+            "text": {"width": 32, "heads": 2, "layers": 1, "decoder_layers": 1, "context": 20},
+        },
+        "data": {"sources": [{"path": str(shards / "colours"), "weight": 1.0}], "batch_pairs": 8, "workers": 0},
+        "optimizer": recipe_dict["optimizer"],
+        "budget": {"pairs": 320},
+        "log_every_steps": 4,
+        "save_every_minutes": 100,
+    }
+
+
 @pytest.fixture
 def recipe_file(recipe_dict, tmp_path):
     path = tmp_path / "recipe.yaml"

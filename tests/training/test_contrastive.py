@@ -1,10 +1,6 @@
 """The contrastive stage: it learns, its loss over ranks is the loss of one process, and its tower is handed over."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,45 +16,15 @@ from mmvl.training.pairs import Pairs
 from mmvl.training.recipe import load_recipe
 from mmvl.training.replay import replay
 from mmvl.training.report import read_metrics
+from mmvl.training.train import train
+from tests.processes import run_ranks
 
 
 @pytest.fixture
-def contrastive_file(recipe_dict, shards, tmp_path):
-    d = {
-        "stage": "contrastive",
-        "name": "tiny-contrastive",
-        "out": str(tmp_path / "out"),
-        "model_config_file": recipe_dict["model_config_file"],
-        "tokenizer": recipe_dict["tokenizer"],
-        "image_size": 28,
-        "seed": 3,
-        "precision": "fp32",
-        "contrastive": {
-            "embed_dim": 16,
-            "pooler_queries": 4,
-            "pooler_heads": 2,
-            "clip_weight": 1.0,
-            "caption_weight": 2.0,
-            "text": {"width": 32, "heads": 2, "layers": 1, "decoder_layers": 1, "context": 20},
-        },
-        "data": {"sources": [{"path": str(shards / "colours"), "weight": 1.0}], "batch_pairs": 8, "workers": 0},
-        "optimizer": recipe_dict["optimizer"],
-        "budget": {"pairs": 320},
-        "log_every_steps": 4,
-        "save_every_minutes": 100,
-    }
+def contrastive_file(contrastive_dict, tmp_path):
     path = tmp_path / "contrastive.yaml"
-    path.write_text(yaml.safe_dump(d))
+    path.write_text(yaml.safe_dump(contrastive_dict | {"out": str(tmp_path / "out")}))
     return path
-
-
-def over_two_ranks(recipe, *overrides):
-    """Run a recipe as two processes of one start, through gloo."""
-    code = "import sys; from tests.training.forked_runs import *; finish(start(sys.argv[1], sys.argv[2:], world=2))"
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-c", code, str(recipe), *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def run(path, *overrides):
@@ -89,7 +55,7 @@ def test_two_ranks_learn_what_one_does(contrastive_file, tmp_path):
     """
     changes = ["optimizer.lr=1e-3", "optimizer.decay_fraction=0"]
     one, two = run(contrastive_file, *changes, "budget.pairs=48", f"out={tmp_path / 'one'}"), tmp_path / "two"
-    over_two_ranks(contrastive_file, *changes, "budget.pairs=24", f"out={two}")
+    run_ranks(train, 2, contrastive_file, [*changes, "budget.pairs=24", f"out={two}"])
     assert len(list((two / "checkpoints" / "step-000000003").glob("rank-0000?-of-00002.safetensors"))) == 2
     run(contrastive_file, *changes, "budget.pairs=48", f"out={two}")
     a, b = (read_tensors(d / "model") for d in (one, two))

@@ -1,13 +1,9 @@
 """Layouts over 1, 2 and 4 gloo ranks: 5 steps of every one give the weights of plain PyTorch in one process.
 
-Every step is of the same 4 rows, one of them without images; a layout with fewer data-parallel ranks accumulates. Under
-torchrun this file is also the program that the ranks run.
+Every step is of the same 4 rows, one of them without images; a layout with fewer data-parallel ranks accumulates.
 """
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -26,6 +22,7 @@ from mmvl.training.objective import Objective, cross_entropy
 from mmvl.training.parallel import Parallel, split_row
 from mmvl.training.ranks import Ranks
 from mmvl.training.recipe import DataSpec, ParallelSpec, TrainRecipe, load_recipe
+from tests.processes import run_ranks
 
 ROWS, STEPS = 4, 5
 LAYOUTS = {  # ranks -> (ZeRO stage, parallel, other keys)
@@ -153,8 +150,8 @@ def gathered(model: torch.nn.Module, ranks: Ranks) -> dict[str, torch.Tensor]:
     return whole
 
 
-def main(recipe_file: str, out: str) -> None:
-    torch.set_num_threads(1)
+def layouts(recipe_file: str, out: str) -> None:
+    """What every rank runs: all layouts of so many ranks; the first writes how far off each is."""
     ranks, results, references = Ranks(), {}, {}
     model, processor = build_model(load_recipe(recipe_file))
     start_of, batches = model.state_dict(), rows_of(load_recipe(recipe_file), processor)
@@ -187,16 +184,7 @@ def test_every_layout_equals_plain_pytorch(world, recipe_dict, tmp_path):
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "results.json"
     # AdamW magnifies the rounding of gradients near zero: an error is at most as large as the learning rate
     recipe.write_text(yaml.safe_dump(recipe_dict | {"optimizer": recipe_dict["optimizer"] | {"lr": 1e-3}}))
-    if world == 1:
-        main(str(recipe), str(out))
-    else:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-        environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-        environment["OMP_NUM_THREADS"] = "1"
-        run = subprocess.run(
-            [*command, __file__, str(recipe), str(out)], capture_output=True, text=True, timeout=250, env=environment
-        )
-        assert run.returncode == 0, run.stderr[-3000:]
+    run_ranks(layouts, world, str(recipe), str(out))
     results = json.loads(out.read_text())
     assert len(results) == len(LAYOUTS[world])
     for layout, found in results.items():
@@ -237,7 +225,3 @@ def test_what_does_not_fit_is_refused(recipe_dict, tiny_model_dir, recipe_file):
     model = load_model(tiny_model_dir, dtype=torch.float32)
     with pytest.raises(ValueError, match="checkpoint_layers names layers \\[7\\]; the model's are 0 to 2"):
         make_engine(Objective(model, 0.0, 2), load_recipe(recipe_file, ["checkpoint_layers=[1, 7]"]))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

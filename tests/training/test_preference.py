@@ -18,7 +18,7 @@ from mmvl.training.loader import Encode
 from mmvl.training.preference import Kept, PreferenceObjective, dpo_loss
 from mmvl.training.report import read_metrics
 from mmvl.training.train import train
-from tests.training.test_contrastive import over_two_ranks
+from tests.processes import run_ranks
 
 COLOURS = ("red", "green", "blue")
 
@@ -148,7 +148,7 @@ def test_two_ranks_that_share_experts_or_rows_prefer_what_one_does(preference_fi
     """Also the reference and the held-out pairs are computed together: ranks meet in every forward pass."""
     changes = ["preference.max_epochs=1.0", "data.batches_per_step=2"]
     one, two = train(preference_file, [*changes, f"out={tmp_path / 'one'}"]), tmp_path / "two"
-    over_two_ranks(preference_file, *changes, shared, f"out={two}")
+    run_ranks(train, 2, preference_file, [*changes, shared, f"out={two}"])
     a, b = (read_tensors(d / "model") for d in (one, two))
     assert max((a[name] - b[name]).abs().max().item() for name in a) < 1e-6
     for name in ("held-out.jsonl", "metrics.jsonl"):

@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -15,6 +14,7 @@ import torch
 from rich.console import Console
 
 import mmvl.training.checkpoints as checkpoints
+from mmvl.app import cli
 from mmvl.checkpoint import load_model, read_tensors, save_model
 from mmvl.data.shards import ShardSource
 from mmvl.processor import Processor
@@ -29,6 +29,7 @@ from mmvl.training.recipe import DataSpec, load_recipe
 from mmvl.training.report import read_metrics
 from mmvl.training.train import train
 from mmvl.vlm import VLM
+from tests.processes import start_ranks
 
 
 @pytest.fixture
@@ -192,22 +193,26 @@ def test_gradients_of_many_batches_are_added_up_in_fp32(recipe_file):
     assert norms[1] == pytest.approx(norms[0], rel=1e-6)
 
 
+def command_line(recipe: str, *overrides: str) -> None:
+    """`mmvl train` in a session of its own, as a terminal starts it."""
+    os.setsid()
+    sys.argv = ["mmvl", "train", recipe, *(word for override in overrides for word in ("--set", override))]
+    cli.main()
+
+
 def test_a_signal_saves_first(recipe_file, tmp_path):
     """A run that is told to end in the middle leaves a checkpoint, and the same command goes on from it.
 
     Terminals and job schedulers signal every process of a job, so the loader's workers get the signal as well.
     """
-    command = [sys.executable, "-m", "mmvl.app.cli", "train", str(recipe_file), "--set", "budget.tokens=100000000"]
-    run = subprocess.Popen(
-        [*command, "--set", "data.workers=2"], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    (run,) = start_ranks(command_line, 1, str(recipe_file), "budget.tokens=100000000", "data.workers=2")
     metrics = tmp_path / "out" / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline and run.poll() is None:
-        time.sleep(0.1)
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline and run.is_alive():
+        time.sleep(0.05)
     os.killpg(run.pid, signal.SIGTERM)
-    _, errors = run.communicate(timeout=60)
-    assert run.returncode == 130, errors
+    run.join(60)
+    assert run.exitcode == 130
     step = json.loads(metrics.read_text().splitlines()[-1])["step"]
     tokens = json.loads((tmp_path / "out" / "ledger.json").read_text())["tokens"]
     train(recipe_file, [f"budget.tokens={tokens + 1000}"])
