@@ -19,6 +19,9 @@ def engine(
     mixed: bool,
     repeats: int,
     peer: bool,
+    peer_tokens: int | None = None,
+    layers: int | None = None,
+    experts: str | None = None,
     json_path: Path | None,
     picture: Path | None,
     device: str | None,
@@ -28,16 +31,26 @@ def engine(
 
     from mmvl.benchmark.engine import loads, run
     from mmvl.benchmark.run import choose_device
+    from mmvl.engine.ranks import gather
 
+    gather()  # under torchrun: ranks after the first stay here and help it until it ends
     for path in (json_path, picture):
         check_folder(path)
     where = choose_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     chosen = loads(_numbers("--sequences", sequences), _numbers("--lengths", lengths), new_tokens, mixed)
     progress = Progress()
-    result = run(where, model=model, shape=shape, chosen=chosen, peer=peer, progress=progress, repeats=repeats)
+    result = run(
+        where, model=model, shape=shape, chosen=chosen, peer=peer, progress=progress, repeats=repeats, layers=layers,
+        experts=experts, peer_tokens=peer_tokens,
+    )  # fmt: skip
     progress.clear()
     console = Console(highlight=False)
     console.print(printed(result["table"]))
+    console.print(agreement(result))
+    if peer_tokens is not None and peer:
+        console.print(
+            f"Of transformers' answers {peer_tokens} tokens were made; its median step stands for the others."
+        )
     if "failed" in result:
         console.print(result["failed"], markup=False)
     if json_path is not None:
@@ -48,6 +61,14 @@ def engine(
 
         draw(result, picture)
         console.print(f"Drew {picture}", markup=False)
+
+
+def agreement(result: dict) -> str:
+    """How often an answer is another one beside others than alone."""
+    a = result["agreement"]
+    said = f"Greedy answers alone and together, {result['dtype']}: {a['equal']} of {a['requests']} equal"
+    often = f", one token in {1 / a['rate']:,.0f} the first that differs" if a["rate"] else ""
+    return f"{said}{often} ({a['tokens_compared']} compared)."
 
 
 def printed(lines: list[dict]) -> Table:

@@ -345,7 +345,11 @@ def bench_decoder(
 def bench_engine(
     model: Model = None,
     shape: Annotated[
-        str | None, typer.Option("--shape", metavar="slice|small", help="Random weights of this shape instead.")
+        str | None, typer.Option("--shape", metavar="slice|whole|small", help="Random weights of this shape instead.")
+    ] = None,
+    layers: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of the shape, the first so many.")] = None,
+    experts: Annotated[
+        str | None, typer.Option(metavar="int8|int4|fp8", help="Of the shape, quantised experts.")
     ] = None,
     sequences: Annotated[str, typer.Option(metavar="N,N", help="Requests at the same time.")] = "1,8",
     lengths: Annotated[str, typer.Option(metavar="N,N", help="Tokens of their prompts.")] = "128",
@@ -353,16 +357,22 @@ def bench_engine(
     mixed: Annotated[bool, typer.Option("--mixed", help="64 prompts of 512 to 16,384 tokens as well.")] = False,
     repeats: Annotated[int, typer.Option(min=1, metavar="N", help="How often each is measured.")] = 3,
     peer: Annotated[bool, typer.Option("--peer/--no-peer", help="Measure transformers as well.")] = True,
+    peer_tokens: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Of its answers make so many tokens, and extrapolate.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")] = None,
     picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE.png", help="Draw it.")] = None,
     device: Device = None,
 ) -> None:
-    """Tokens a second, waiting times and memory of the engine under load, beside transformers' generate."""
+    """Tokens a second, waiting times and memory of the engine under load, beside transformers' generate.
+
+    Under torchrun the engine is spread over the ranks.
+    """
     from mmvl.app.bench_engine import engine
 
     engine(
-        model, shape, sequences, lengths, new_tokens, mixed=mixed, repeats=repeats, peer=peer, json_path=json_file,
-        picture=picture, device=device,
+        model, shape, sequences, lengths, new_tokens, mixed=mixed, repeats=repeats, peer=peer, peer_tokens=peer_tokens,
+        layers=layers, experts=experts, json_path=json_file, picture=picture, device=device,
     )  # fmt: skip
 
 

@@ -15,27 +15,17 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
-from zlib import crc32
 
 import torch
 import torch.distributed as dist
 
-from mmvl.benchmark.decoder import SLICE
 from mmvl.benchmark.run import provenance
+from mmvl.benchmark.shapes import random_decoder, shape_of
 from mmvl.text_backbone.config import TextConfig
-from mmvl.text_backbone.decoder import Decoder
-from mmvl.text_backbone.moe import QuantizedStack
 from mmvl.text_backbone.tensor_parallel import Shard
 
-WHOLE = replace(SLICE, num_hidden_layers=80, attn_type_list=((0,) * 7 + (1,)) * 10)
-TINY = replace(
-    SLICE, num_hidden_layers=4, attn_type_list=(0, 0, 0, 1), hidden_size=64, num_attention_heads=8,
-    num_key_value_heads=2, head_dim=16, rotary_dim=8, vocab_size=128, intermediate_size=32, num_local_experts=8,
-)  # fmt: skip
-SHAPES = {"whole": WHOLE, "slice": SLICE, "tiny": TINY}
 CONTEXT = 1024  # tokens that every sequence has before it decodes
 COPY_BYTES_PER_SECOND, MATMUL_FLOPS = 4.27e12, 715e12  # of an H200, as measured by `mmvl bench kernels`
 
@@ -81,13 +71,13 @@ def run(
     """Measure on all ranks; the result of rank 0, which alone writes `json_path` and reports progress.
 
     Raises:
-        ValueError: the shape does not divide by the ranks.
+        ValueError: the shape does not exist, or does not divide by the ranks.
     """
     rank = dist.get_rank() if dist.is_initialized() else 0
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    config = SHAPES[shape]
+    config = shape_of(shape)
     result = {**provenance(device), "shape": shape, "ranks": ranks, "experts": experts or str(dtype)[6:]}
     result |= {"context": CONTEXT, "prefill": [], "decode": []}
 
@@ -133,38 +123,9 @@ def run(
 class _Bench:
     def __init__(self, config: TextConfig, experts: str | None, rank: int, ranks: int, device, dtype):
         self.config, self.device, self.dtype, self.ranks = config, device, dtype, ranks
-        self.shard = Shard(config, rank, ranks) if ranks > 1 else None
-        with torch.device("meta"):
-            self.decoder = Decoder(config, self.shard).to(dtype).requires_grad_(False)
-            for layer in self.decoder.model.layers if experts else ():
-                layer.block_sparse_moe.experts = QuantizedStack(config, experts, layer.block_sparse_moe.here)
-        self.decoder.to_empty(device=device)
-        generator = torch.Generator(device)
-        for name, t in self.decoder.state_dict().items():
-            # what every rank has must be the same on all
-            shared = any(part in name for part in ("layernorm", "model.norm", "block_sparse_moe.gate"))
-            generator.manual_seed(crc32(name.encode()) + (0 if shared else rank))
-            self._draw(name, t, generator)
+        self.decoder = random_decoder(device, config=config, experts=experts, dtype=dtype, rank=rank, ranks=ranks)
+        self.shard = self.decoder.shard
         self.weight_bytes = sum(t.nbytes for t in self.decoder.state_dict().values())
-
-    def _draw(self, name: str, t: torch.Tensor, generator) -> None:
-        """Natural sizes: norms 1, matrices such that their outputs are as large as their inputs."""
-        inputs = self.config.intermediate_size if name.endswith("2") else self.config.hidden_size
-        if ".experts.scale" in name:
-            spread = {"int8": 74.0, "int4": 4.6, "fp8": 1.0}[self.decoder.model.layers[0].block_sparse_moe.experts.kind]
-            t.fill_(inputs**-0.5 / spread)
-        elif t.dtype == torch.uint8:
-            t.random_(0, 256, generator=generator)
-        elif t.dtype == torch.int8:
-            t.random_(-127, 128, generator=generator)
-        elif t.dtype == torch.float8_e4m3fn:
-            for one in t:
-                one.copy_(torch.randn(one.shape, device=t.device, generator=generator))
-        elif t.ndim == 1:
-            t.fill_(1.0)
-        else:
-            for one in t if t.ndim == 3 else (t,):
-                one.normal_(0, one.shape[-1] ** -0.5, generator=generator)
 
     def _cache(self, sequences: int, tokens: int):
         return self.decoder.new_cache(
@@ -242,7 +203,7 @@ class _Bench:
 
     def _meet(self) -> None:
         if self.ranks > 1:
-            dist.barrier()
+            dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
         self._wait()
 
     def flops(self, tokens: int) -> float:

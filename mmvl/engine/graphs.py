@@ -68,7 +68,7 @@ class StaticBatch:
             group=cache.group,
             num_short=rows,
             short_rows=cache.group,
-            num_keys=rows * pages * cache.page_size,
+            num_keys=-(-rows * pages * cache.page_size // PAGES_TIMES),  # of a table that is hardly larger than needed
         )
         ones = (1,) * rows
         self.packed = Packed(

@@ -19,9 +19,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,6 +33,7 @@ import torch.distributed as dist
 from mmvl.checkpoint import load_model
 from mmvl.engine.spread import Follower, SpreadDecoder
 from mmvl.model import VLModel
+from mmvl.text_backbone.decoder import Decoder
 
 TIMEOUT = timedelta(minutes=5)  # of a collective that a rank which still lives does not come to
 NOTICE = 1.0  # seconds after a failure for the news that another rank died, which is then its cause and ends this one
@@ -55,11 +57,14 @@ def join() -> Team | None:
 
 
 def load(directory: Path, device: torch.device, dtype: torch.dtype | None, quantize: str | None = None):
-    """`load_model`, or under torchrun `Team.load`, from which ranks after the first never return."""
+    """`load_model`, or under torchrun each rank's part of it, from which ranks after the first never return."""
+    return spread(partial(load_model, str(Path(directory).absolute()), dtype=dtype, quantize=quantize), device)
+
+
+def spread(make: Callable[..., VLModel | Decoder], device: torch.device):
+    """`make(device=device)`, or under torchrun `Team.load`, from which ranks after the first never return."""
     team = join()
-    if team is None:
-        return load_model(directory, device, dtype, quantize=quantize)
-    return team.load(directory, device, dtype, quantize)
+    return make(device=device) if team is None else team.load(make, device)
 
 
 def gather() -> None:
@@ -83,20 +88,17 @@ class Team:
 
     # Rank 0.
 
-    def load(self, directory: Path, device: torch.device, dtype: torch.dtype | None, quantize: str | None = None):
-        """The model in `directory`, spread over the ranks: a `VLModel` whose decoder is a `SpreadDecoder`.
+    def load(self, make: Callable[..., VLModel | Decoder], device: torch.device):
+        """The model that `make(device=, rank=, ranks=)` gives on each rank its part of: what it gives here, with a
+        `SpreadDecoder` for its decoder. `make` can be pickled: a function of a module, or a partial of one.
 
-        On the other ranks this follows rank 0, and never returns.
-
-        Raises:
-            FileNotFoundError, ValueError: as `load_model`.
+        On the other ranks this follows rank 0, and never returns. Raises what `make` raises.
         """
         if self.rank:
             self.follow()
-        how = {"dtype": dtype, "quantize": quantize}
         self._loaded += 1
-        self.send(("load", self._loaded, str(Path(directory).absolute()), device.type, how))
-        model = load_model(directory, device, **how, ranks=self.size)
+        self.send(("load", self._loaded, make, device.type))
+        model = make(device=device, rank=0, ranks=self.size)
         for _ in self._peers:
             assert self._messages.get() == "ready"
         if isinstance(model, VLModel):

@@ -9,7 +9,7 @@ Legend: T tokens of a step, S sequences, D model width.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mmvl.checkpoint import load_model
 from mmvl.engine.graphs import DecodeGraphs
 from mmvl.text_backbone.cache import HybridCache
 from mmvl.text_backbone.decoder import Decoder, DecoderOutput
@@ -172,10 +171,9 @@ class Follower:
         self._packs: dict[CacheNumber, OrderedDict[int, Packed]] = {}
         self._count: dict[CacheNumber, int] = {}
 
-    def load(self, number: int, directory: str, device_type: str, how: dict) -> str:
-        self._device = torch.device(device_type, torch.cuda.current_device()) if device_type == "cuda" else "cpu"
-        decoder = load_model(directory, self._device, **how, rank=self._rank, ranks=self._ranks)
-        self._decoders[number] = decoder
+    def load(self, number: int, make: Callable[..., Decoder], device_type: str) -> str:
+        self._device = torch.device(device_type, torch.cuda.current_device() if device_type == "cuda" else None)
+        self._decoders[number] = make(device=self._device, rank=self._rank, ranks=self._ranks)
         return "ready"
 
     def new_cache(self, number: CacheNumber, settings: dict) -> None:

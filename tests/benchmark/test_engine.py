@@ -8,7 +8,11 @@ from rich.console import Console
 
 from mmvl.app.bench_engine import engine, printed
 from mmvl.benchmark.decoder import SLICE
-from mmvl.benchmark.engine import MIXED, Load, floors, loads, table
+from mmvl.benchmark.engine import MIXED, floors, loads, table
+from mmvl.benchmark.engine_contestants import Load, Transformers, batches
+from mmvl.benchmark.shapes import WHOLE, random_decoder, shape_of
+from mmvl.text_backbone.decoder import Decoder
+from mmvl.text_backbone.packed import Packed
 
 PEAK = {"bytes": 4.3e12, "bf16": 790e12}
 
@@ -31,31 +35,92 @@ def test_it_measures_both_writes_prints_and_draws(tmp_path, capsys):
             assert row["tokens_per_second"] == pytest.approx(made / row["seconds"])
             assert 0 < row["first_token_seconds"] <= row["first_token_seconds_worst"] < row["seconds"]
             assert row["memory_gib"] > 0 and row["step_floor"] > 0
+        assert (
+            2 <= line["mmvl"]["experts_hit"] <= 4 and line["transformers"]["step_floor"] == line["mmvl"]["step_floor"]
+        )
         ours, theirs = (line[name]["tokens_per_second"] for name in ("mmvl", "transformers"))
         assert line["times"] == pytest.approx(ours / theirs)
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert "3 x 9 + 4" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "3 x 9 + 4" in out and "Greedy answers alone and together, float32: 12 of 12 equal (576 compared)." in out
+    assert result["agreement"]["rate"] == 0 and result["warm_up_seconds"] < 1
 
 
 def test_floors_are_those_of_the_design():
     """A decode step of the slice: 2.7, 9.6 and 22.2 ms at 1, 8 and 64 sequences; its prefill 74,000 tokens/s, where the
     design also counts what lightning attention reads and writes."""
-    steps = [floors(SLICE, torch.bfloat16, Load((1,) * n, 1, n), PEAK)["step_floor"] for n in (1, 8, 64)]
+    steps = [floors(SLICE, torch.bfloat16, Load((1,) * n, 1), PEAK)["step_floor"] for n in (1, 8, 64)]
     assert [1e3 * step for step in steps] == pytest.approx([2.7, 9.6, 22.2], rel=0.1)
-    seconds = floors(SLICE, torch.bfloat16, Load((8192,), 1, 1), PEAK)["prefill_floor"]
+    seconds = floors(SLICE, torch.bfloat16, Load((8192,), 1), PEAK)["prefill_floor"]
     assert 74_000 < 8192 / seconds < 1.15 * 74_000
 
 
-def test_transformers_best_batch_counts():
+def test_fewer_or_smaller_experts_and_more_ranks_are_less_to_read():
+    load = Load((1024,) * 64, 1)
+    all_hit = floors(SLICE, torch.bfloat16, load, PEAK, hit=32)["step_floor"]
+    half_hit = floors(SLICE, torch.bfloat16, load, PEAK, hit=16)["step_floor"]
+    expert = 3 * 6144 * 9216
+    assert all_hit - half_hit == pytest.approx(8 * 16 * 2 * expert / PEAK["bytes"])
+    int4 = floors(SLICE, torch.bfloat16, load, PEAK, hit=32, expert_bytes=expert / 2)["step_floor"]
+    assert all_hit - int4 == pytest.approx(8 * 32 * 1.5 * expert / PEAK["bytes"])
+    head = 2 * 200_064 * 6144 / PEAK["bytes"]
+    two = floors(SLICE, torch.bfloat16, load, PEAK, hit=32, ranks=2)["step_floor"]
+    assert two - head == pytest.approx((all_hit - head) / 2)
+
+
+def test_medians_are_compared():
     row = {"load": "x", "sequences": 2, "length": 5, "step_floor": 1.0}
     rows = [
-        row | {"name": name, "batch": batch, "repeat": repeat, "tokens_per_second": speed}
-        for name, batch, repeat, speed in (
-            ("mmvl", 64, 0, 50.0), ("mmvl", 64, 1, 70.0), ("transformers", 64, 0, 10.0), ("transformers", 16, 0, 20.0)
-        )
-    ]  # fmt: skip
+        row | {"name": name, "repeat": repeat, "tokens_per_second": speed}
+        for name, repeat, speed in (("mmvl", 0, 50.0), ("mmvl", 1, 70.0), ("transformers", 0, 20.0))
+    ]
     [line] = table(rows)
     assert (line["mmvl"]["tokens_per_second"], line["transformers"]["tokens_per_second"], line["times"]) == (60, 20, 3)
+
+
+def test_transformers_gets_the_batches_that_suit_it_best(monkeypatch):
+    prompts = [[0] * n for n in (3, 16, 4, 8, 4)]
+    assert [[len(p) for p in batch] for batch in batches(prompts, 16)] == [[16], [8, 4], [4, 3]]
+    assert [len(batch) for batch in batches(prompts, 80)] == [5] and len(batches(prompts, 1)) == 5
+
+    tried = []
+    contestant = Transformers.__new__(Transformers)
+    contestant.device, contestant._progress = torch.device("cpu"), lambda what: None
+
+    def run(load, budget, new_tokens):
+        tried.append(budget)
+        if budget > 40:
+            raise torch.OutOfMemoryError("too small")
+        return {"seconds": {40: 5.0, 20: 4.0, 10: 6.0}[budget]}
+
+    monkeypatch.setattr(contestant, "run", run)
+    assert contestant.best_budget(Load((8, 10) * 8, 50)) == 20 and tried == [160, 80, 40, 20, 10]
+    monkeypatch.setattr(contestant, "run", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("too small")))
+    with pytest.raises(MemoryError, match="no memory for a request of 10 tokens"):
+        contestant.best_budget(Load((8, 10), 50))
+
+
+def test_what_transformers_did_not_make_is_taken_from_its_median_step(tmp_path):
+    engine(
+        None, "small", "2", "9", 12, mixed=False, repeats=1, peer=True, peer_tokens=4, json_path=tmp_path / "e.json",
+        picture=None, device="cpu",
+    )  # fmt: skip
+    [row] = [row for row in json.loads((tmp_path / "e.json").read_text())["rows"] if row["name"] == "transformers"]
+    made = row["first_token_seconds_worst"] + 11 * row["between_seconds"]
+    assert row["tokens_per_second"] == pytest.approx(24 / row["seconds"]) and 0.2 < row["seconds"] / made < 5
+
+
+@pytest.mark.parametrize("experts", [None, "int8", "int4", "fp8"])
+def test_shapes_become_decoders_whose_numbers_are_finite(experts):
+    decoder = random_decoder("cpu", config=shape_of("tiny", 2), experts=experts, dtype=torch.float32)
+    with torch.no_grad():
+        hidden = decoder(decoder.embed(torch.arange(9)), Packed.from_lengths([9], "cpu")).hidden_TD
+    assert hidden.isfinite().all() and len(decoder.model.layers) == 2
+
+
+def test_the_whole_shape_has_456_billion_parameters():
+    with torch.device("meta"):
+        assert round(sum(p.numel() for p in Decoder(WHOLE).parameters()) / 1e9) == 456
 
 
 def test_the_mixed_load_is_64_prompts_of_512_to_16384_tokens():
@@ -65,7 +130,13 @@ def test_the_mixed_load_is_64_prompts_of_512_to_16384_tokens():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"sequences": "1,x"}, "--sequences takes whole numbers"), ({"shape": "huge"}, "there is no shape 'huge'")],
+    [
+        ({"sequences": "1,x"}, "--sequences takes whole numbers"),
+        ({"shape": "huge"}, "there is no shape 'huge'"),
+        ({"layers": 9}, "--layers 9: the shape small has 1 to 8"),
+        ({"experts": "int5"}, "there are no 'int5' experts"),
+        ({"shape": None, "layers": 1}, "are of a --shape"),
+    ],
 )
 def test_mistakes_get_one_clear_line(change, message):
     settings = {"model": None, "shape": "small", "sequences": "1", "lengths": "8", "new_tokens": 2} | change
