@@ -1,19 +1,24 @@
 """Preference pairs out of other shards: a sample's answer is chosen, another sample's to the same question rejected.
 
 Of plain text, a document's own continuation is chosen and another document's rejected. Such pairs teach to look at the
-picture (or at the text before) instead of giving a likely answer.
+picture (or at the text before) instead of giving a likely answer. Nearer misses come from the sample itself: another
+thing that stands in the picture, the answer with a character misread, a refusal where there is an answer.
 """
 
+import random
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 from mmvl.data.drawing import user
 from mmvl.data.importing import Item, Made, import_items
+from mmvl.data.page import CANNOT_SEE
 from mmvl.data.shards import Sample, ShardSource
 
 BEFORE, AFTER = 24, 10  # words of a document that are shown, and that are the answer
 CONTINUE = "Continue: "
+LONGEST = 60  # characters of an answer that near misses are made of
+_ALIKE = ("08OQ", "1lI7", "2Z", "3895", "5S6", "6G", "B8", "cea", "uv", "nmh", "rt", "o0", ".,:", "-~", "49")
 
 
 def import_pairs(
@@ -23,14 +28,18 @@ def import_pairs(
     workers: int = 0,
     *,
     shards: str | Path,
+    near: float = 0.0,
     problems: list[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """One pair a sample of the folder `shards`: of kind vqa, conversation or caption, or text.
 
     Of a conversation one question is drawn; what was said before it is part of the prompt. Samples whose questions have
-    no other answer in these shards, and documents too short to be continued, are left out.
+    no other answer in these shards, and documents too short to be continued, are left out. near: share of the answers
+    of one line for which the rejected one is a near miss (see above), in 0 to 1.
     """
+    if not 0 <= near <= 1:
+        raise ValueError(f"pairs: near is {near}; it is a share from 0 to 1")
     source = ShardSource.from_dir(shards)
     answers: dict[str, set[str]] = defaultdict(set)
     asked: list[list[str]] = []  # the questions of every sample
@@ -57,7 +66,7 @@ def import_pairs(
                     other = rng.choice(long)
                 return _continued(sample, source[other], rng)
             question, answer, place = rng.choice([turn for turn in _turns(sample.json) if turn[0] in choices])
-            other = answer
+            other = _near_miss(sample, answer, rng) if rng.random() < near else answer
             while other == answer:
                 other = rng.choice(choices[question])
             prompt = sample.json["messages"][:place]
@@ -82,6 +91,28 @@ def _turns(record: dict) -> list[tuple[str, str, int]]:
                 question = " ".join(p["text"] for p in messages[number - 1]["content"] if p["type"] == "text")
                 turns.append((question, message["content"][0]["text"], number))
     return turns
+
+
+def _near_miss(sample: Sample, answer: str, rng: random.Random) -> str:
+    """A wrong answer that is close at hand; the answer itself where there is none, as for a refusal or a long text."""
+    if answer == CANNOT_SEE or "\n" in answer or len(answer) > LONGEST:
+        return answer
+    draw = rng.random()
+    if draw < 0.1:
+        return CANNOT_SEE
+    said = {a for _, a, _ in _turns(sample.json)} - {answer, CANNOT_SEE}
+    beside = sorted(a for a in said if "\n" not in a and len(a) <= LONGEST)
+    return rng.choice(beside) if beside and draw < 0.55 else misread(answer, rng)
+
+
+def misread(text: str, rng: random.Random) -> str:
+    """The text with one character taken for one that looks like it, or, where none does, doubled."""
+    places = [(at, c, group) for at, c in enumerate(text) for group in _ALIKE if c in group]
+    if not places:
+        at = rng.randrange(len(text))
+        return text[:at] + text[at] + text[at:]
+    at, char, group = rng.choice(places)
+    return text[:at] + rng.choice(group.replace(char, "")) + text[at + 1 :]
 
 
 def _continued(sample: Sample, other: Sample, rng) -> Made:

@@ -53,7 +53,8 @@ def render_scans(
     unanswerable: float = 0.1,
     whole: float = 0.5,
     max_side: int = 1120,
-    wear: float = 0.5,
+    least: float = 0.7,
+    wear: float = 0.35,
     prefix: str = "scans",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
@@ -61,15 +62,18 @@ def render_scans(
 
     receipts: see `public_formats.read_receipts`; split: of `splits`. unanswerable: share of the questions for fields
     that none of a receipt's words points to. whole: share of the views whose last question is for all of the text.
-    max_side: longest side in pixels; wear: up to how worn a view is (1 is ordinary wear of a clean page).
+    max_side: longest side in pixels; least: how small a view may be beside the scan, which is asked about at the size
+    that its canvas allows. wear: up to how worn a view is (1 is ordinary wear of a clean page; scans bring their own).
     """
+    if not 0 < least <= 1:
+        raise ValueError(f"scans: least is {least}; it is above 0 and at most 1")
     known = _receipts(receipts, split)
 
     def make(index: int) -> tuple[dict, dict[str, bytes]]:
         turn, number = divmod(index, len(known))
         receipt = known[number]
         rng = random.Random(derive("scans", seed, turn, receipt.key))
-        image = _view(_opened(receipt.image, "L"), [box for box, _ in receipt.lines], rng, max_side)
+        image = _view(_opened(receipt.image, "L"), [box for box, _ in receipt.lines], rng, max_side, least)
         image = age(image, rng, rng.uniform(0, wear), receipt=True)
         pairs = [
             (rng.choice(ASKED[name] + FIELDS.get(name, ())), value.strip())

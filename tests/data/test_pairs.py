@@ -1,9 +1,12 @@
 """Preference pairs out of other shards."""
 
+import random
+
 import pytest
 
 from mmvl.data.drawing import assistant, user
-from mmvl.data.import_pairs import AFTER, CONTINUE, import_pairs
+from mmvl.data.import_pairs import AFTER, CONTINUE, import_pairs, misread
+from mmvl.data.page import CANNOT_SEE
 from mmvl.data.shards import ShardWriter, read_shard
 
 
@@ -29,6 +32,36 @@ def test_pairs_of_questions(tmp_path):
         assert chosen == (str(number) if question == "Which number?" else "yes" if number % 2 else "no")
     again = samples(import_pairs(tmp_path / "again", 21, workers=1, shards=tmp_path / "vqa"))
     assert [s.json for s in again] == [s.json for s in made]
+
+
+def test_near_misses(tmp_path):
+    with ShardWriter(tmp_path / "vqa", "a") as writer:
+        for i in range(40):
+            turns = [user("Total?", "0.png"), assistant(f"{i}.80"), user("Cash?"), assistant(f"{i + 50}.00")]
+            turns += [user("Fax?"), assistant(CANNOT_SEE if i % 2 else f"{i}{i}")]
+            writer.write({"source": "n", "kind": "conversation", "messages": turns}, {"0.png": b"%d" % i})
+    made = samples(import_pairs(tmp_path / "out", 120, workers=1, shards=tmp_path / "vqa", near=1.0))
+    rejected_of = {"beside": 0, "misread": 0, "refusal": 0, "foreign": 0}
+    for sample in made:
+        chosen, rejected = (sample.json[name][0]["text"] for name in ("chosen", "rejected"))
+        number = int(sample.members["0.png"])
+        assert chosen != rejected
+        if chosen == CANNOT_SEE:
+            rejected_of["foreign"] += 1  # of a refusal there is no near miss: another picture's answer
+        elif rejected == CANNOT_SEE:
+            rejected_of["refusal"] += 1
+        elif rejected in (f"{number}.80", f"{number + 50}.00", f"{number}{number}"):
+            rejected_of["beside"] += 1
+        else:
+            rejected_of["misread"] += 1
+            assert sum(a != b for a, b in zip(chosen, rejected, strict=True)) == 1
+    assert all(rejected_of.values())
+    with pytest.raises(ValueError, match="near is 2"):
+        import_pairs(tmp_path / "none", shards=tmp_path / "vqa", near=2)
+
+
+def test_what_looks_like_nothing_else_is_doubled():
+    assert misread("xx", random.Random(0)) == "xxx"
 
 
 def test_pairs_of_text(tmp_path):

@@ -49,8 +49,11 @@ while ((running)); do wait -n || failed=1; running=$((running - 1)); done
 ((failed == 0))
 # Questions that say which of several pictures they are about.
 shards import albums albums 30000 18 --set shards="$DEST/documents,$DEST/screens,$DEST/charts,$DEST/easy-vqa,$DEST/emoji"
-# Pairs for the preference stage: this picture's (or text's) answer over another's.
-shards import pairs preferences 8000 21 --set shards="$DEST/documents"
+# Pairs for the preference stage: this picture's (or text's) answer over another's, or over a near miss.
+shards import pairs preferences 8000 21 --set near=0.5 --set shards="$DEST/documents"
+shards import pairs page-preferences 6000 23 --set near=0.7 --set shards="$DEST/pages"
+shards import pairs receipt-preferences 6000 24 --set near=0.7 --set shards="$DEST/receipts"
+shards import pairs chart-preferences 6000 25 --set near=0.7 --set shards="$DEST/charts"
 shards import pairs text-preferences 4000 22 --set shards="$DEST/text"
 while ((running)); do wait -n || failed=1; running=$((running - 1)); done
 ((failed == 0))
