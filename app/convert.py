@@ -1,6 +1,7 @@
 """`mmvl convert` and `mmvl replay`: what people do with what a training run leaves on the disk."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ def convert(source: Path, dest: Path, dtype: str | None) -> None:
 
 
 def replay(directory: Path, model: Path | None, device: str | None, json_path: Path | None) -> None:
-    """Run a stopped run's saved batches again and print what they do.
+    """Run a stopped run's saved batches again and print what they do; under torchrun all ranks call it, one prints.
 
     Raises:
         FileNotFoundError, ValueError: one line that says what is wrong.
@@ -29,6 +30,8 @@ def replay(directory: Path, model: Path | None, device: str | None, json_path: P
     from mmvl.training.replay import replay as run
 
     seen = run(directory, model, device)
+    if os.environ.get("RANK", "0") != "0":
+        return
     age = "" if seen["weights_step"] is None else f", {seen['step'] - 1 - seen['weights_step']} steps older"
     print(f"step {seen['step']}: {seen['problem']}; weights of {seen['weights']}{age}")
     for i, batch in enumerate(seen["batches"]):

@@ -23,7 +23,7 @@ def parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         yield name.removeprefix("model."), p
 
 
-def _placed(p: nn.Parameter) -> tuple[tuple[int, ...], Box]:
+def placed(p: nn.Parameter) -> tuple[tuple[int, ...], Box]:
     """The shape of the whole parameter and this rank's box of it; experts that are split carry a `placement`."""
     if (placement := getattr(p, "placement", None)) is None:
         return tuple(p.shape), Box.whole(p.shape)
@@ -42,7 +42,7 @@ def take(engine, rank: int, world: int) -> list[Piece]:
     """
     zero, pieces = engine.optimizer, []
     for name, p in parameters(engine.module):
-        whole, box = _placed(p)
+        whole, box = placed(p)
         if not p.requires_grad:
             placement = getattr(p, "placement", None)
             replica, replicas = (rank, world) if placement is None else (placement.replica, placement.replicas)
@@ -71,7 +71,7 @@ def put(engine, checkpoint: Checkpoint) -> None:
     zero = engine.optimizer
     steps: dict[int, float] = {}
     for name, p in parameters(engine.module):
-        whole, box = _placed(p)
+        whole, box = placed(p)
         if checkpoint.shapes.get(name, whole) != whole:
             raise ValueError(
                 f"{name} is {list(checkpoint.shapes[name])} in {checkpoint.directory} and {list(whole)} by the recipe"

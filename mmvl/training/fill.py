@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from mmvl.export import places
 from mmvl.model import VLModel
 from mmvl.text_backbone.expert_parallel import Placement
+from mmvl.training.checkpoints import Checkpoint
+from mmvl.training.engine_state import placed
 from mmvl.weight_files import Box, WeightFiles
 
 
@@ -46,6 +48,20 @@ def fill(model: VLModel, directory: Path) -> None:
             if (held := _held(parameters[ours], start, shape)) is not None:
                 part, box = held
                 part.copy_(files.plain(name, box).view(part.shape))
+
+
+@torch.no_grad()
+def fill_from_checkpoint(model: VLModel, source: Checkpoint) -> None:
+    """As `fill`, from the master weights of a training checkpoint, one parameter at a time.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or of another model.
+    """
+    for name, p in model.named_parameters():
+        _, box = placed(p)
+        values = torch.empty(p.numel(), dtype=torch.float32)
+        source.read(name, "weight", box, 0, values)
+        p.copy_(values.view(p.shape))
 
 
 def _held(p: nn.Parameter, start: int, shape: tuple[int, ...]) -> tuple[Tensor, Box | None] | None:

@@ -54,7 +54,7 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch, targets: int | None = None, world: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
         """`targets` of the `world` ranks together; None: this rank is alone."""
-        out = self.model.language_model(self._embed(batch), batch.packed)
+        out = self.model.language_model(self.embed(batch), batch.packed)
         hidden_LD = out.hidden_TD.index_select(0, batch.target_positions_L)
         loss_L, hit_L = cross_entropy(self.model.language_model, hidden_LD, batch.targets_L)
         loss = loss_L.sum() * (world / (targets or len(loss_L))) + self.balance * out.balance_loss
@@ -68,7 +68,8 @@ class Objective(nn.Module):
         }
         return loss, figures
 
-    def _embed(self, batch: Batch) -> Tensor:
+    def embed(self, batch: Batch) -> Tensor:
+        """The embeddings (T, D) of a batch's tokens and pictures; all ranks of a row call it together."""
         # With or without images, the vision half comes first: ZeRO 2 puts gradients into its buckets in the order in
         # which the backward pass makes them, and sums buckets of all ranks without asking what is in them.
         model = self.model

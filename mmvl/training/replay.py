@@ -1,20 +1,30 @@
-"""`mmvl replay`: the batches of a step that stopped a run, run forward and backward once more, document by document."""
+"""`mmvl replay`: the batches of a step that stopped a run, run forward and backward once more, document by document.
+
+Under torchrun the ranks share the model's experts and each batch's row, however the stage was spread: they look at one
+batch at a time, and say what one process would.
+"""
 
 from __future__ import annotations
 
-import itertools
+import math
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from mmvl.checkpoint import load_model, read_json
-from mmvl.export import find_checkpoint, load_checkpoint
+from mmvl.checkpoint import load_config, read_json
+from mmvl.export import find_checkpoint
+from mmvl.model import VLModel
 from mmvl.processor import Processor
 from mmvl.training.batch import Batch
-from mmvl.training.checkpoints import MODEL
+from mmvl.training.checkpoints import MODEL, Checkpoint
+from mmvl.training.fill import fill, fill_from_checkpoint, materialize
 from mmvl.training.guard import load_batches
-from mmvl.training.objective import cross_entropy
+from mmvl.training.objective import Objective, cross_entropy
+from mmvl.training.parallel import Parallel
+from mmvl.training.ranks import Ranks
+from mmvl.training.recipe import ParallelSpec
 
 SHOWN = 160  # characters of the worst document
 
@@ -23,7 +33,8 @@ def replay(directory: Path, model_dir: Path | None = None, device: str | None = 
     """Run the batches that a stopped run kept in `directory` and tell what each does to the model.
 
     The weights are a model directory's, or those of the run's newest checkpoint (`directory` lies in the run's `out`):
-    from before the bad step, by as many steps as the result says. Precision is the recipe's.
+    from before the bad step, by as many steps as the result says. Precision is the recipe's. All processes of torchrun
+    call it, and each reads only its part of the experts; `device` is for one process alone.
 
     Returns:
         step, problem (why the run was stopped), weights (whose), weights_step (None for a model directory's), and
@@ -32,7 +43,8 @@ def replay(directory: Path, model_dir: Path | None = None, device: str | None = 
         was not finite; None if all were).
 
     Raises:
-        FileNotFoundError, ValueError: no saved batches, no weights; one line that says what is missing.
+        FileNotFoundError, ValueError: no saved batches, no weights, or processes that the experts do not divide by; one
+            line that says what is missing.
     """
     recipe = _recipe(directory)
     if recipe["stage"] == "contrastive":
@@ -40,22 +52,30 @@ def replay(directory: Path, model_dir: Path | None = None, device: str | None = 
 
         return replay_pairs(directory, model_dir, device)
     step, problem, batches = load_batches(directory)
+    source = find_checkpoint(directory.parent) if model_dir is None else model_dir
+    settings = source / MODEL if model_dir is None else model_dir
+    processor = Processor.from_pretrained(settings)
+    ranks = Ranks()
+    where = ranks.device if device is None or ranks.world > 1 else torch.device(device)
+    with torch.device("meta"):
+        model = VLModel(load_config(settings))
+    experts = math.gcd(ranks.world, model.config.text.num_local_experts)
+    spec = ParallelSpec(sequence=ranks.world, expert=experts, expert_tensor=ranks.world // experts)
+    parallel = Parallel(ranks, spec)
+    parallel.shard(model)
+    materialize(model, where, torch.bfloat16 if recipe["precision"] == "bf16" else torch.float32)
     if model_dir is None:
-        source = find_checkpoint(directory.parent)
-        weights_step = int(source.name.removeprefix("step-"))
-        model, processor = load_checkpoint(source), Processor.from_pretrained(source / MODEL)
+        with Checkpoint(source) as checkpoint:
+            fill_from_checkpoint(model, checkpoint)
     else:
-        source, weights_step = model_dir, None
-        model, processor = load_model(model_dir, dtype=torch.float32), Processor.from_pretrained(model_dir)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = torch.bfloat16 if recipe["precision"] == "bf16" else torch.float32
-    model = model.to(device, dtype).requires_grad_(True).train()
+        fill(model, source)
+    model.requires_grad_(True).train()
     return {
         "step": step,
         "problem": problem,
         "weights": str(source),
-        "weights_step": weights_step,
-        "batches": [_look(model, processor, batch.to(device)) for batch in batches],
+        "weights_step": int(source.name.removeprefix("step-")) if model_dir is None else None,
+        "batches": [_look(model, processor, batch, parallel, where) for batch in batches],
     }
 
 
@@ -66,45 +86,58 @@ def _recipe(directory: Path) -> dict:
     return read_json(path)
 
 
-def _look(model: nn.Module, processor: Processor, batch: Batch) -> dict:
-    bad: list[str] = []
+def _look(model: VLModel, processor: Processor, whole: Batch, parallel: Parallel, device: torch.device) -> dict:
+    ranks, objective = parallel.ranks, Objective(model, 0.0, 1)
+    batch, bad = parallel.part(whole, model.tiling).to(device), []
+    modules = [(name, m) for name, m in model.named_modules() if not any(True for _ in m.children())]
     hooks = [
-        m.register_forward_hook(lambda m, args, out, name=name: bad.append(name) if broken(out) else None)
-        for name, m in model.named_modules()
-        if not any(True for _ in m.children())
+        m.register_forward_hook(lambda m, args, out, i=i: bad.append(i) if broken(out) else None)
+        for i, (_, m) in enumerate(modules)
     ]
     try:
-        out = model(batch.ids_T, batch.packed, batch.images, batch.image_positions_I)
-        hidden_LD = out.hidden_TD.index_select(0, batch.target_positions_L)
+        hidden_TD = model.language_model(objective.embed(batch), batch.packed).hidden_TD
+        hidden_LD = hidden_TD.index_select(0, batch.target_positions_L)
         loss_L, _ = cross_entropy(model.language_model, hidden_LD, batch.targets_L)
         model.zero_grad()
-        loss_L.mean().backward()
+        (loss_L.sum() / len(whole.targets_L)).backward()
     finally:
         for hook in hooks:
             hook.remove()
-    ends = torch.tensor(list(itertools.accumulate(batch.lengths)), device=loss_L.device)
-    document_L = torch.searchsorted(ends, batch.target_positions_L, right=True)
-    count = len(batch.lengths)
-    sums = torch.zeros(count, device=loss_L.device).index_add_(0, document_L, loss_L.detach())
-    targets = torch.bincount(document_L, minlength=count)
+    count = len(whole.lengths)
+    mine = torch.zeros(count, device=device).index_add_(0, batch.document_L, loss_L.detach().float())
+    sums = torch.tensor(ranks.sum(mine.tolist()))
+    targets = torch.bincount(whole.document_L, minlength=count)
     means = sums / targets.clamp(min=1)
     worst = int(torch.where(means.isfinite(), means, float("inf")).argmax())
-    ids = batch.ids_T[int(ends[worst]) - batch.lengths[worst] : int(ends[worst])].tolist()
-    norms: dict[str, Tensor] = {}
-    for name, p in model.named_parameters():
-        if p.grad is not None:
-            part = name.split(".")[0]
-            norms[part] = norms.get(part, 0.0) + p.grad.float().square().sum()
+    begin = sum(whole.lengths[:worst])
+    ids = whole.ids_T[begin : begin + whole.lengths[worst]].tolist()
+    first = min((i for found in ranks.gather(bad[:1]) for i in found), default=None)
     return {
-        "loss": float(loss_L.detach().mean()),
+        "loss": float(sums.sum() / len(whole.targets_L)),
         "documents": [
             {"tokens": n, "targets": int(t), "loss": float(mean)}
-            for n, t, mean in zip(batch.lengths, targets, means, strict=True)
+            for n, t, mean in zip(whole.lengths, targets, means, strict=True)
         ],
         "worst": {"document": worst, "text": processor.decode(ids, skip_special=False)[:SHOWN]},
-        "grad_norm": {part: float(square.sqrt()) for part, square in norms.items()},
-        "first_not_finite": bad[0] if bad else None,
+        "grad_norm": _norms(model, ranks),
+        "first_not_finite": None if first is None else modules[first][0],
     }
+
+
+def _norms(model: nn.Module, ranks: Ranks) -> dict[str, float]:
+    """Norms of the gradients by part of the model; each rank's are of its part of the row, experts' of all of it."""
+    squares: dict[str, float] = {}
+    for name, p in model.named_parameters():
+        if p.grad is None:
+            continue
+        spread = hasattr(p, "placement")
+        if ranks.world > 1 and not spread:
+            dist.all_reduce(p.grad)
+        share = 1 if spread else 1 / ranks.world  # what all ranks have alike is to count once
+        part = name.split(".")[0]
+        squares[part] = squares.get(part, 0.0) + share * float(p.grad.float().square().sum())
+    totals = ranks.sum(list(squares.values()))
+    return {part: math.sqrt(square) for part, square in zip(squares, totals, strict=True)}
 
 
 def broken(out) -> bool:

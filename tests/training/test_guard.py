@@ -8,6 +8,8 @@ import torch
 from rich.console import Console
 
 import mmvl.training.train as training
+from mmvl.app.convert import replay as command
+from mmvl.checkpoint import load_model, save_model
 from mmvl.processor import Processor
 from mmvl.training.guard import BadLoss, LossGuard, load_batches
 from mmvl.training.loader import Loader
@@ -16,6 +18,7 @@ from mmvl.training.recipe import load_recipe
 from mmvl.training.replay import replay
 from mmvl.training.report import read_metrics
 from mmvl.training.train import train
+from tests.processes import run_ranks
 
 
 def test_what_is_a_jump():
@@ -80,6 +83,14 @@ def test_a_bad_batch_stops_the_run_and_is_kept(recipe_file, tmp_path, monkeypatc
     assert mean == pytest.approx(seen["loss"], rel=1e-5)
     assert max(d["loss"] for d in documents) == documents[seen["worst"]["document"]]["loss"]
 
+    if factor > 1:  # four processes that share experts and rows say what one does
+        run_ranks(command, 4, directory, None, None, tmp_path / "seen.json")
+        (shared,) = json.loads((tmp_path / "seen.json").read_text())["batches"]
+        assert shared["worst"] == seen["worst"] and shared["first_not_finite"] is None
+        for key in ("tokens", "targets", "loss"):
+            assert [d[key] for d in shared["documents"]] == pytest.approx([d[key] for d in documents], rel=1e-5)
+        assert shared["grad_norm"] == pytest.approx(seen["grad_norm"], rel=1e-4)
+
     Spoilt.calls = 10**6  # the same command goes on from the last checkpoint
     again = train(recipe_file, [*settings, f"out={tmp_path / 'out'}"], Console(quiet=True))
     assert (again / "model" / "model.safetensors").read_bytes() == (whole / "model" / "model.safetensors").read_bytes()
@@ -87,9 +98,6 @@ def test_a_bad_batch_stops_the_run_and_is_kept(recipe_file, tmp_path, monkeypatc
 
 def test_what_is_not_finite_is_found(recipe_file, tmp_path, monkeypatch, tiny_model_dir):
     """A broken weight: replay names the module, on the command line too."""
-    from mmvl.app.convert import replay as command
-    from mmvl.checkpoint import load_model, save_model
-
     monkeypatch.setattr(training, "Objective", Spoilt)
     Spoilt.calls, Spoilt.factor = 8, float("nan")
     with pytest.raises(BadLoss):
