@@ -4,7 +4,6 @@ process killed in the middle of a sample loses that sample only.
 
 import io
 import json
-import mmap
 import os
 import tarfile
 from collections.abc import Iterator
@@ -18,6 +17,25 @@ from mmvl.data.tar import TarDamage, members
 
 _TEXT_MEMBERS = ("txt", "cls", "caption", "question")
 PICTURE_MEMBERS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+
+
+class _Slices:
+    """The first `size` bytes of a file (all, by default) as something to slice, read when they are asked for.
+
+    Mapped into memory, every page that was touched would count as this process's, and a file that somebody cuts short
+    meanwhile would end it.
+    """
+
+    def __init__(self, file, size: int | None = None):
+        self._file = file.fileno()
+        self._size = os.fstat(self._file).st_size if size is None else size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        first, last, _ = part.indices(self._size)
+        return os.pread(self._file, max(0, last - first), first)
 
 
 @dataclass(frozen=True)
@@ -40,8 +58,8 @@ def find_samples(path: Path) -> Iterator[FoundSample]:
     """
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
-        key, found = "", {}
+    with path.open("rb") as file:
+        key, found, buffer = "", {}, _Slices(file)
         try:
             for member in members(buffer):
                 this, extension = base_plus_ext(member.name)
@@ -180,7 +198,8 @@ def _whole(path: Path) -> tuple[int, int]:
     """(bytes, samples) of the whole samples at the beginning of a shard that may have been cut off anywhere."""
     end = samples = 0
     if path.stat().st_size:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
+        with path.open("rb") as file:
+            buffer = _Slices(file)
             try:
                 for member in members(buffer, marked_end=False):
                     stop = member.offset + -(-member.size // 512) * 512
@@ -195,7 +214,8 @@ def _metas(path: Path, whole: bool) -> Iterator[dict]:
     end = path.stat().st_size if whole else _whole(path)[0]
     if not end:
         return
-    with path.open("rb") as file, mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ) as buffer:
+    with path.open("rb") as file:
+        buffer = _Slices(file, end)
         for member in members(buffer, marked_end=whole):
             if member.name.endswith(".json"):
                 yield json.loads(buffer[member.offset : member.offset + member.size])["meta"]

@@ -31,7 +31,7 @@ class ParquetSink(Sink):
         for path in self._parts():
             try:
                 names = [name for name in ("id", "settings", "error", "text") if name in _columns(path)]
-                with pyarrow.parquet.ParquetFile(path) as file:
+                with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
                     for batch in file.iter_batches(batch_size=4096, columns=names):
                         yield from map(known, batch.to_pylist())
             except (pyarrow.ArrowException, KeyError) as error:

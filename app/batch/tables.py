@@ -14,6 +14,7 @@ IMAGE_FIELDS = ("image", "images", "file", "file_name", "path")
 ID_FIELDS = ("id", "question_id", "key")
 MAX_LINE = 256 << 20  # bytes: a row with its pictures inside
 _PARQUET_ROWS = 16  # read at once; each may hold pictures
+_BUFFER = 1 << 20  # bytes
 
 
 class JsonLines:
@@ -99,7 +100,8 @@ class ParquetRows:
         import pyarrow.parquet
 
         try:
-            return pyarrow.parquet.ParquetFile(self._path, memory_map=True)
+            # A page of a column at a time; by default whole row groups, which may hold gigabytes of pictures.
+            return pyarrow.parquet.ParquetFile(self._path, buffer_size=_BUFFER, pre_buffer=False)
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"{self._path} is no Parquet file that can be read: {error}") from None
 
