@@ -150,7 +150,7 @@ class Stepper:
         if rows:
             if len(rows) < at:
                 hidden_TD = hidden_TD.index_select(0, self._to_device(rows_T))
-            tokens_S, logprobs = self.sampler(self.model.language_model.logits(hidden_TD), rows)
+            tokens_S, logprobs = self.sampler(self._logits(hidden_TD), rows)
             if slots_W is not None and not drafting:
                 self._remember(works, slots_W, tokens_S)
         flight = Flight(works, tokens_S, logprobs, self.model.device)
@@ -169,6 +169,10 @@ class Stepper:
         if not isinstance(self.fast, CpuDecode):
             return False
         return self.fast.fits([work.request.slot for work in works for _ in range(work.count)])
+
+    def _logits(self, hidden_SD: Tensor) -> Tensor:
+        fast = isinstance(self.fast, CpuDecode) and self.fast.fits(range(len(hidden_SD)))
+        return (self.fast if fast else self.model.language_model).logits(hidden_SD)
 
     def _embed(self, works: Sequence[Work], slots_W: Tensor | None) -> Tensor:
         """Token and image embeddings (T, D); a token that only the device knows is taken from there."""
