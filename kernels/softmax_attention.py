@@ -79,6 +79,9 @@ def _one_sequence(q_LHK, k_MGK, v_MGK, scale):
         # one query sees every key: the query heads of a group become its queries, so nothing is repeated
         o = F.scaled_dot_product_attention(q_HLK.reshape(1, G, H // G, K), k_GMK[None], v_GMK[None], scale=scale)
         return o.reshape(1, H, K)
+    trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q_LHK, k_MGK, v_MGK))
+    if L != M and not q_LHK.is_cuda and not trained:
+        return _behind_a_past(q_HLK, k_GMK, v_GMK, scale)
     k_HMK, v_HMK = (x[:, None].expand(G, H // G, M, K).reshape(H, M, K) for x in (k_GMK, v_GMK))
     mask = None
     if L != M:
@@ -87,3 +90,20 @@ def _one_sequence(q_LHK, k_MGK, v_MGK, scale):
         q_HLK[None], k_HMK[None], v_HMK[None], attn_mask=mask, is_causal=mask is None, scale=scale
     )
     return o[0].transpose(0, 1)
+
+
+def _behind_a_past(q_HLK, k_GMK, v_GMK, scale):
+    """A chunk of a long sequence on a CPU, in memory that does not grow with L * M, nor with the heads of a group.
+
+    All see the past whole, and themselves causally; two calls without a mask, joined by their log-sum-exps (as in
+    Flash-Decoding; Dao et al., 2023).
+    """
+    H, L, K = q_HLK.shape
+    G, M, _ = k_GMK.shape
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    past = [x[None, :, : M - L] for x in (k_GMK, v_GMK)]
+    o, lse = attend(q_HLK.reshape(1, G, H // G * L, K), *past, scale=scale)
+    new = [x[:, None, M - L :].expand(G, H // G, L, K).reshape(1, H, L, K) for x in (k_GMK, v_GMK)]
+    own_o, own_lse = attend(q_HLK[None], *new, is_causal=True, scale=scale)
+    share_HL1 = torch.sigmoid(lse.reshape(H, L) - own_lse[0])[..., None].to(o.dtype)
+    return torch.lerp(own_o[0], o.reshape(H, L, K), share_HL1).transpose(0, 1)

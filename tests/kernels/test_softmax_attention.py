@@ -1,6 +1,7 @@
 """Packed causal GQA attention against explicit loops in fp64."""
 
 import math
+import resource
 
 import pytest
 import torch
@@ -114,3 +115,16 @@ if torch.cuda.is_available():
             results.append((out, *(x.grad[:L] for x in inputs)))
         for alone, beside in zip(*results, strict=True):
             assert rmse_ratio(alone, beside) < 1e-2
+
+
+def test_a_chunk_behind_a_long_past_takes_memory_for_itself_only():
+    """As numbers a mask of this chunk and its keys would take 100 MB, keys repeated for every head of a group 200."""
+    past, new = 200_000, 128
+    k, v = (torch.randn(past + new, 1, 16) for _ in range(2))
+    q = torch.randn(new, 8, 16)
+    run(q, k[:1000], v[:1000], [new], [1000], 0.25)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    out = run(q, k, v, [new], [len(k)], 0.25)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30 << 10  # KiB
+    last = torch.softmax(0.25 * q[-1] @ k[:, 0].T, -1) @ v[:, 0]
+    torch.testing.assert_close(out[-1], last, rtol=1e-4, atol=1e-6)
