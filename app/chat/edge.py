@@ -21,7 +21,19 @@ from mmvl.app.server.errors import MAX_MESSAGE
 
 API = "/gradio_api/"
 # What the page and gradio_client ask for below `API`; followed by more, or by nothing.
-NEEDED = ("call", "cancel", "heartbeat", "info", "queue", "reset", "run", "startup-events", "upload", "upload_progress")
+NEEDED = (
+    "app_id",
+    "call",
+    "cancel",
+    "heartbeat",
+    "info",
+    "queue",
+    "reset",
+    "run",
+    "startup-events",
+    "upload",
+    "upload_progress",
+)
 FILE = f"{API}file="
 WORDS = {
     400: "This request is none that the page sends.",

@@ -13,7 +13,10 @@ from fastapi import FastAPI
 
 @contextmanager
 def in_thread(app: FastAPI, port: int = 0) -> Iterator[str]:
-    """The address, once it is served. port 0 takes a free one. Raises OSError if the port is taken."""
+    """The address of an application of `create_app`, once it is served. port: 0 takes a free one.
+
+    Raises OSError if the port is taken.
+    """
     with socket.create_server(("127.0.0.1", port)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1, lifespan="on"))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
@@ -23,5 +26,6 @@ def in_thread(app: FastAPI, port: int = 0) -> Iterator[str]:
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
+            app.state.service.gate.draining = True
             server.should_exit = True
             thread.join()

@@ -1,5 +1,6 @@
 """Puts the chat page on a server of `mmvl.app.server`: one engine, one port and one end for page and API."""
 
+import asyncio
 from pathlib import Path
 
 import gradio as gr
@@ -10,6 +11,7 @@ from mmvl.app.chat import page as layout
 from mmvl.app.chat.api import add_api
 from mmvl.app.chat.attachments import Attachments
 from mmvl.app.chat.edge import app_kwargs
+from mmvl.app.chat.ending import EndingStreams, end_streams
 from mmvl.app.chat.events import Events
 from mmvl.app.chat.session import Session
 from mmvl.app.csp import ContentSecurityPolicy
@@ -33,6 +35,8 @@ def mount_page(app: FastAPI) -> gr.Blocks:
     blocks.max_threads = EVENTS_AT_ONCE  # Gradio counts asynchronous events as if each needed a thread
     blocks.queue(max_size=EVENTS_AT_ONCE)
     blocks.temp_file_sets.append(attachments.stored)  # deleted as uploads are
+    over = asyncio.Event()
+    app.add_middleware(EndingStreams, over=over)
     app.add_middleware(ContentSecurityPolicy)
     gr.mount_gradio_app(
         app,
@@ -53,5 +57,6 @@ def mount_page(app: FastAPI) -> gr.Blocks:
         mcp_server=False,
         pwa=False,
     )
+    end_streams(app, service.gate, over)
     blocks.has_launched = True  # a mounted page never gets this mark, without which Gradio takes any path for its own
     return blocks

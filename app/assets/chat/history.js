@@ -54,9 +54,12 @@ async function save({ record, files }) {
   }
   await stores("readwrite", async (talks, store) => {
     for (const [digest, blob] of fetched) store.put(blob, digest);
+    const kept = (await got(talks.get(record.id)))?.record.turns ?? [];
+    const mine = new Set(record.turns.map((turn) => turn.id));
+    record.turns.push(...kept.filter((turn) => !mine.has(turn.id))); // branches of another tab
     talks.put({ id: record.id, title: record.title, saved: Date.now(), record });
   });
-  await draw();
+  await changed();
 }
 
 async function open(id) {
@@ -84,7 +87,7 @@ async function forget(id) {
     for (const digest of await got(store.getAllKeys())) if (!left.has(digest)) store.delete(digest);
   });
   if (id === opened) trigger("clear");
-  await draw();
+  await changed();
 }
 
 function button(label, text, work) {
@@ -121,6 +124,14 @@ async function guarded(work) {
   } catch (error) {
     told.textContent = `The history does not work here: ${error.message}`;
   }
+}
+
+const tabs = new BroadcastChannel("mmvl-chat");
+tabs.onmessage = () => guarded(draw);
+
+function changed() {
+  tabs.postMessage(null);
+  return draw();
 }
 
 let saving = Promise.resolve(); // one after the other: the last one wins

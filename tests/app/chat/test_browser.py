@@ -168,6 +168,24 @@ if CHROMIUM:
             expect(tab.locator("#welcome")).to_be_visible()
             tab.goto("about:blank")
 
+    def test_branches_of_two_tabs_are_both_kept(context, tab, url, vlm):
+        vlm.script = WORDS
+        ask(tab, "First?")
+        other = context.new_page()
+        other.goto(url)
+        other.get_by_label("Open: First?").click()
+        expect(other.locator(".turn")).to_have_count(1)
+        ask(other, "There?")
+        ask(tab, "Here?")
+        expect(other.locator("#history li")).to_have_count(1)
+        tab.reload()
+        expect(tab.locator("#live .versions")).to_contain_text("1 / 2")
+        assert questions(tab) == ["First?", "Here?"]
+        tab.get_by_label("Next version").click()
+        expect(tab.locator("#live .question")).to_have_text("There?")
+        tab.get_by_label("Delete: First?").click()
+        expect(other.locator("#history li")).to_have_count(0)
+
     def test_an_example_works_by_one_key_and_a_new_chat_is_empty(tab, vlm):
         vlm.script = WORDS
         tab.locator("#example-0").focus()

@@ -64,6 +64,13 @@ def test_other_hosts_names_and_strangers_are_refused(url, vlm, serve_page):
         assert refused(f"{guarded}/gradio_api/info") == 401
 
 
+def test_streams_of_open_tabs_end_with_the_server(vlm, serve_page):
+    with serve_page(vlm) as url:
+        stream = get(f"{url}/gradio_api/heartbeat/tab")
+        assert stream.readline() == b"data: ALIVE\n"
+    assert stream.read() == b"\n"  # raises IncompleteRead if it was cut off
+
+
 def test_a_port_that_is_taken_is_one_clear_line(run_cli, tiny_model_dir):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
