@@ -32,7 +32,7 @@ def fetch_shards(url: str, dir: str | Path, progress: Callable[[int, int], None]
         ValueError: not an http(s) address. OSError: the server cannot be reached or refuses. ShardError: what came is
             not as the manifest says.
     """
-    base, dir = _checked(url), Path(dir)
+    base, dir = checked_address(url), Path(dir)
     dir.mkdir(parents=True, exist_ok=True)
     with open(dir / ".fetch.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -52,7 +52,8 @@ def fetch_shards(url: str, dir: str | Path, progress: Callable[[int, int], None]
     return [dir / shard["name"] for shard in shards]
 
 
-def _checked(url: str) -> str:
+def checked_address(url: str) -> str:
+    """The address of a folder of shards, with a slash at its end. Raises ValueError if it is none on the web."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ValueError(f"{url}: shards are fetched from http:// and https:// addresses only")

@@ -141,11 +141,11 @@ class _Ours:
 
     def __init__(self, ranks: Ranks, size: Size, layers: int):
         torch.set_float32_matmul_precision("high")  # as a stage does
-        recipe = _recipe(ranks, size)
+        recipe = benchmark_recipe(ranks, size)
         self.ranks, self.config = ranks, size.stack(layers)
         parallel = Parallel(ranks, recipe.parallel)
         with torch.device("meta"):
-            model = VLModel(_around(self.config))
+            model = VLModel(around(self.config))
         parallel.shard(model)
         materialize(model, ranks.device, size.dtype)
         draw_weights(model)
@@ -325,8 +325,8 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _recipe(ranks: Ranks, size: Size) -> TrainRecipe:
-    """What the engine reads of a recipe; nothing is read from files."""
+def benchmark_recipe(ranks: Ranks, size: Size) -> TrainRecipe:
+    """What the engine and the plan reads of a recipe; nothing is read from files."""
     data = {
         "sources": [{"path": "none", "weight": 1.0}],
         "batch_tokens": size.tokens,
@@ -358,7 +358,7 @@ def _recipe(ranks: Ranks, size: Size) -> TrainRecipe:
     )
 
 
-def _around(text: TextConfig) -> VLConfig:
+def around(text: TextConfig) -> VLConfig:
     """A model that has these layers, and a vision half that is as small as can be and never runs."""
     vision = VisionConfig(
         hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=14, patch_size=14

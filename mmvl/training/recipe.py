@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from mmvl.data.remote import checked_address
+
 
 class Strict(BaseModel):
     """A part of a recipe: frozen, and refusing keys that it does not know."""
@@ -32,6 +34,8 @@ class SourceSpec(Strict):
     def _is_used(self):
         if not self.weight and not self.weight_before:
             raise ValueError(f"{self.path}: a source that is never used; leave it out")
+        if self.url is not None:
+            checked_address(self.url)
         return self
 
 

@@ -1,6 +1,8 @@
 """`--dry-run` and the count of operations: against the model itself, and against what is published."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,11 +11,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mmvl
 from mmvl.app.cli import app
+from mmvl.benchmark.training_step import Size, around, benchmark_recipe
 from mmvl.checkpoint import load_model, released_names
+from mmvl.text_backbone.config import TextConfig
 from mmvl.training.flops import StepFlops, adapter_flops, decoder_flops, head_flops, peak_tflops, vision_flops
-from mmvl.training.plan import GIB, config_of, count_parameters, plan
+from mmvl.training.plan import GIB, RUNTIME, config_of, count_parameters, memory, plan
 from mmvl.training.recipe import load_recipe
 from tests.training.test_recipe import RECIPES
+
+RESULTS = Path(mmvl.__file__).parent / "benchmark" / "results"
 
 HARDWARE = "hardware={gpus: 8, memory_gib: 80, peak_tflops: 100, utilisation: 0.5}"
 
@@ -64,6 +70,20 @@ def test_memory_follows_the_layout():
     assert stage.memory["activations"] < some < kept
     frozen = full("alignment").memory
     assert frozen["optimizer"] < 0.01 * GIB < m["optimizer"]
+
+
+@pytest.mark.parametrize("part", ["experts", "layer"])
+def test_memory_is_what_was_measured(part):
+    """Steps of full-width layers on two H200s, by `mmvl bench training`: the most that torch had allocated."""
+    result = json.loads((RESULTS / f"training-{part}.json").read_text())
+    size, row = result["size"], result["results"][0]
+    text = TextConfig.from_dict(size["text"])
+    size = Size(**size | {"text": text, "dtype": torch.bfloat16})
+    ranks = SimpleNamespace(world=result["ranks"], rank=0)
+    recipe, config = benchmark_recipe(ranks, size), around(size.stack(row["layers"]))
+    lengths = [size.document] * (size.tokens // size.document)
+    parts = memory(recipe, config, count_parameters(config, recipe.trainable), ranks.world, lengths, 0)
+    assert sum(parts.values()) - RUNTIME == pytest.approx(row["peak_gib"] * GIB, rel=0.05), parts
 
 
 def test_layouts_that_do_not_divide_are_refused():

@@ -128,6 +128,7 @@ def test_mistakes_are_named(recipe_file, change, message):
         ("data.sources.0.weight_before=1", "go together"),
         ("data.transition_tokens=9", "go together"),
         ("data.sources.0.weight=0", "never used"),
+        ("data.sources.0.url=pipe:touch x", "fetched from http:// and https:// addresses only"),
         ("stage=dream", "must be one of train, preference, contrastive, tokenizer"),
         ("lr", "write key=value"),
         ("seed.x=1", "seed is a value, not a section"),
