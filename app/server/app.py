@@ -62,7 +62,9 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
     @app.exception_handler(HTTPException)
     async def of_the_router(request: Request, error: HTTPException) -> Response:
         words = {404: "There is no such address here.", 405: "This address does not take that method."}
-        return told(ApiError(error.status_code, words.get(error.status_code, "The request cannot be answered.")))
+        answer = told(ApiError(error.status_code, words.get(error.status_code, "The request cannot be answered.")))
+        answer.headers.update(error.headers or {})  # of 405: the methods that it takes
+        return answer
 
     @app.exception_handler(Exception)  # the web server logs it as well
     async def a_defect(request: Request, error: Exception) -> Response:

@@ -68,7 +68,8 @@ def from_validation(error: ValidationError) -> ApiError:
     told = [_fault(fault) for fault in faults[:MAX_FAULTS]]
     more = f" (and {len(faults) - MAX_FAULTS} more)" if len(faults) > MAX_FAULTS else ""
     code = "unsupported_parameter" if faults[0]["type"] in ("unsupported", "extra_forbidden") else "invalid_value"
-    return invalid("; ".join(told) + more, param=_place(faults[0]["loc"]) or None, code=code)
+    param = _place(faults[0]["loc"]) or faults[0].get("ctx", {}).get("param")
+    return invalid("; ".join(told) + more, param=param, code=code)
 
 
 def _fault(fault: dict) -> str:
@@ -80,6 +81,8 @@ def _fault(fault: dict) -> str:
             return f"{place}: {fault['ctx']['discriminator']} must be one of {fault['ctx']['expected_tags']}"
         case "missing":
             return f"{place} is missing"
+        case "contradiction":
+            return fault["msg"]
         case "value_error":  # raised by us; pydantic puts its own words before ours
             return f"{place}: {fault['ctx']['error']}"
         case _:
@@ -96,7 +99,7 @@ def _place(location: Sequence[str | int]) -> str:
     for part in location:
         if isinstance(part, int):
             place += f"[{part}]"
-        elif not (isinstance(before, int) or before == "response_format" or part in ("str", "parts", "ids")):
+        elif not (isinstance(before, int) or before == "response_format" or part in ("str", "parts", "ids", "lists")):
             place += ("." if place else "") + (part if _PLAIN_NAME.fullmatch(part) else "?")
         before = part
     return place

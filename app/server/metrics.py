@@ -98,6 +98,8 @@ class _EngineMetrics:
             "num_preemptions": ("Requests that were put back into the queue.", stats.preemptions_total),
             "prompt_tokens": ("Prompt tokens taken in.", stats.prompt_tokens_total),
             "generation_tokens": ("Tokens generated.", stats.generation_tokens_total),
+            "spec_decode_num_draft_tokens": ("Tokens that were guessed ahead.", stats.draft_tokens_total),
+            "spec_decode_num_accepted_tokens": ("Guesses that were right.", stats.draft_tokens_accepted),
         }
         for name, (text, value) in gauges.items():
             gauge = GaugeMetricFamily(f"mmvl:{name}", text, labels=["model_name"])

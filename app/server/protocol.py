@@ -8,7 +8,7 @@ silence. Beside OpenAI's own there are the sampling settings that other servers 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PlainValidator, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PlainValidator, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 MAX_MESSAGES, MAX_PARTS = 4096, 4096
@@ -24,6 +24,14 @@ def _kind(value: Any) -> str:
     if isinstance(value, str):
         return "str"
     return "ids" if isinstance(value, list) and value and isinstance(value[0], int) else "parts"
+
+
+def _prompt_kind(value: Any) -> str:
+    return "lists" if isinstance(value, list) and value and isinstance(value[0], list) else _kind(value)
+
+
+def _contradiction(param: str, why: str) -> PydanticCustomError:
+    return PydanticCustomError("contradiction", "{param} {why}", {"param": param, "why": why})
 
 
 Unsupported = Annotated[Any, PlainValidator(_refuse, json_schema_input_type=None)]
@@ -160,6 +168,12 @@ class _Request(_Strict):
     logit_bias: Unsupported = None
     user: WithoutEffect = None
 
+    @model_validator(mode="after")
+    def _options_of_a_stream(self) -> "_Request":
+        if self.stream_options is not None and not self.stream:
+            raise _contradiction("stream_options", "is for streams: set stream to true, or leave it out")
+        return self
+
     def sampling(self, default_max_tokens: int) -> dict[str, Any]:
         """The fields of `mmvl.engine.SamplingParams` that this request sets; temperature is 0 if it does not say."""
         given = {
@@ -228,6 +242,12 @@ class ChatRequest(_Request):
     service_tier: WithoutEffect = None
     store: WithoutEffect = None
 
+    @model_validator(mode="after")
+    def _top_of_logprobs(self) -> "ChatRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise _contradiction("top_logprobs", "needs logprobs: set that to true, or leave both out")
+        return self
+
     @property
     def tokens_wanted(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
@@ -243,8 +263,9 @@ class CompletionRequest(_Request):
     prompt: Annotated[
         Annotated[str, Tag("str")]
         | Annotated[list[str], Field(min_length=1, max_length=128), Tag("parts")]
-        | Annotated[list[TokenId], Field(min_length=1), Tag("ids")],
-        Discriminator(_kind),
+        | Annotated[list[TokenId], Field(min_length=1), Tag("ids")]
+        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(max_length=128), Tag("lists")],
+        Discriminator(_prompt_kind),
     ]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: Unsupported = None

@@ -94,19 +94,19 @@ class Service:
         self._check(request)
         params = self._params(request)
         processor, given = self.vlm.processor, request.prompt
-        if isinstance(given, str):
+        if isinstance(given, str) or isinstance(given[0], int):
             given = [given]
+        if len(given) * request.choices > self.settings.max_choices:
+            words = f"At most {self.settings.max_choices} answers (prompts times n) in one request."
+            raise invalid(words, "prompt")
         if isinstance(given[0], str):
-            if len(given) * request.choices > self.settings.max_choices:
-                words = f"At most {self.settings.max_choices} answers (prompts times n) in one request."
-                raise invalid(words, "prompt")
             for text in given:
                 self._check_length(len(text))
             prompts = await asyncio.to_thread(lambda: [Prompt(processor.encode_text(text)) for text in given])
         else:
-            if max(given) >= processor.valid_vocab_size or processor.image_id in given:
+            if any(max(ids) >= processor.valid_vocab_size or processor.image_id in ids for ids in given):
                 raise invalid("A token id is not of this model's text vocabulary.", "prompt")
-            prompts = [Prompt(list(given))]
+            prompts = [Prompt(list(ids)) for ids in given]
         body.release()
         for prompt in prompts:
             self._check_prompt(prompt)

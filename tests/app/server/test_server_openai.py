@@ -147,6 +147,12 @@ def test_text_completions(server, client):
     assert len(answer.choices[0].logprobs.tokens) == 5
     ids = server.vlm.processor.encode_text("what is the")
     assert client.completions.create(prompt=ids, **more).choices[0].text == answer.choices[0].text
+    lists = client.completions.create(prompt=[ids, ids[:1]], **more).choices
+    assert lists[0].text == answer.choices[0].text and len(lists) == 2
+    for wrong in ([ids, [10**7]], [ids] * 9, [[]], [ids, "text"]):
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.completions.create(prompt=wrong, **more)
+        assert refused.value.param.startswith("prompt")
     stream = client.completions.create(prompt=ids, stream=True, **more)
     assert "".join(chunk.choices[0].text for chunk in stream) == answer.choices[0].text
 
@@ -167,6 +173,8 @@ def test_models(client):
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"n": 99}, "n"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"temperature": 3}, "temperature"),
         ({"extra_body": {"top_q": 1}}, "top_q"),
         ({"messages": []}, "messages"),
@@ -182,6 +190,11 @@ def test_what_cannot_be_done_is_refused_by_name(client, asked, more, param):
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(**asked() | more)
     assert refused.value.param == param and refused.value.type == "invalid_request_error"
+
+
+def test_an_address_tells_which_methods_it_takes(server):
+    answer = server.http.delete("/v1/models")
+    assert answer.status_code == 405 and answer.headers["allow"] == "GET" and "error" in answer.json()
 
 
 def test_a_prompt_longer_than_the_context(client, asked, as_image):
