@@ -1,5 +1,10 @@
-"""Questions about a chart with exact answers, and some that it does not answer."""
+"""Questions about a chart with exact answers, and some that it does not answer.
 
+Where values are not printed, only what can be seen is asked: single values that can be read off the axis, to its
+precision; which is more where one clearly is; neither differences nor sums, and nothing of a stack's or pie's numbers.
+"""
+
+import math
 import random
 from collections.abc import Sequence
 
@@ -13,11 +18,13 @@ def ask_chart(page: Page, chart: Chart, rng: random.Random) -> None:
     many = len(chart.series) > 1
     noun = "year" if chart.time and cats[0][:4].isdigit() else "month" if chart.time else "category"
     shown = [c.rstrip("*") for c in cats]
-    text = chart.text
+    text, can_read, clear = _reading(chart)
     at = "in" if chart.time else "for"
     pairs = [(i, j) for i in range(len(cats)) for j in range(len(chart.series))]
     for i, j in rng.sample(pairs, min(6, len(pairs))):
         name, values = chart.series[j]
+        if not can_read(values[i]):
+            continue
         of = f" of {name}" if name else ""
         fact(
             text(values[i]),
@@ -35,44 +42,47 @@ def ask_chart(page: Page, chart: Chart, rng: random.Random) -> None:
             )
     for name, values in rng.sample(chart.series, min(2, len(chart.series))):
         of = f" of {name}" if name else ""
-        best, worst = max(values), min(values)
-        if values.count(best) == 1:
+        order = sorted(values, reverse=True)
+        best, worst = order[0], order[-1]
+        if len(values) == 1 or clear(best, order[1]):
             fact(
                 shown[values.index(best)],
                 f"Which {noun} has the highest {about}{of}?",
                 f"In which {noun} was the {about}{of} highest?",
                 f"Where does the {about}{of} peak?",
             )
+        if can_read(best):
             fact(
                 text(best),
                 f"What is the highest value{of}?",
                 f"What is the maximum {about}{of}?",
                 f"What is the largest value{of}?",
             )
-        if values.count(worst) == 1:
+        if len(values) == 1 or clear(worst, order[-2]):
             fact(
                 shown[values.index(worst)],
                 f"Which {noun} has the lowest {about}{of}?",
                 f"Which {noun} has the smallest value{of}?",
             )
+        if can_read(worst):
             fact(text(worst), f"What is the lowest value{of}?", f"What is the minimum {about}{of}?")
-        order = sorted(values, reverse=True)
-        if len(values) > 3 and order.count(order[1]) == 1 and order[0] != order[1]:
+        if len(values) > 3 and clear(order[0], order[1]) and clear(order[1], order[2]):
             fact(shown[values.index(order[1])], f"Which {noun} has the second highest {about}{of}?")
         if len(cats) > 1:
             a, b = rng.sample(range(len(cats)), 2)
-            if values[a] != values[b]:
+            if chart.shown and values[a] != values[b]:
                 fact(
                     text(abs(values[a] - values[b])),
                     f"What is the difference{of} between {shown[a]} and {shown[b]}?",
                     f"By how much do {shown[a]} and {shown[b]} differ{of}?",
                 )
-            fact(
-                text(values[a] + values[b]),
-                f"What is the sum{of} of {shown[a]} and {shown[b]}?",
-                f"How much do {shown[a]} and {shown[b]} add up to{of}?",
-            )
-            if values[a] != values[b]:
+            if chart.shown:
+                fact(
+                    text(values[a] + values[b]),
+                    f"What is the sum{of} of {shown[a]} and {shown[b]}?",
+                    f"How much do {shown[a]} and {shown[b]} add up to{of}?",
+                )
+            if clear(values[a], values[b]):
                 more = a if values[a] > values[b] else b
                 fact(
                     shown[more],
@@ -84,32 +94,34 @@ def ask_chart(page: Page, chart: Chart, rng: random.Random) -> None:
                     f"Is {shown[a]} higher than {shown[b]}{of}?",
                     f"Is the value{of} {at} {shown[a]} greater than {at} {shown[b]}?",
                 )
-            if chart.shown or len(cats) < 6:
+            if chart.shown:
                 limit = rng.choice(values)
                 above = sum(v > limit for v in values)
                 fact(str(above), f"How many values{of} are above {text(limit)}?")
-        if chart.time and values[0] != values[-1]:
+        if chart.time and clear(values[0], values[-1]):
             fact(
                 "It increased" if values[-1] > values[0] else "It decreased",
                 f"Did the {about}{of} rise or fall from {shown[0]} to {shown[-1]}?",
             )
-        if len(values) <= 8:
+        if chart.shown and len(values) <= 8:
             mean = Chart("", [], [], "", "", decimals=2).text(sum(values) / len(values))
             fact(mean, f"What is the average{of}?", f"What is the mean {about}{of}?")
     if many:
         i = rng.randrange(len(cats))
         column = [values[i] for _, values in chart.series]
-        if column.count(max(column)) == 1:
+        first, second = sorted(column, reverse=True)[:2]
+        if clear(first, second):
             fact(
-                chart.series[column.index(max(column))][0],
+                chart.series[column.index(first)][0],
                 f"Which is the largest {at} {shown[i]}?",
                 f"Which group has the highest value {at} {shown[i]}?",
             )
-        a, b = rng.sample(range(len(column)), 2)
-        fact(
-            text(abs(column[a] - column[b])),
-            f"What is the difference between {chart.series[a][0]} and {chart.series[b][0]} {at} {shown[i]}?",
-        )
+        if chart.shown:
+            a, b = rng.sample(range(len(column)), 2)
+            fact(
+                text(abs(column[a] - column[b])),
+                f"What is the difference between {chart.series[a][0]} and {chart.series[b][0]} {at} {shown[i]}?",
+            )
         fact(
             str(len(chart.series)),
             "How many series are shown?",
@@ -157,6 +169,25 @@ def ask_chart(page: Page, chart: Chart, rng: random.Random) -> None:
         page.whole = ways, "\n".join(rows)
         page.facts += [page.whole] * 2
     page.absent += _strange(chart, shown, rng)
+
+
+def _reading(chart: Chart):
+    """(a value as an answer; whether it can be read; whether of two values one is clearly more), for a reader.
+
+    Without printed values a reader of the axis sees about a fiftieth of its power of ten, and less than ten of these
+    steps not within the 5% that count as right.
+    """
+    if chart.shown:
+        return chart.text, lambda value: True, lambda a, b: a != b
+    top = max(abs(v) for _, values in chart.series for v in values) or 1.0
+    step = 10.0 ** math.floor(math.log10(top)) / 50
+    apart = top * (0.1 if chart.kind.startswith("stacked") or chart.kind == "pie" else 0.04)
+    from_zero = chart.kind in ("bar", "horizontal", "grouped", "line", "lines")
+
+    def text(value: float) -> str:
+        return chart.text(round(value / step) * step)
+
+    return text, lambda value: from_zero and abs(value) >= 10 * step, lambda a, b: abs(a - b) >= apart
 
 
 def _strange(chart: Chart, shown: Sequence[str], rng: random.Random) -> list[str]:
