@@ -7,262 +7,24 @@ own key counts with weight 1. State and arithmetic are fp32 whatever the inputs 
 s < 2^-9), fp64 for fp64 inputs. Source of the formula: MiniMax-01 (arXiv 2501.08313), section 2.2, and Lightning
 Attention-2 (arXiv 2401.04658), algorithm 1.
 
-How, on a GPU: see lightning_triton.py. The reference: every sequence is cut into blocks, the first one filled up at its
-front with empty rows so that all blocks end full. All blocks of all sequences are computed at once: products inside a
-block, the state that each block adds, the states between blocks (a triangular matrix of decays times those), and their
-part of the output. Decays are always exp of a negative distance, never a ratio of two exps, so that no slope can
-overflow.
+How, on a GPU: see lightning_triton.py; how sequences are cut: lightning_plan.py. The reference: every sequence is cut
+into blocks, the first one filled up at its front with empty rows so that all blocks end full. All blocks of all
+sequences are computed at once: products inside a block, the state that each block adds, the states between blocks (a
+triangular matrix of decays times those), and their part of the output. Decays are always exp of a negative distance,
+never a ratio of two exps, so that no slope can overflow.
 
 Legend: T tokens, S sequences, N blocks or segments, B rows a block, H heads, K head dim, C = 3K.
 """
 
-import functools
-from dataclasses import dataclass, field
-
 import torch
 import torch.nn.functional as F
 
-from . import tuning
-from .backend import TRITON, capability, choose
-from .custom_op import multiprocessors
+from .backend import TRITON, choose
+from .lightning_plan import BlockPlan, plan_blocks
+from .lightning_tuning import choose_cut
 
-MAX_BLOCK = 64
-MIN_BLOCK = 16
-MAX_SEGMENT = 1024  # blocks whose states are found by one product with an N x N matrix of decays
 HEAD_DIMS = (32, 64, 128)  # with Triton kernels
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
-SEGMENT_MULTIPLE = 128  # whole chunks, whatever their size
-LONGEST = 131072  # tokens of a segment: the matrix units add to the state with an error that grows with their number
-
-
-def _default(stages: int):
-    """Launch parameters where no table has any; fp32 products run without the matrix units, in small tiles."""
-
-    def default(K: int, dtype: str, **_) -> tuning.Config:
-        if dtype == "float32":
-            return {"width": 32, "chunk": 32, "num_warps": 4, "num_stages": 1}
-        return {"width": 64 if K == 128 else K, "chunk": 64, "num_warps": 4, "num_stages": stages}
-
-    return default
-
-
-def _default_kv(K: int, dtype: str, **_) -> tuning.Config:
-    wide = {"chunk": 32 if dtype == "float32" else 64, "num_warps": 8 if K == 128 else 4}
-    return {**wide, "num_stages": 1 if dtype == "float32" else 2}
-
-
-def _candidates(*wide):
-    """To try at head dim 128: (width, chunk, num_warps, num_stages)."""
-
-    def candidates(K: int, dtype: str, **_) -> list[tuning.Config]:
-        if dtype == "float32":
-            return []
-        narrow = [(K, 64, warps, stages) for warps in (2, 4) for stages in (1, 2, 3)] + [(K, 32, 2, 2), (K, 32, 2, 3)]
-        tried = wide if K == 128 else narrow
-        return [dict(zip(("width", "chunk", "num_warps", "num_stages"), values, strict=True)) for values in tried]
-
-    return candidates
-
-
-def _candidates_kv(K: int, dtype: str, **_) -> list[tuning.Config]:
-    if dtype == "float32":
-        return []
-    tried = [(64, 8, 1), (64, 8, 2), (32, 8, 1), (32, 8, 2), (32, 8, 3), (32, 4, 1)]
-    if K != 128:
-        tried = [(64, warps, stages) for warps in (2, 4) for stages in (1, 2, 3)] + [(32, 2, 2), (32, 2, 3)]
-    return [{"chunk": chunk, "num_warps": warps, "num_stages": stages} for chunk, warps, stages in tried]
-
-
-def _declare(op: str, stages: int, *wide):
-    tuning.declare(f"lightning_{op}", default=_default(stages), exact=("K",), candidates=_candidates(*wide))
-
-
-_declare("added", 4, (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2), (128, 64, 8, 3))
-_declare("forward", 3, (64, 64, 4, 1), (64, 64, 4, 2), (128, 64, 8, 2), (128, 64, 8, 3))
-_declare("backward_q", 2, (64, 64, 4, 1), (64, 64, 4, 3), (128, 64, 8, 1), (128, 64, 8, 2))
-tuning.declare("lightning_backward_kv", default=_default_kv, exact=("K",), candidates=_candidates_kv)
-# A device's multiprocessor gets about `programs` segments of a head, none much shorter than `least` tokens.
-tuning.declare(
-    "lightning_segments",
-    default=lambda K, **_: {"programs": 128 // K, "least": 256},
-    exact=("K",),
-    candidates=[{"programs": programs, "least": least} for programs in (1, 2, 4, 8) for least in (128, 256)],
-)
-# lightning_hopper_triton.py instead of the plain kernels, for sequences of at least `shortest` tokens on average;
-# `halves` of a segment of a head fill a multiprocessor.
-_SPECIALIZED = {
-    "use": 1, "width": 64, "stages": 4, "registers": 128, "halves": 1, "least": 512, "shortest": 384,
-}  # fmt: skip
-tuning.declare(
-    "lightning_specialized",
-    default=_SPECIALIZED,
-    exact=("K",),
-    candidates=lambda K, dtype, **_: (
-        [{**_SPECIALIZED, "use": 0}, {**_SPECIALIZED, "stages": 3}, {**_SPECIALIZED, "halves": 2}]
-        if K == 128 and dtype == "bfloat16"
-        else []
-    ),
-)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run of blocks; exponents are numbers of tokens, negative, -inf where nothing flows."""
-
-    begin: int
-    end: int
-    exponents_NN: torch.Tensor  # [n, m]: from the end of block m to the start of block n
-    carried_N: torch.Tensor | None  # [n]: from the start of the run to the start of block n; None: nothing comes in
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """The reference's tables: where each token lies once every sequence is cut into blocks."""
-
-    block: int
-    num_blocks: int
-    longest: int  # blocks of the longest sequence
-    rows_T: torch.Tensor | None  # row of each token among N * B; None if nothing is filled up
-    exponents: torch.Tensor  # (B * B + 2B,): within a block, then from its start (for q), then to its end (for k)
-    runs: tuple[Run, ...]
-    sequence_N: torch.Tensor  # sequence of each block
-    before_N: torch.Tensor  # exponent from the start of the sequence to the start of the block
-    from_start_NB: torch.Tensor  # exponent from there, or from the block's start, to each row: decay of a given state
-    last_S: torch.Tensor  # last block of each sequence
-    last_tokens_S: torch.Tensor  # tokens in it
-
-
-@dataclass(frozen=True)
-class Segments:
-    """The kernels' table: sequences cut every `tokens` tokens, those of split sequences first, the longest first."""
-
-    table_N8: torch.Tensor  # int32, columns of `cut_segments`
-    tokens: int
-    split_rows: int  # segments of sequences that have more than one
-    num_added: int  # states between segments
-
-
-@dataclass(frozen=True)
-class BlockPlan:
-    """How a packed batch's sequences are cut; made once per batch by `plan_blocks`, tables when first needed."""
-
-    lengths: tuple[int, ...]
-    device: torch.device
-    block: int | None = None
-    _segments: dict[int, Segments] = field(default_factory=dict, repr=False, compare=False)
-
-    @functools.cached_property
-    def one_token(self) -> bool:
-        """Whether every sequence has exactly one."""
-        return max(self.lengths) == 1 and min(self.lengths) == 1
-
-    @functools.cached_property
-    def num_tokens(self) -> int:
-        return sum(self.lengths)
-
-    @functools.cached_property
-    def blocks(self) -> Blocks:
-        """For the reference."""
-        return _cut_blocks(self.lengths, self.device, self.block)
-
-    @functools.cached_property
-    def not_empty(self) -> tuple["BlockPlan", torch.Tensor] | None:
-        """The plan without its empty sequences, and the indices (int64) of the others; None if none is empty."""
-        if min(self.lengths) > 0:
-            return None
-        kept = [s for s, n in enumerate(self.lengths) if n]
-        plan = BlockPlan(tuple(self.lengths[s] for s in kept), self.device, self.block)
-        return plan, torch.tensor(kept, dtype=torch.int64).to(self.device)
-
-    def segments(self, tokens: int) -> Segments:
-        """For the kernels; `tokens` is the longest that a segment may be. One copy to the device at the first call."""
-        tokens = min(tokens, max(self.lengths)) or 1
-        found = self._segments.get(tokens)
-        if found is None:
-            found = self._segments[tokens] = cut_segments(self.lengths, tokens, self.device)
-        return found
-
-
-def plan_blocks(lengths, device, block: int | None = None) -> BlockPlan:
-    """A plan for sequences of `lengths` tokens (host integers >= 0), one after the other.
-
-    `block` (tokens) is the reference's; it defaults to 64, or less if every sequence is shorter. Raises ValueError
-    without any sequence or for a negative length.
-    """
-    lengths = tuple(int(n) for n in lengths)
-    if not lengths or min(lengths) < 0:
-        raise ValueError(f"lightning attention needs sequences of at least 0 tokens, got lengths {lengths}")
-    return BlockPlan(lengths, torch.device(device), block)
-
-
-def cut_segments(lengths, tokens: int, device) -> Segments:
-    """Cut every sequence after each `tokens` tokens; an empty sequence has one empty segment.
-
-    Columns: sequence, first token, length, segments of its sequence before it and after it, its sequence's first state
-    among those between segments, tokens of its sequence after it, unused.
-    """
-    length_S = torch.tensor(lengths)
-    count_S = ((length_S + (tokens - 1)) // tokens).clamp_(min=1)
-    between_S = count_S - 1
-    N = int(count_S.sum())
-    sequence_N = torch.arange(len(lengths)).repeat_interleave(count_S, output_size=N)
-    before_N = torch.arange(N) - (count_S.cumsum(0) - count_S)[sequence_N]
-    left_N = length_S[sequence_N] - before_N * tokens
-    first_N = (length_S.cumsum(0) - length_S)[sequence_N] + before_N * tokens
-    here_N = left_N.clamp(max=tokens)
-    after_N = between_S[sequence_N] - before_N
-    slot_N = (between_S.cumsum(0) - between_S)[sequence_N]
-    rows = (sequence_N, first_N, here_N, before_N, after_N, slot_N, left_N - here_N, torch.zeros_like(first_N))
-    split_N = before_N + after_N > 0
-    order_N = (split_N * (1 << 40) + here_N).argsort(descending=True, stable=True)
-    table_N8 = torch.stack(rows, dim=1)[order_N].int()
-    split_rows, num_added = int(split_N.sum()), int(between_S.sum())
-    return Segments(table_N8.to(device, non_blocking=True), tokens, split_rows, num_added)
-
-
-def _cut_blocks(lengths, device, block) -> Blocks:
-    if block is None:
-        block = min(MAX_BLOCK, max(MIN_BLOCK, 1 << (max(lengths) - 1).bit_length()))
-    blocks = [-(-n // block) for n in lengths]
-    N, T = sum(blocks), sum(lengths)
-    length_S, blocks_S = torch.tensor(lengths), torch.tensor(blocks)
-    empty_S = blocks_S * block - length_S  # rows in front of the first token
-    last_S = blocks_S.cumsum(0) - 1
-    sequence_N = torch.arange(len(lengths)).repeat_interleave(blocks_S, output_size=N)
-    ordinal_N = torch.arange(N) - (last_S - blocks_S + 1)[sequence_N]
-    rows_T = None
-    if N * block != T:
-        rows_T = torch.arange(T) + empty_S.cumsum(0).repeat_interleave(length_S, output_size=T)
-        rows_T = rows_T.to(device)
-    at_B = torch.arange(block)
-    distance_BB = at_B[:, None] - at_B
-    within_BB = torch.where(distance_BB >= 0, -distance_BB.float(), -torch.inf)
-    empty_N = torch.where(ordinal_N == 0, empty_S[sequence_N], 0)
-    return Blocks(
-        block=block,
-        num_blocks=N,
-        longest=max(blocks),
-        rows_T=rows_T,
-        exponents=torch.cat((within_BB.flatten(), -(at_B + 1.0), at_B + 1.0 - block)).to(device),
-        runs=tuple(_cut_run(ordinal_N.to(device), begin, block) for begin in range(0, N, MAX_SEGMENT)),
-        sequence_N=sequence_N.to(device),
-        before_N=(empty_S[sequence_N] - ordinal_N * block).clamp(max=0).float().to(device),
-        from_start_NB=(empty_N[:, None] - at_B - 1).clamp(max=0).float().to(device),
-        last_S=last_S.to(device),
-        last_tokens_S=torch.where(blocks_S == 1, length_S, block).float().to(device),
-    )
-
-
-def _cut_run(ordinal_N, begin, block):
-    end = min(begin + MAX_SEGMENT, len(ordinal_N))
-    ordinal_N = ordinal_N[begin:end]
-    at_N = torch.arange(end - begin, device=ordinal_N.device)
-    between_NN = at_N[:, None] - 1 - at_N  # whole blocks between m and n
-    flows_NN = (between_NN >= 0) & (between_NN < ordinal_N[:, None])
-    exponents_NN = torch.where(flows_NN, -block * between_NN.float(), -torch.inf)
-    carried_N = torch.where(ordinal_N > at_N, -block * at_N.float(), -torch.inf) if begin else None
-    return Run(begin, end, exponents_NN, carried_N)
 
 
 def lightning_attention(
@@ -318,7 +80,7 @@ def _by_kernels(qkv_THC, slopes_H, initial_SHKK, plan, silu, want_state):
     qkv_THC = qkv_THC.contiguous()
     H, K, dtype = qkv_THC.shape[1], qkv_THC.shape[2] // 3, str(qkv_THC.dtype)[6:]
     S, longest = len(plan.lengths), max(plan.lengths)
-    tokens, special = _choose_cut(plan.num_tokens, S, H, K, longest, dtype, plan.device)
+    tokens, special = choose_cut(plan.num_tokens, S, H, K, longest, dtype, plan.device)
     segments = plan.segments(tokens)
     if initial_SHKK is not None:
         initial_SHKK = initial_SHKK.contiguous()
@@ -327,32 +89,6 @@ def _by_kernels(qkv_THC, slopes_H, initial_SHKK, plan, silu, want_state):
         segments.num_added, len(plan.lengths), silu, want_state, special,
     )  # fmt: skip
     return o_THK, state_SHKK if want_state else None
-
-
-def _choose_cut(T: int, S: int, H: int, K: int, longest: int, dtype: str, device: torch.device):
-    """Tokens of a segment, and whether lightning_hopper_triton.py runs: bf16 on a GPU with warpgroup products."""
-    if K == 128 and T and dtype == "bfloat16" and device.type == "cuda" and capability(device)[0] == 9:
-        chosen = tuning.config("lightning_specialized", K=K, H=H, T=T, dtype=dtype)
-        if chosen["use"] and T >= chosen["shortest"] * S:
-            programs = chosen["halves"] * chosen["width"] / K
-            return _even_segments(T * H, longest, programs, chosen["least"], device), True
-    return segment_tokens(T, H, K, longest, device), False
-
-
-# What torch.compiler.assume_constant_result would set; that imports torch._dynamo, and with it triton.
-_choose_cut._dynamo_marked_constant = True
-
-
-def segment_tokens(T: int, H: int, K: int, longest: int, device: torch.device) -> int:
-    """How long a segment may be: so that programs fill the device, and no split where it would win little."""
-    config = tuning.config("lightning_segments", T=T, H=H, K=K)
-    return _even_segments(T * H, longest, config["programs"], config["least"], device)
-
-
-def _even_segments(rows: int, longest: int, programs: float, least: int, device: torch.device) -> int:
-    even = rows / (programs * multiprocessors(device))
-    count = max(round(longest / max(even, least)), -(-longest // LONGEST))
-    return longest if count < 2 else -(-longest // (count * SEGMENT_MULTIPLE)) * SEGMENT_MULTIPLE
 
 
 def _without_empty(qkv_THC, initial_SHKK, slopes_H, plan, silu, want_state):

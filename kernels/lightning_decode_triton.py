@@ -8,7 +8,7 @@ import triton.language as tl
 
 from . import tuning
 from .custom_op import Launcher, Op
-from .lightning_triton import _PLAIN, _silu
+from .lightning_parts_triton import _PLAIN, _silu
 
 
 @triton.jit(do_not_specialize=["H"])

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmvl.kernels import lightning_attention as module
-from mmvl.kernels import tuning
+from mmvl.kernels import lightning_plan, lightning_tuning, tuning
 from mmvl.kernels.lightning_attention import lightning_attention, plan_blocks
 
 SLOPES = {
@@ -147,7 +146,7 @@ def test_any_block_size_gives_the_same(block, device):
 
 
 def test_more_blocks_than_a_run_holds(monkeypatch, device):
-    monkeypatch.setattr(module, "MAX_SEGMENT", 3)
+    monkeypatch.setattr(lightning_plan, "MAX_SEGMENT", 3)
     lengths, slopes = [5, 61, 1, 24, 30], SLOPES["usual"]
     qkv, initial = draw_inputs(lengths, device=device)
     for start in (None, initial):
@@ -211,7 +210,7 @@ def test_any_split_gives_the_same_output_and_state(chunks, slopes, seed, backend
 @pytest.mark.parametrize("with_state", [False, True])
 @pytest.mark.parametrize("run", [1024, 2])
 def test_gradients_equal_finite_differences(lengths, with_state, run, monkeypatch):
-    monkeypatch.setattr(module, "MAX_SEGMENT", run)
+    monkeypatch.setattr(lightning_plan, "MAX_SEGMENT", run)
     generator = torch.Generator().manual_seed(0)
     qkv, initial = (
         torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -324,7 +323,7 @@ if torch.cuda.is_available():
         lengths = [0, 1, 1, 5000, *torch.randint(0, 300, (40,), generator=generator).tolist(), 63, 64, 65, 0, 2000, 1]
         qkv, initial = draw_inputs(lengths, H=8, K=128, dtype=torch.bfloat16, device="cuda")
         slopes = torch.logspace(math.log10(0.9), -7, 8, dtype=torch.float64, device="cuda")
-        choice = {**module._SPECIALIZED, "stages": stages, "halves": halves, "shortest": 0}
+        choice = {**lightning_tuning.SPECIALIZED, "stages": stages, "halves": halves, "shortest": 0}
         with tuning.forced("lightning_specialized", choice):
             out = gradients_on_cuda(qkv, initial, slopes, lengths, torch.bfloat16)
         ref = gradients_on_cuda(qkv, initial, slopes, lengths, torch.float64)
@@ -375,10 +374,10 @@ if torch.cuda.is_available():
 
 def test_no_segment_is_too_long_to_add_up():
     device = torch.device("cpu")
-    for longest in (module.LONGEST + 1, 3 * module.LONGEST, 1_000_000):
-        tokens = module.segment_tokens(longest, 64, 128, longest, device)
-        assert longest / 16 < tokens <= module.LONGEST and tokens % module.SEGMENT_MULTIPLE == 0
-    assert module.segment_tokens(100, 64, 128, 100, device) == 100
+    for longest in (lightning_tuning.LONGEST + 1, 3 * lightning_tuning.LONGEST, 1_000_000):
+        tokens = lightning_tuning.segment_tokens(longest, 64, 128, longest, device)
+        assert longest / 16 < tokens <= lightning_tuning.LONGEST and tokens % lightning_tuning.SEGMENT_MULTIPLE == 0
+    assert lightning_tuning.segment_tokens(100, 64, 128, 100, device) == 100
 
 
 def test_wrong_lengths_are_refused():
