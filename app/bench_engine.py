@@ -39,9 +39,14 @@ def engine(
     where = choose_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     chosen = loads(_numbers("--sequences", sequences), _numbers("--lengths", lengths), new_tokens, mixed)
     progress = Progress()
+
+    def write(result: dict) -> None:
+        if json_path is not None:  # after every load, so that a run cut short leaves what it measured
+            json_path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
     result = run(
         where, model=model, shape=shape, chosen=chosen, peer=peer, progress=progress, repeats=repeats, layers=layers,
-        experts=experts, peer_tokens=peer_tokens,
+        experts=experts, peer_tokens=peer_tokens, done=write,
     )  # fmt: skip
     progress.clear()
     console = Console(highlight=False)
@@ -53,8 +58,8 @@ def engine(
         )
     if "failed" in result:
         console.print(result["failed"], markup=False)
+    write(result)
     if json_path is not None:
-        json_path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         console.print(f"Wrote {json_path}", markup=False)
     if picture is not None:
         from mmvl.benchmark.engine_picture import draw

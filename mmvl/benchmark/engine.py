@@ -12,7 +12,7 @@ machine's measured ceilings; of the experts those count that were hit.
 import gc
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -48,8 +48,9 @@ def run(
     experts: str | None = None,
     peer_tokens: int | None = None,
     settings: dict | None = None,
+    done: Callable[[dict], None] = lambda result: None,
 ) -> dict:
-    """Measure all loads; returns what is written as JSON.
+    """Measure all loads; returns what is written as JSON. `done` gets what there is of it after every load.
 
     model: a directory (None: mmvl-tiny); or `shape` with random weights, the first `layers` layers of it, with
     quantised `experts`. peer_tokens: of transformers' answers only so many tokens are made. settings: of the engine.
@@ -69,19 +70,23 @@ def run(
         "dtype": str(dtype)[6:], "experts": experts, "ceilings": peak, "threads": torch.get_num_threads(),
         "peer_tokens": peer_tokens, "rows": [],
     }  # fmt: skip
-    _measure_ours(result, what, device, dtype, chosen, repeats, settings or {}, progress)
+
+    def noted() -> None:
+        result["table"] = table(result["rows"])
+        done(result)
+
+    _measure_ours(result, what, device, dtype, chosen, repeats, settings or {}, progress, noted)
     _free(device)
     if peer:
         try:
-            _measure_peer(result, what, device, dtype, chosen, repeats, peer_tokens, progress)
+            _measure_peer(result, what, device, dtype, chosen, repeats, peer_tokens, progress, noted)
         except Exception as error:  # a peer may fail in any way
             result["failed"] = f"{PEER}: {type(error).__name__}: {' '.join(str(error).split())}"[:300]
     _free(device)
-    result["table"] = table(result["rows"])
     return result
 
 
-def _measure_ours(result, what, device, dtype, chosen, repeats, settings, progress) -> None:
+def _measure_ours(result, what, device, dtype, chosen, repeats, settings, progress, noted) -> None:
     progress(f"{OURS}: loading")
     contestant = Ours(what, device, dtype, settings, progress)
     result["warm_up_seconds"] = contestant.warm_up_seconds
@@ -100,9 +105,10 @@ def _measure_ours(result, what, device, dtype, chosen, repeats, settings, progre
             progress(f"{OURS}: {load.name} tokens, {repeat + 1} of {repeats}")
             row = contestant.run(load) | floor
             result["rows"].append(_named(OURS, load, repeat) | row | {"experts_hit": hit[count]})
+        noted()
 
 
-def _measure_peer(result, what, device, dtype, chosen, repeats, peer_tokens, progress) -> None:
+def _measure_peer(result, what, device, dtype, chosen, repeats, peer_tokens, progress, noted) -> None:
     progress(f"{PEER}: loading")
     contestant = Transformers(what, device, dtype, progress)
     for load in chosen:
@@ -113,6 +119,7 @@ def _measure_peer(result, what, device, dtype, chosen, repeats, peer_tokens, pro
             progress(f"{PEER}: {load.name} tokens, {repeat + 1} of {repeats}")
             row = contestant.run(load, budget, peer_tokens) | {key: floor[key] for key in floor if "floor" in key}
             result["rows"].append(_named(PEER, load, repeat) | row | {"batch_tokens": budget})
+        noted()
 
 
 def _named(name: str, load: Load, repeat: int) -> dict:

@@ -46,8 +46,15 @@ class Result:
 class Flight:
     """A step that was launched."""
 
-    def __init__(self, works: Sequence[Work], tokens_S: Tensor | None, logprobs: Logprobs | None, device: torch.device):
-        self.works, self.launched = works, time.perf_counter()
+    def __init__(
+        self,
+        works: Sequence[Work],
+        tokens_S: Tensor | None,
+        logprobs: Logprobs | None,
+        device: torch.device,
+        launched: float,
+    ):
+        self.works, self.launched = works, launched  # when the host began with it
         self._sampled = [work for work in works if work.samples]
         self._tokens_S, self._logprobs, self._ready = tokens_S, logprobs, None
         self._results: list[Result] | None = None
@@ -128,6 +135,7 @@ class Stepper:
 
     def launch(self, works: Sequence[Work]) -> Flight:
         """Feed the works' tokens and sample. The requests' counts of cached and unseen tokens are advanced."""
+        began = time.perf_counter()
         cache, drafting = self.pools.cache, any(work.draft for work in works)
         slots = [work.request.slot for work in works]
         slots_W = None if self._last_N is None else self._to_device(slots)
@@ -153,7 +161,7 @@ class Stepper:
             tokens_S, logprobs = self.sampler(self._logits(hidden_TD), rows)
             if slots_W is not None and not drafting:
                 self._remember(works, slots_W, tokens_S)
-        flight = Flight(works, tokens_S, logprobs, self.model.device)
+        flight = Flight(works, tokens_S, logprobs, self.model.device, began)
         if drafting:
             self._settle(flight, packed)
         for work in works:
