@@ -106,7 +106,7 @@ def render_scan_lines(
     receipts: str,
     split: str = "train",
     max_width: int = 640,
-    wear: float = 0.5,
+    wear: float = 0.35,
     prefix: str = "scan-lines",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
@@ -137,7 +137,7 @@ def render_scan_lines(
         image = age(image, rng, rng.uniform(0, wear), receipt=True, geometry=False)
         if rng.random() < 0.2:
             image = warp(image, rng, 255, max(-2.0, min(2.0, rng.gauss(0, 0.8))), 0.0, 0.0)
-        scale = min(max_width / image.width, 0.65 * 2.2 ** rng.random())
+        scale = min(max_width / image.width, 0.75 * 2 ** rng.random())
         size = (max(4, round(image.width * scale)), max(4, round(image.height * scale)))
         image = image.resize(size, Image.Resampling.BICUBIC)
         cased = any(c.isalpha() for c in text)
@@ -162,7 +162,8 @@ def render_chart_scans(
 ) -> list[Path]:
     """Write `count` views of real charts with their questions.
 
-    charts: see `public_formats.read_charts`. Other settings: as for `render_scans`.
+    charts: see `public_formats.read_charts`. Other settings: as for `render_scans`; none is made much smaller, as their
+    labels are 8 to 11 pixels high.
     """
     known = [chart for chart in read_charts(charts) if in_split(chart.key, split)]
     if not known:
@@ -173,7 +174,7 @@ def render_chart_scans(
         chart = known[number]
         rng = random.Random(derive("chart-scans", seed, turn, chart.key))
         image = _opened(chart.image, "RGB")
-        image = _view(image, [(0, 0, image.width, image.height)], rng, max_side, least=0.75)
+        image = _view(image, [(0, 0, image.width, image.height)], rng, max_side, least=0.9)
         if rng.random() < wear:
             image = age(image, rng, 0.3)
         pairs = [(question, answers[0]) for question, answers in chart.qa]
