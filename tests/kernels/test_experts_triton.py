@@ -206,3 +206,45 @@ def test_persistent_kernels_equal_the_reference(T, D, I, E, save, rmse_ratio):
         rows = r.order_P.long()
         by_hand = (w1[r.indices_Tk.flatten()[rows]] @ x[rows // 2][..., None])[..., 0]
         assert rmse_ratio(kept_gate, by_hand) < 5e-3
+
+
+@pytest.mark.parametrize("T, D, I, E", [(70, 40, 24, 3)] + ([(3000, 1024, 512, 5)] if CUDA else []))
+def test_persistent_kernels_with_every_token_on_one_expert(T, D, I, E, rmse_ratio):
+    from mmvl.kernels.experts_large_triton import forward
+
+    x, _, w1, w3, w2 = draw(T, D, I, E, HALF)
+    weights = torch.linspace(0.1, 1, T, device=DEVICE)[:, None]
+    for expert in (0, E - 1):
+        order, ends = torch.arange(T, dtype=torch.int32, device=DEVICE), torch.arange(E + 1, device=DEVICE)
+        offsets = ((ends > expert) * T).int()
+        y, _, _ = forward(x, w1, w3, w2, None, weights, order, offsets, False)
+        indices = torch.full((T, 1), expert, device=DEVICE)
+        expected = experts(x.double(), w1.double(), w3.double(), w2.double(), weights.double(), indices)
+        assert rmse_ratio(y, expected) < 5e-3
+
+
+def compare_some_of_many_tokens(T, D, I, E, dtype, rmse_ratio):
+    """Forward, by the kernels for many tokens: the first, some in the middle, the last."""
+    _, gate, *weights = draw(1, D, I, E, dtype)
+    x = torch.randn(T, D, generator=torch.Generator(DEVICE).manual_seed(0), device=DEVICE, dtype=dtype)
+    with torch.no_grad():
+        r = router(x, gate, 2, backend="triton")
+        how = {"order_P": r.order_P, "offsets_E1": r.offsets_E1, "backend": "triton"}
+        y = experts(x, *weights, r.weights_Tk, r.indices_Tk, **how)
+    assert r.counts_E.sum() == 2 * T and (r.order_P.long().bincount(minlength=2 * T) == 1).all()
+    for part in (slice(0, 40), slice(T // 2, T // 2 + 40), slice(T - 40, T)):
+        given = r.weights_Tk[part].double(), r.indices_Tk[part]
+        expected = experts(x[part].double(), *(w.double() for w in weights), *given)
+        assert rmse_ratio(y[part], expected) < 5e-3
+
+
+def test_tokens_of_a_long_batch_are_right_where_one_looks(rmse_ratio):
+    compare_some_of_many_tokens(150, 24, 40, 4, HALF, rmse_ratio)
+
+
+if CUDA:
+
+    @pytest.mark.skipif(torch.cuda.mem_get_info()[1] < 64e9, reason="takes some 40 GB")
+    def test_a_million_tokens(rmse_ratio):
+        """More than 2^31 elements of x, of the hidden values and of the pairs' outputs."""
+        compare_some_of_many_tokens(1_000_000, 2176, 1536, 4, HALF, rmse_ratio)
