@@ -12,7 +12,13 @@ from mmvl.app.pages import MEDIA_SUFFIXES
 
 ASSETS = Path(__file__).parent.parent / "assets" / "chat"
 # No font of the theme comes from the network.
-THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
+    block_title_background_fill="none",
+    block_title_background_fill_dark="none",
+    block_title_text_color="*body_text_color",
+    block_title_text_color_dark="*body_text_color",
+    block_title_padding="0",
+)
 DAY, HOUR = 86_400, 3_600
 
 
@@ -74,7 +80,7 @@ def build(vlm, session, uploads: Path) -> tuple[StrictBlocks, Parts]:
             parts |= _window()
             parts |= _below()
         with gr.Sidebar(
-            label="What the model saw", position="right", open=False, width="min(480px, 100vw)", elem_id="seen-side"
+            label="What the model saw", position="right", open=False, width="min(420px, 100vw)", elem_id="seen-side"
         ) as seen_side:
             gr.Markdown("## What the model saw")
             seen = gr.HTML(elem_id="seen", apply_default_css=False)

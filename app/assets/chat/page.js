@@ -1,12 +1,26 @@
 () => {
-  // What Gradio gives no name of its own, for those who hear the page.
-  let folds = window.matchMedia("(max-width: 768px)").matches; // there the left sidebar would lie over everything
-  const name = () => {
+  // Where the screen is narrow, the left sidebar lies over everything: it is folded until it is asked for.
+  const narrow = window.matchMedia("(max-width: 768px)");
+  let folds = narrow.matches;
+  const fold = () => {
     const side = document.querySelector("#side.open .toggle-button");
     if (folds && side) {
       folds = false;
       side.click();
     }
+  };
+  const foldIfNarrow = () => {
+    folds = narrow.matches;
+    fold();
+  };
+  narrow.addEventListener("change", foldIfNarrow);
+  document.addEventListener("click", (event) => {
+    if (event.target.closest("#new, #history li button:first-child")) foldIfNarrow();
+  });
+
+  // What Gradio gives no name of its own, for those who hear the page.
+  const name = () => {
+    fold();
     const named = {
       "#side .toggle-button": "Chats and settings",
       "#seen-side .toggle-button": "What the model saw",

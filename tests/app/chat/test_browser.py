@@ -267,6 +267,9 @@ if CHROMIUM:
         assert tab.evaluate("document.querySelector('#window').scrollWidth <= innerWidth")
         tab.locator("#side .toggle-button").click()
         expect(tab.locator("#new")).to_be_in_viewport()
+        tab.locator("#new").click()
+        expect(tab.locator("#new")).not_to_be_in_viewport()  # folded again
+        expect(tab.locator("#example-0")).to_be_in_viewport()
 
     @pytest.mark.parametrize("escaping", [True, False])
     def test_text_of_a_model_makes_the_browser_fetch_nothing(tab, vlm, listener, monkeypatch, escaping):
