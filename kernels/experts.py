@@ -4,7 +4,8 @@
 Token-expert pairs are sorted by expert, and grouped matrix products do all experts without asking the device how many
 tokens each got. On CUDA that is done by Triton kernels, which gather and apply SwiGLU and the routing weights as they
 go: experts_routing_triton.py routes and sorts, experts_few_triton.py reads each expert once for few tokens,
-experts_large_triton.py is for many tokens and wide experts, experts_triton.py for narrow ones and the backward pass.
+experts_large_triton.py is for many tokens and wide experts, experts_triton.py for narrow ones, and
+experts_backward_triton.py for the way back.
 The reference uses torch's grouped product in bf16 on CUDA, and a loop over the experts that were hit elsewhere.
 
 Legend: T tokens, k experts a token, P = T * k token-expert pairs, E experts, I expert width, D model width.
@@ -179,10 +180,10 @@ def _routing_kernels():
     return experts_routing_triton
 
 
-def _expert_kernels():
-    from . import experts_triton
+def _backward_kernels():
+    from . import experts_backward_triton
 
-    return experts_triton
+    return experts_backward_triton
 
 
 def _forward(x, w1, w3, w2, weights, order, offsets, save, partial=False):
@@ -200,7 +201,9 @@ def _forward(x, w1, w3, w2, weights, order, offsets, save, partial=False):
 
         if fits(x, w1, w3, w2):
             return forward(x, w1, w3, w2, None, weights, order, offsets, save, partial)
-    return _expert_kernels().forward(x, w1, w3, w2, weights, order, offsets, save, partial)
+    from .experts_triton import forward
+
+    return forward(x, w1, w3, w2, weights, order, offsets, save, partial)
 
 
 class _Router(torch.autograd.Function):
@@ -230,7 +233,7 @@ class _Experts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):
-        return *_expert_kernels().backward(dy.contiguous(), *ctx.saved_tensors), None, None
+        return *_backward_kernels().backward(dy.contiguous(), *ctx.saved_tensors), None, None
 
 
 # The same as operators, for torch.compile.
@@ -317,7 +320,7 @@ def _experts_backward_op(
     dy: torch.Tensor, x: torch.Tensor, w1: torch.Tensor, w3: torch.Tensor, w2: torch.Tensor, weights: torch.Tensor,
     order: torch.Tensor, offsets: torch.Tensor, gate: torch.Tensor, up: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    return _expert_kernels().backward(dy.contiguous(), x, w1, w3, w2, weights, order, offsets, gate, up)
+    return _backward_kernels().backward(dy.contiguous(), x, w1, w3, w2, weights, order, offsets, gate, up)
 
 
 @_experts_backward_op.register_fake
