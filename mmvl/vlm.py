@@ -17,14 +17,13 @@ import torch
 from mmvl.engine.engine import Engine
 from mmvl.engine.ranks import load
 from mmvl.engine.request import FinishReason, Request, Update
-from mmvl.engine.runner import Runner
+from mmvl.engine.runner import MOST_IMAGE_BYTES, Runner
 from mmvl.engine.sampling_params import SamplingParams
 from mmvl.media import load_media
 from mmvl.model import VLModel
 from mmvl.processor import Processor, Prompt
 
 MMVL_TINY = Path(__file__).parent / "models" / "mmvl-tiny"
-MAX_WAITING_BYTES = 1 << 30  # decoded images of a batch's requests
 
 
 @dataclass(frozen=True)
@@ -164,15 +163,20 @@ class VLM:
         return stream.last
 
     def stream(self, messages: list[dict], **sampling) -> Stream:
-        """Like `chat`, piece by piece. Pieces are whole characters and, joined, the answer."""
+        """Like `chat`, piece by piece. Pieces are whole characters and, joined, the answer.
+
+        Waits before it opens images while those of other requests take more than `runner.MOST_IMAGE_BYTES`.
+        """
         params = SamplingParams.from_kwargs(**sampling)
+        if _has_images(messages):
+            self._runner.wait_for_room()
         return Stream(self._runner, self._encode(messages), params)
 
     def batch(self, conversations: Iterable[list[dict]], **sampling) -> Iterator[tuple[int, Answer | Exception]]:
         """Answer many conversations, as they finish: (index, answer), or (index, error) where one cannot be answered.
 
         An item may also be a pair of a conversation and a dict of sampling settings that go over those of the call.
-        The iterable is read as places get free, and as long as the images that wait take at most `MAX_WAITING_BYTES`.
+        The iterable is read as places get free, and as long as its images take at most `runner.MOST_IMAGE_BYTES`.
         Closing the iterator aborts what still runs.
         """
         SamplingParams.from_kwargs(**sampling)  # wrong ones are the caller's mistake, not that of every item
@@ -186,7 +190,7 @@ class VLM:
         try:
             while more or in_flight:
                 # Twice the places, so that the next ones wait, encoded, when a place gets free.
-                while more and len(in_flight) < 2 * self.engine.max_sequences and held < MAX_WAITING_BYTES:
+                while more and len(in_flight) < 2 * self.engine.max_sequences and held < MOST_IMAGE_BYTES:
                     index, item = next(source, (None, None))
                     if index is None:
                         more = False
@@ -228,6 +232,8 @@ class VLM:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(updates.put_nowait, update)
 
+        while not (self._runner.has_room or isinstance(prompt, str | Prompt) or not _has_images(prompt)):
+            await asyncio.sleep(0.01)
         prompt = await asyncio.to_thread(self._prompt, prompt)
         request = self._runner.submit(prompt, params or SamplingParams(), listen, priority)
         try:
@@ -277,6 +283,12 @@ def _checked(messages: list[dict]) -> list[dict]:
     if not any(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError("the question is empty; ask something")
     return messages
+
+
+def _has_images(messages: list[dict]) -> bool:
+    parts = [message.get("content") for message in messages if isinstance(message, dict)]
+    return any(part.get("type") == "image" for content in parts if isinstance(content, list | tuple)
+               for part in content if isinstance(part, dict))  # fmt: skip
 
 
 def _with_pages(messages: list[dict]) -> list[dict]:

@@ -14,6 +14,7 @@ from mmvl.engine.sampling_params import SamplingParams
 from mmvl.processor import Prompt
 
 Listener = Callable[[Update], None]
+MOST_IMAGE_BYTES = 1 << 30  # of decoded images that requests hold, after which no more should be opened
 
 
 class Runner:
@@ -26,10 +27,23 @@ class Runner:
         self._lock = threading.Lock()  # held for moments only, never during a step
         self._submitted: deque[tuple[Request, Listener]] = deque()
         self._dropped: deque[tuple[Request, threading.Event | None]] = deque()
+        self._image_bytes, self._room = 0, threading.Condition()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the images of those who run and wait leave memory for another request's to be decoded."""
+        return self._image_bytes < MOST_IMAGE_BYTES
+
+    def wait_for_room(self) -> None:
+        """Until they do. Not on the engine's thread, which makes it."""
+        with self._room:
+            self._room.wait_for(lambda: self.has_room)
 
     def submit(self, prompt: Prompt, params: SamplingParams, listener: Listener, priority: int = 0) -> Request:
         """Queue a prompt, without waiting for a step. Raises what `Engine.prepare` raises."""
         request = self._engine.prepare(prompt, params, priority)
+        with self._room:
+            self._image_bytes += request.image_bytes
         with self._lock:
             self._submitted.append((request, listener))
             if self._thread is None:
@@ -83,4 +97,7 @@ class Runner:
         if listener is not None:
             if update.finished:
                 del self._listeners[update.request]
+                with self._room:
+                    self._image_bytes -= update.request.image_bytes
+                    self._room.notify_all()
             listener(update)

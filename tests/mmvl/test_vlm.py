@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import mmvl
+import mmvl.engine.runner
 from mmvl.engine import Engine, SamplingParams
 from mmvl.processor import Prompt
 from mmvl.vlm import VLM, Answer, user_turn
@@ -157,6 +158,28 @@ def test_leaving_or_cancelling_generate_ends_the_request(slow):
     for end in (leave, cancel):
         asyncio.run(end())
         wait_until(lambda: idle(slow), seconds=0.5)
+
+
+def test_images_are_opened_as_those_of_others_leave_memory(slow, picture_path, monkeypatch):
+    """Whoever has an image waits while another one's is held, in threads and in an event loop; a text does not."""
+    opened, load_media = [], mmvl.vlm.load_media
+    monkeypatch.setattr(mmvl.engine.runner, "MOST_IMAGE_BYTES", 1)
+    monkeypatch.setattr(mmvl.vlm, "load_media", lambda one: opened.append(slow._runner.has_room) or load_media(one))
+    picture, params = user_turn(picture_path, "describe it"), {"max_tokens": 20}
+    with slow.stream(picture, max_tokens=150) as first:
+        next(first)
+        threads = [
+            threading.Thread(target=slow.chat, args=(picture,), kwargs=params),
+            threading.Thread(target=collect, args=(slow, picture, SamplingParams(**params))),
+        ]
+        for thread in threads:
+            thread.start()
+        assert slow.chat(user_turn(None, "talk"), **params).completion_tokens == 20
+        assert opened == [True] and not slow._runner.has_room
+    for thread in threads:
+        thread.join(20)
+    assert opened == [True] * 3 and not any(thread.is_alive() for thread in threads)
+    wait_until(lambda: slow._runner._image_bytes == 0)
 
 
 class Mask:
