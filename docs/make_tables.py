@@ -17,7 +17,7 @@ KERNELS = REPOSITORY / "kernels" / "README.md"
 KERNEL_RESULT = REPOSITORY / "kernels" / "results" / "h200.json"
 TRAINING = REPOSITORY / "docs" / "training.md"
 TRAINING_RESULTS = REPOSITORY / "mmvl" / "benchmark" / "results"
-STAGES = ("text", "vision-words", "vision-language", "reading")
+STAGES = ("text", "vision-words", "vision-language", "reading", "pages", "documents", "instruction", "preference")
 BEGIN, END = r"<!-- results: [^\n]*-->\n", "<!-- end of results -->"
 
 
@@ -179,10 +179,15 @@ def _measured_by(*results: dict) -> list[str]:
 
 
 def between_markers(page: str, new: str) -> str:
-    """A page with `new` between its markers. Raises ValueError if they are not there once."""
-    changed, count = re.subn(f"({BEGIN}).*?({END})", lambda m: m[1] + new + m[2], page, flags=re.DOTALL)
+    """A page with `new` between the markers of results. Raises ValueError if they are not there once."""
+    return between(page, new, BEGIN, END)
+
+
+def between(page: str, new: str, begin: str, end: str) -> str:
+    """A page with `new` between what two patterns find. Raises ValueError if they are not there once."""
+    changed, count = re.subn(f"({begin}).*?({end})", lambda m: m[1] + new + m[2], page, flags=re.DOTALL)
     if count != 1:
-        raise ValueError(f"there are {count} places for the results, not one: {page.splitlines()[0]}")
+        raise ValueError(f"there are {count} places for {begin.strip()}, not one: {page.splitlines()[0]}")
     return changed
 
 
@@ -197,7 +202,8 @@ if __name__ == "__main__":
 
     for page in (README, CARD):
         page.write_text(with_table(page.read_text(encoding="utf-8"), find_results(), page == CARD), encoding="utf-8")
-    draw_loss({stage: MODEL / "training" / stage / "metrics.jsonl" for stage in STAGES}, MODEL / "loss.png")
+    metrics = {stage: MODEL / "training" / stage / "metrics.jsonl" for stage in STAGES}
+    draw_loss({stage: path for stage, path in metrics.items() if path.is_file()}, MODEL / "loss.png")
     page = between_markers(TRAINING.read_text(encoding="utf-8"), training_tables())
     TRAINING.write_text(page, encoding="utf-8")
     if KERNEL_RESULT.is_file():

@@ -1,0 +1,189 @@
+"""Writes the parts of mmvl-tiny's card that come out of results: what was aimed at, what it gets wrong, its stages.
+
+    python docs/make_card.py RESULTS [--data FOLDER]
+
+RESULTS: folder of what `mmvl eval --json` wrote (and of latency.json, see `aims`). FOLDER: the rendered sets that were
+asked about; then answers.png is drawn beside the card, right and wrong answers under their pictures. Only pictures
+that mmvl drew are shown: scans and charts of public sets are not ours to give on. The table of all scores is
+make_tables.py's.
+"""
+
+import argparse
+import io
+import json
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+from make_tables import CARD, MODEL, STAGES, between, find_results, percent
+from PIL import Image, ImageDraw
+
+from mmvl.data.shards import read_shard
+from mmvl.evaluation.draw import font
+
+DRAWN = ("receipts", "pages", "screens")  # sets without a table or a chart of somebody else
+
+
+class Aim(NamedTuple):
+    """A goal: of which task over which set (""; its own), the row of its scores, at least or at most what."""
+
+    what: str
+    task: str
+    data: str
+    metric: str
+    least: float | None = None
+    most: float | None = None
+
+
+AIMS = (
+    Aim("lines of print, unseen fonts", "print-lines", "", "character error rate", most=0.02),
+    Aim("lines of real receipts", "receipt-lines", "receipts.tar", "character error rate without case", most=0.06),
+    Aim("rendered pages, unseen layouts", "rendered", "pages", "ANLS", least=0.85),
+    Aim("rendered receipts, unseen layouts", "rendered", "receipts", "ANLS", least=0.85),
+    Aim("real receipts, date", "receipts", "receipts.tar", "date right", least=0.80),
+    Aim("real receipts, total", "receipts", "receipts.tar", "total right", least=0.75),
+    Aim("real receipts, company", "receipts", "receipts.tar", "company right", least=0.60),
+    Aim("real charts", "chartqa", "charts.tar", "relaxed accuracy", least=0.40),
+    Aim("rendered charts, unseen styles", "rendered", "charts", "relaxed accuracy", least=0.70),
+    Aim("real tables, all questions", "tables", "tables-train.jsonl.gz", "denotation accuracy", least=0.25),
+    Aim(
+        "real tables, look-up", "tables", "tables-train.jsonl.gz", "denotation accuracy, look-up questions", least=0.60
+    ),
+    Aim("shapes and colours", "easy-vqa", "", "accuracy", least=0.99),
+    Aim("emoji in an unseen style", "captions", "emoji", "right name within 5 words", least=0.50),
+    Aim("stamps held out", "captions", "stamps", "right name within 5 words", least=0.50),
+    Aim(
+        "refusals where there is no answer", "refusals", "", "refused where the answer is not in the image", least=0.80
+    ),
+    Aim("refusals where there is one", "refusals", "", "false refusals", most=0.05),
+)
+SPEED = (
+    ("first token of a page, two cores", "first_token_seconds", "{:.2f} s", None, 2.0),
+    ("tokens a second, two cores", "tokens_per_second", "{:.0f}", 30.0, None),
+    ("memory", "peak_mib", "{:,.0f} MiB", None, 1430.5),  # 1.5 GB
+)
+
+
+def aims(results: list[dict], speed: dict | None) -> str:
+    """Markdown: a row an aim, and beside it what came out. speed: first_token_seconds, tokens_per_second, peak_mib."""
+    lines = ["| what | aim | measured | 95% interval | met |", "|---|---:|---:|---:|---|"]
+    for aim in AIMS:
+        found = [r for r in results if r["task"] == aim.task and r.get("data", {}).get("name", "") == aim.data]
+        scores = [score for r in found for score in r["scores"] if score["metric"] == aim.metric]
+        goal = f"at least {percent(aim.least)}" if aim.most is None else f"at most {percent(aim.most)}"
+        if not scores:
+            lines.append(f"| {aim.what} | {goal} | not measured | | |")
+            continue
+        [score] = scores
+        low, high = percent(score["low"]), percent(score["high"])
+        value, met = percent(score["value"]), _met(score["value"], aim.least, aim.most)
+        lines.append(f"| {aim.what} | {goal} | {value} | {low} to {high} | {met} |")
+    for what, key, form, least, most in SPEED if speed else ():
+        goal = f"at least {form.format(least)}" if most is None else f"at most {form.format(most)}"
+        lines.append(f"| {what} | {goal} | {form.format(speed[key])} | | {_met(speed[key], least, most)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _met(value: float, least: float | None, most: float | None) -> str:
+    return "yes" if (least is None or value >= least) and (most is None or value <= most) else "no"
+
+
+def failures(results: list[dict], number: int = 4) -> str:
+    """Markdown: of every set `number` wrong answers, evenly over the file, with the question and what was right."""
+    lines = ["| set | question | right | answered |", "|---|---|---|---|"]
+    for result in results:
+        wrong = [row for row in result["predictions"] if row.get("score", 1.0) < 0.5]
+        step = max(1, len(wrong) // number)
+        name = " ".join(filter(None, (result["task"], result.get("data", {}).get("name", ""))))
+        for row in wrong[::step][:number]:
+            cells = (_cell(row[key]) for key in ("question", "reference", "prediction"))
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Text in a cell of a table: in one line, no mark-up, at most 90 characters."""
+    text = textwrap.shorten(text.replace("\\", "\\\\").replace("|", "\\|").replace("`", "'"), 90, placeholder=" ...")
+    return f"`{text}`" if text else ""
+
+
+def stages(folder: Path) -> str:
+    """Markdown: a row a stage that is there: its tokens, the samples that it saw, minutes, its last loss."""
+    lines = ["| stage | tokens | samples | minutes | last loss |", "|---|---:|---:|---:|---:|"]
+    found = {path.parent.name: path for path in folder.glob("*/metrics.jsonl")}
+    for name in sorted(found, key=lambda name: (STAGES.index(name) if name in STAGES else len(STAGES), name)):
+        last = json.loads(found[name].read_text(encoding="utf-8").splitlines()[-1])
+        ledger = json.loads((found[name].parent / "ledger.json").read_text(encoding="utf-8"))
+        samples = sum(source.get("samples", 0) for source in ledger["sources"].values())
+        tokens = f"{last['tokens'] / 1e6:,.1f}M"
+        lines.append(f"| {name} | {tokens} | {samples:,} | {last['seconds'] / 60:.1f} | {last['loss']:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_answers(results: list[dict], data: Path, out: Path, each: int = 2) -> int:
+    """A picture of `each` right and wrong answers of every rendered set of `data`; returns how many it shows."""
+    cards = []
+    for result in results:
+        name = result.get("data", {}).get("name", "")
+        if result["task"] != "rendered" or name not in DRAWN:
+            continue
+        pictures = {s.key: s.members for path in sorted((data / name).glob("*.tar")) for s in read_shard(path)}
+        for right in (True, False):
+            rows = [row for row in result["predictions"] if (row["score"] >= 0.5) == right]
+            for row in rows[:: max(1, len(rows) // each)][:each]:
+                [picture] = pictures[row["key"].rpartition("/")[0]].values()
+                cards.append(_card(Image.open(io.BytesIO(picture)).convert("RGB"), row, right))
+    if not cards:
+        return 0
+    columns, edge = 4, 12
+    rows = [cards[i : i + columns] for i in range(0, len(cards), columns)]
+    heights = [max(card.height for card in row) + edge for row in rows]
+    width = max(sum(card.width + edge for card in row) for row in rows) + edge
+    sheet = Image.new("RGB", (width, sum(heights) + edge), "white")
+    for n, row in enumerate(rows):
+        for k, card in enumerate(row):
+            sheet.paste(card, (edge + k * (card.width + edge), edge + sum(heights[:n])))
+    sheet.quantize(64).save(out, optimize=True)
+    return len(cards)
+
+
+def _card(picture: Image.Image, row: dict, right: bool, width: int = 300) -> Image.Image:
+    """The picture, at most `width` wide, the question under it, the answer in green or red, what was right if it is."""
+    picture.thumbnail((width, 360))
+    said = [("black", row["question"]), ("#1e7d3c" if right else "#b3261e", row["prediction"] or "(nothing)")]
+    said += [] if right else [("#555555", f"right: {row['reference']}")]
+    lines = [(colour, line) for colour, text in said for line in textwrap.wrap(text, 42)[:3] or [""]]
+    card = Image.new("RGB", (width, picture.height + 6 + 17 * len(lines)), "white")
+    card.paste(picture, (0, 0))
+    ImageDraw.Draw(card).rectangle((0, 0, picture.width - 1, picture.height - 1), outline="#999999")
+    for n, (colour, line) in enumerate(lines):
+        ImageDraw.Draw(card).text((0, picture.height + 4 + 17 * n), line, fill=colour, font=font(13))
+    return card
+
+
+def write(results_folder: Path, data: Path | None, card: Path = CARD) -> None:
+    """Put the parts between their markers in the card, `<!-- aims -->` to `<!-- end of aims -->` and so on."""
+    results = find_results(results_folder)
+    timed = results_folder / "latency.json"
+    speed = json.loads(timed.read_text(encoding="utf-8")) if timed.is_file() else None
+    page = card.read_text(encoding="utf-8")
+    parts = {"aims": aims(results, speed), "failures": failures(results), "stages": stages(card.parent / "training")}
+    for name, text in parts.items():
+        page = between(page, text, f"<!-- {name} -->\n", f"<!-- end of {name} -->")
+    card.write_text(page, encoding="utf-8")
+    if data is not None:
+        draw_answers(results, data, card.parent / "answers.png")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--show", action="store_true", help="print the aims and write nothing")
+    options = parser.parse_args()
+    if options.show:
+        latency = options.results / "latency.json"
+        print(aims(find_results(options.results), json.loads(latency.read_text()) if latency.is_file() else None))
+    else:
+        write(options.results, options.data)
+        print(f"{MODEL / 'README.md'} is written")

@@ -1,0 +1,92 @@
+"""docs/make_card.py: aims beside results, failures and stages as tables, a picture of answers."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mmvl.data.drawing import assistant, user
+from mmvl.data.shards import ShardWriter
+from mmvl.evaluation.draw import draw_lines
+
+DOCS = Path(__file__).parent.parent / "docs"
+SCORE = {"low": 0.8, "high": 0.95, "n": 4}
+
+
+@pytest.fixture(scope="module")
+def make_card():
+    sys.path.insert(0, str(DOCS))
+    try:
+        spec = importlib.util.spec_from_file_location("make_card", DOCS / "make_card.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(DOCS))
+    return module
+
+
+def result(**more) -> dict:
+    row = {"question": "Why?", "reference": "a|b", "prediction": "c"}
+    rows = [row | {"key": f"pages-{n // 2}/{n}", "score": float(n % 2)} for n in range(4)]
+    return {"task": "rendered", "data": {"name": "pages"}, "predictions": rows} | more
+
+
+def test_an_aim_is_met_missed_or_not_measured(make_card):
+    scores = [{"metric": "ANLS", "value": 0.9} | SCORE]
+    rows = make_card.aims([result(scores=scores)], {"first_token_seconds": 1.5, "tokens_per_second": 9, "peak_mib": 1})
+    assert "| rendered pages, unseen layouts | at least 85.0% | 90.0% | 80.0% to 95.0% | yes |" in rows
+    assert "| lines of print, unseen fonts | at most 2.0% | not measured | | |" in rows
+    assert "| first token of a page, two cores | at most 2.00 s | 1.50 s | | yes |" in rows
+    assert "| tokens a second, two cores | at least 30 | 9 | | no |" in rows
+
+
+def test_every_aim_names_a_task(make_card):
+    from mmvl.evaluation.tasks import TASKS
+
+    assert {aim.task for aim in make_card.AIMS} <= set(TASKS)
+    assert all((aim.least is None) != (aim.most is None) for aim in make_card.AIMS)
+
+
+def test_failures_are_wrong_answers_without_markup(make_card):
+    rows = make_card.failures([result(scores=[])], 1).splitlines()[2:]
+    assert rows == ["| rendered pages | `Why?` | `a\\|b` | `c` |"]
+
+
+def test_stages_are_in_the_order_of_training(make_card, tmp_path):
+    for name, tokens in (("pages", 2_000_000), ("text", 1_000_000)):
+        (tmp_path / name).mkdir()
+        last = {"tokens": tokens, "seconds": 90, "loss": 1.234}
+        (tmp_path / name / "metrics.jsonl").write_text(json.dumps(last) + "\n")
+        (tmp_path / name / "ledger.json").write_text(json.dumps({"sources": {"a": {"samples": 1500}}}))
+    rows = make_card.stages(tmp_path).splitlines()[2:]
+    assert rows == ["| text | 1.0M | 1,500 | 1.5 | 1.23 |", "| pages | 2.0M | 1,500 | 1.5 | 1.23 |"]
+
+
+def test_answers_are_drawn_under_their_pictures(make_card, tmp_path):
+    with ShardWriter(tmp_path / "pages", "pages") as writer:
+        for n in range(2):
+            record = {"source": "pages", "kind": "vqa", "messages": [user("Why?", "0.png"), assistant("so")]}
+            writer.write(record, {"0.png": draw_lines([f"page {n}"])})
+    from mmvl.data.shards import read_shard
+
+    [shard] = (tmp_path / "pages").glob("*.tar")
+    rows = [
+        {"key": f"{s.key}/0", "question": "Why?", "reference": "so", "prediction": "so" * n, "score": float(n)}
+        for n, s in enumerate(read_shard(shard))
+    ]
+    assert make_card.draw_answers([result(predictions=rows)], tmp_path, tmp_path / "answers.png") == 2
+    assert Image.open(tmp_path / "answers.png").width > 600
+
+
+def test_parts_go_between_their_markers(make_card, tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text("".join(f"<!-- {n} -->\nold\n<!-- end of {n} -->\n" for n in ("aims", "failures", "stages")))
+    (tmp_path / "results").mkdir()
+    make_card.write(tmp_path / "results", None, card)
+    assert "old" not in card.read_text() and "not measured" in card.read_text()
+    card.write_text("nothing")
+    with pytest.raises(ValueError, match="there are 0 places for <!-- aims -->"):
+        make_card.write(tmp_path / "results", None, card)
