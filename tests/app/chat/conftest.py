@@ -103,9 +103,9 @@ def browser():
         yield playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
 
 
-@pytest.fixture
-def context(browser):
-    """A browser that nobody has used; `asked_for` are the addresses of all its requests."""
+@pytest.fixture(scope="module")
+def window(browser):
+    """A browser's context for all tests of a file, so that the page's many scripts are loaded once."""
     context = browser.new_context(viewport={"width": 1200, "height": 900}, accept_downloads=True)
     context.set_default_timeout(20_000)
     context.asked_for = []
@@ -114,17 +114,54 @@ def context(browser):
     context.close()
 
 
+@pytest.fixture(scope="module")
+def first_tab(window, url):
+    """The tab that most tests use, on the page."""
+    tab = window.new_page()
+    load(tab, url)
+    return tab
+
+
 @pytest.fixture
-def tab(context, url, vlm):
-    """A tab on the page. Whatever its test did, it asked no other host for anything."""
-    tab = context.new_page()
-    tab.goto(url)
-    expect(tab.locator("#box textarea")).to_be_visible(timeout=30_000)
-    expect(tab.locator("#history p")).to_contain_text("this browser")
-    yield tab
+def context(window, url, first_tab):
+    """A browser that remembers nothing; `asked_for` are the addresses of all its requests. Its new tabs are closed."""
+    kinds = "indexeddb,local_storage"
+    window.new_cdp_session(first_tab).send("Storage.clearDataForOrigin", {"origin": url, "storageTypes": kinds})
+    window.asked_for.clear()
+    yield window
+    for tab in window.pages:
+        if tab is not first_tab:
+            tab.close()
+
+
+@pytest.fixture
+def tab(context, url, vlm, first_tab):
+    """A tab on the page, with an empty chat and no history. Whatever its test did, it asked no other host."""
+    first_tab.evaluate("sessionStorage.clear()")
+    first_tab.keyboard.press("Escape")
+    wait_until(vlm.free)
+    first_tab.evaluate("new BroadcastChannel('mmvl-chat').postMessage(null)")  # look at the history anew
+    if first_tab.locator(OPENED).count():
+        load(first_tab, url)
+    else:
+        first_tab.locator("#new").click()
+        first_tab.wait_for_function("sessionStorage.getItem('mmvl-open')")  # the new chat's id: all of it is here
+        expect(first_tab.locator(".turn, #picker fieldset")).to_have_count(0)
+    expect(first_tab.locator("#history li")).to_have_count(0)
+    context.asked_for.clear()
+    yield first_tab
     away = [address for address in context.asked_for if not address.startswith((url, "data:", "blob:"))]
     assert not away
     assert any(address.startswith(url) for address in context.asked_for)
+
+
+OPENED = ".label-wrap.open, #seen-side.open, [data-testid=toast-body]"  # what a test may leave behind
+
+
+def load(tab, url: str) -> None:
+    tab.goto(url)
+    expect(tab.locator("#box textarea")).to_be_visible(timeout=30_000)
+    expect(tab.locator("#history p")).to_contain_text("this browser")
 
 
 def wait_until(true, seconds: float = 15.0) -> None:
