@@ -6,7 +6,7 @@ from collections import deque
 import torch
 
 from mmvl.engine.cpu_decode import CpuDecode
-from mmvl.engine.draft import PromptLookup
+from mmvl.engine.draft import PromptLookup, Worth
 from mmvl.engine.graphs import DecodeGraphs
 from mmvl.engine.images import ImageEncoder
 from mmvl.engine.memory import (
@@ -138,9 +138,10 @@ class Engine:
             warm_up(self, progress)
 
     def forget_all(self) -> None:
-        """Drop what is cached and what was counted. While nobody runs."""
+        """Drop what is cached, counted and learnt of drafts. While nobody runs."""
         self.prefixes.clear()
         self.counters.reset()
+        self.scheduler.worth = Worth()
 
     @property
     def running(self) -> list[Request]:
@@ -293,8 +294,11 @@ class Engine:
         flight = self._flights.popleft()
         results, updates = flight.results(), []
         now = time.perf_counter()
-        self.pace.took(flight.num_tokens, flight.num_answers, now - max(flight.launched, self._landed))
-        self._landed = now
+        seconds, self._landed = now - max(flight.launched, self._landed), now
+        self.pace.took(flight.num_tokens, flight.num_answers, seconds)
+        if flight.num_answers == len(flight.works):
+            made = sum(len(result.token_ids) for result in results)
+            self.scheduler.worth.took(len(flight.works), made, flight.drafted, seconds)
         for result in results:
             result.work.request.in_flight -= 1
             if result.work.request.finish_reason is None:  # else it has ended while the step ran

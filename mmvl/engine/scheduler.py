@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Protocol
 
+from mmvl.engine.draft import Worth
 from mmvl.engine.pace import Pace
 from mmvl.engine.request import Request
 
@@ -56,6 +57,7 @@ class Scheduler:
 
     def __init__(self, memory: Memory, *, pace: Pace, max_draft_tokens: int):
         self.memory, self.pace, self.max_draft_tokens = memory, pace, max_draft_tokens
+        self.worth = Worth()
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.preemptions = 0
@@ -75,7 +77,7 @@ class Scheduler:
     @property
     def wants_all_seen(self) -> bool:
         """Whether the host should see what is in flight before the next step: for a draft, or to run one alone."""
-        drafting = 3 * len(self.running) <= self.max_draft_tokens
+        drafting = self.worth.it and 3 * len(self.running) <= self.max_draft_tokens
         hot = drafting and any(r.in_flight and r.lookup is not None and r.lookup.hot for r in self.running)
         return hot or self._suspect() is not None
 
@@ -156,7 +158,7 @@ class Scheduler:
     def _with_drafts(self, works: Sequence[Work]) -> list[Work]:
         """Guesses for those who have an idea, as far as there is room without taking any from others."""
         left = self.max_draft_tokens - len(works)
-        if left < 2 * len(works):
+        if left < 2 * len(works) or not self.worth.it:
             return list(works)
         drafted = []
         for work in works:

@@ -67,12 +67,17 @@ class Flight:
 
     @property
     def num_tokens(self) -> int:
-        return sum(work.count for work in self.works)
+        """Without the guesses."""
+        return sum(work.count - len(work.draft) for work in self.works)
 
     @property
     def num_answers(self) -> int:
         """Requests that are being answered, and got their next token."""
-        return sum(work.count == 1 and work.start >= work.request.prompt_tokens for work in self.works)
+        return sum(w.count - len(w.draft) == 1 and w.start >= w.request.prompt_tokens for w in self.works)
+
+    @property
+    def drafted(self) -> bool:
+        return any(work.draft for work in self.works)
 
     @property
     def seen(self) -> bool:

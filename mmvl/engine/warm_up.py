@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from PIL import Image
 
+from mmvl.engine.draft import Worth
 from mmvl.engine.request import Request
 from mmvl.engine.sampling_params import SamplingParams
 from mmvl.processor import Prompt
@@ -47,7 +48,8 @@ def warm_up(engine, progress: Progress) -> None:
             _run(engine, [_request(engine, 8, 3, **settings)])
         for count in _DRAFTS:
             if count <= engine.draft_tokens:
-                request = _request(engine, 8, 2 * count + 2)
+                engine.scheduler.worth = Worth()  # whatever they brought so far
+                request = _request(engine, 8, count + 3)
                 request.lookup = _Guesses(count)
                 _run(engine, [request])
         if hasattr(engine.model, "embed_images"):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from mmvl.checkpoint import load_model
 from mmvl.engine import Engine, SamplingParams
-from mmvl.engine.draft import PromptLookup
+from mmvl.engine.draft import PromptLookup, Worth
 from mmvl.processor import Processor, Prompt
 
 
@@ -76,3 +76,25 @@ def test_drafts_change_nothing_and_save_steps(tiny_model_dir):
     stats = engine.stats()
     assert got[0] == got[1] and stats.draft_tokens_accepted > 40
     assert stats.generation_tokens_total == 240 and steps[1] < 0.7 * steps[0]
+
+
+def steps(worth, count, drafted, tokens=2, seconds=1.0, requests=2):
+    for _ in range(count):
+        worth.took(requests, tokens, drafted, seconds)
+    return worth.it
+
+
+def test_drafts_pause_where_they_cost_more_than_they_bring():
+    worth = Worth()
+    assert steps(worth, 99, True, tokens=2, seconds=9.0)  # nobody knows yet what a step without takes
+    steps(worth, 3, False)
+    assert steps(worth, 5 * Worth.TRIAL, True, tokens=7, seconds=3.0)  # 7 tokens for 6
+    assert not steps(worth, Worth.TRIAL, True, tokens=5, seconds=3.0)
+    assert not steps(worth, Worth.FIRST_PAUSE - 1, False) and steps(worth, 1, False)
+    assert not steps(worth, Worth.TRIAL, True, tokens=5, seconds=3.0)
+    assert not steps(worth, 2 * Worth.FIRST_PAUSE - 1, False) and steps(worth, 1, False)
+    assert steps(worth, Worth.TRIAL, True, tokens=9, seconds=3.0)
+    assert not steps(worth, Worth.TRIAL, True, tokens=5, seconds=3.0)
+    assert steps(worth, Worth.FIRST_PAUSE, False)
+    # for as many requests only: one more may take longer for other reasons
+    assert steps(worth, 99, True, tokens=3, seconds=9.0, requests=3)

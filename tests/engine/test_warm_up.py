@@ -7,6 +7,7 @@ import torch
 
 from mmvl.checkpoint import load_model
 from mmvl.engine import Engine, SamplingParams
+from mmvl.engine import warm_up as warming
 from mmvl.engine.warm_up import sizes, warm_up
 from mmvl.processor import Processor
 from mmvl.vlm import MMVL_TINY
@@ -31,17 +32,18 @@ def counted(engine):
 
 
 def test_it_reaches_what_requests_reach_and_leaves_nothing_behind(parts, monkeypatch):
-    engine, told = Engine(*parts, behind=True, max_batch_tokens=600), []
+    engine, told = Engine(*parts, behind=True, max_batch_tokens=130), []
     before, (steps, captured) = counted(engine), watched(engine, monkeypatch)
+    monkeypatch.setattr(warming, "_PAST", 64)
     warm_up(engine, told.append)
     monkeypatch.undo()
     assert captured == [(rows, tokens) for rows in (1, 2, 4) for tokens in (1024, 4096)]
-    assert {1, 2, 4, 8, 256, 512, 600} <= {work.count for works in steps for work in works}
-    assert any(work.start == work.count == 512 for works in steps for work in works)
-    assert any(len(works) > 2 and max(work.count for work in works) > 100 for works in steps)
+    assert {1, 2, 4, 8, 64, 128, 130} <= {work.count for works in steps for work in works}
+    assert any(work.start == work.count == 64 for works in steps for work in works)
+    assert any(len(works) > 2 and max(work.count for work in works) > 60 for works in steps)
     assert {1, 3, 7} <= {len(work.draft) for works in steps for work in works}
-    assert "warming up: a prompt of 600 tokens" in told
-    assert counted(engine) == before and engine.pace.most == 600 and engine.prefixes.enabled
+    assert "warming up: a prompt of 130 tokens" in told
+    assert counted(engine) == before and engine.pace.most == 130 and engine.prefixes.enabled
     assert len(engine.prefixes) == 0 and engine.cache.free_pages == engine.num_pages
 
     prompt, said = parts[1].encode([{"role": "user", "content": "what is in the image?"}]), []
