@@ -176,7 +176,7 @@ def time_contestant(case: Case, contestant: Contestant, stopwatch: Stopwatch, in
 
 
 def one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:600]
 
 
 def _rates(timing: Timing, row: dict) -> dict:
