@@ -6,6 +6,7 @@ The steps are requests like any other, of made-up tokens; afterwards the engine 
 
 from collections.abc import Callable, Sequence
 
+import torch
 from PIL import Image
 
 from mmvl.engine.draft import Worth
@@ -38,6 +39,7 @@ class _Guesses:
         pass
 
 
+@torch.inference_mode()
 def warm_up(engine, progress: Progress) -> None:
     """Run an engine that nobody uses yet through all that will come. Raises what a request fails with."""
     with engine.prefixes.off():  # each is computed
@@ -57,7 +59,8 @@ def warm_up(engine, progress: Progress) -> None:
             tile = engine.model.config.vision.image_size
             parts = [{"type": "image", "image": Image.new("RGB", (tile, tile), "white")}, {"type": "text", "text": "x"}]
             prompt = engine.processor.encode([{"role": "user", "content": parts}])
-            _run(engine, [engine.prepare(prompt, SamplingParams(max_tokens=1))])
+            if len(prompt.token_ids) < engine.context:
+                _run(engine, [engine.prepare(prompt, SamplingParams(max_tokens=1))])
     _capture(engine, progress)
     engine.forget_all()
 

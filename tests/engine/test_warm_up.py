@@ -21,7 +21,13 @@ def parts():
 def watched(engine, monkeypatch):
     """-> the works of each step, and the graphs that are asked for, as they come."""
     steps, captured, launch = [], [], engine._stepper.launch
-    graphs = SimpleNamespace(ladder=[1, 2, 4], capture=lambda *shape: captured.append(shape) or True)
+
+    def capture(*shape):
+        assert torch.is_inference_mode_enabled()
+        captured.append(shape)
+        return True
+
+    graphs = SimpleNamespace(ladder=[1, 2, 4], capture=capture)
     monkeypatch.setattr(Engine, "graphs", graphs)
     monkeypatch.setattr(engine._stepper, "launch", lambda works: steps.append(works) or launch(works))
     return steps, captured
@@ -64,6 +70,12 @@ def test_a_broken_model_says_so(parts):
             warm_up(engine, lambda what: None)
     finally:
         del engine.model.language_model.logits
+
+
+def test_an_engine_with_little_room_is_warmed_up_as_far_as_it_goes(parts):
+    engine = Engine(*parts, max_sequences=1, max_cached_tokens=64, prefix_cache="off", draft_tokens=0)
+    warm_up(engine, lambda what: None)
+    assert engine.cache.free_slots == 1 and not engine.has_work
 
 
 def test_nothing_is_done_on_a_cpu(parts):
