@@ -162,6 +162,14 @@ def test_a_shard_that_was_cut_off_says_so_after_what_is_whole(batch, shard):
     assert items[-1].id == "foreign-0.tar#damage" and "cut short" in items[-1].error
 
 
+def test_a_shard_that_somebody_cuts_short_while_it_is_read_ends_nothing(batch, shard):
+    items = iter(batch.open_source([shard]))
+    assert next(items).error is None
+    with shard.open("rb+") as file:
+        file.truncate(512 * 3)
+    assert "cut short" in list(items)[-1].error
+
+
 def test_shards_of_answers_are_a_source_again(batch, many_pictures, tmp_path):
     folder = many_pictures(3)
     batch.run(folder, tmp_path / "shards", task="vqa", prompt="What is {{ name }}?")

@@ -37,9 +37,10 @@ def test_more_streams_than_the_limit_are_told_so_and_the_rest_goes_on(serve, tin
 def test_the_benchmark_sees_every_kind_of_traffic(serve, tiny, tmp_path, until, capsys):
     with serve(tiny) as server:
         file = tmp_path / "result.json"
-        bench_server.server(server.url, streams=6, seconds=1.5, max_tokens=30, mixed=True, json_path=file)
+        bench_server.server(server.url, streams=6, seconds=1.5, max_tokens=30, mixed=True, pause=0.01, json_path=file)
         result = json.loads(file.read_text())
         assert result["statuses"]["200"] > 5 and result["statuses"]["400"] > 0 and result["faults"] == {}
+        assert result["pause_seconds"] == 0.01
         assert result["first_words_p50_p95_seconds"][0] > 0 and result["server_memory_mib"]["peak"] > 0
         until(server.idle)
     with pytest.raises(OSError, match="mmvl serve"):
