@@ -18,7 +18,27 @@ from mmvl.data.shards import Sample, ShardSource
 BEFORE, AFTER = 24, 10  # words of a document that are shown, and that are the answer
 CONTINUE = "Continue: "
 LONGEST = 60  # characters of an answer that near misses are made of
-_ALIKE = ("08OQ", "1lI7", "2Z", "3895", "5S6", "6G", "B8", "cea", "uv", "nmh", "rt", "o0", ".,:", "-~", "49")
+# Digits for digits, letters for letters: 1O is a word that nobody would print.
+_ALIKE = (
+    "08",
+    "069",
+    "17",
+    "27",
+    "38",
+    "35",
+    "56",
+    "68",
+    "49",
+    "cea",
+    "uv",
+    "nmh",
+    "rt",
+    "Il",
+    "OQD",
+    "EF",
+    "PR",
+    ".,",
+)
 
 
 def import_pairs(
