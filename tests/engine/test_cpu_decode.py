@@ -18,7 +18,7 @@ CONFIG = TextConfig(
     postnorm=True, max_position_embeddings=256,
 )  # fmt: skip
 UNLIKE = replace(
-    CONFIG, head_dim=12, rotary_dim=0, num_key_value_heads=4, num_experts_per_tok=3, postnorm=False,
+    CONFIG, vocab_size=61, head_dim=12, rotary_dim=0, num_key_value_heads=4, num_experts_per_tok=3, postnorm=False,
     layernorm_linear_attention_alpha=0.7, layernorm_full_attention_beta=1.3, layernorm_mlp_beta=0.9,
 )  # fmt: skip
 
@@ -30,7 +30,7 @@ def make(config, lengths, dtype=torch.float32):
     cache = decoder.new_cache(max_sequences=8, max_tokens=1024, page_size=16, device="cpu", dtype=dtype)
     slots = [cache.allocate() for _ in lengths]
     for slot, length in zip(slots, lengths, strict=True):
-        decoder(decoder.embed((torch.arange(length) * 7 + slot) % 64), cache.pack([(slot, length)]), cache)
+        decoder(decoder.embed((torch.arange(length) * 7 + slot) % 60), cache.pack([(slot, length)]), cache)
     return decoder, cache, slots
 
 
@@ -47,7 +47,7 @@ def test_it_computes_what_the_decoder_does_step_after_step(config, lengths):
     plain_decoder, plain, plain_slots = make(config, lengths)
     fast = CpuDecode.of(decoder, cache)
     for step in range(18):
-        x_SD = decoder.embed((torch.arange(len(slots)) * 5 + step) % 64)
+        x_SD = decoder.embed((torch.arange(len(slots)) * 5 + step) % 60)
         want_SD = plain_decoder(x_SD, plain.pack([(slot, 1) for slot in plain_slots]), plain).hidden_TD
         assert fast.fits(slots)
         for slot in slots:
@@ -67,7 +67,7 @@ def test_a_draft_leaves_the_states_until_it_is_known_what_held():
     decoder, cache, slots = make(CONFIG, (5, 30))
     plain_decoder, plain, plain_slots = make(CONFIG, (5, 30))
     counts, held = (3, 4), (2, 4)
-    x_TD = decoder.embed(torch.arange(sum(counts)) % 64)
+    x_TD = decoder.embed(torch.arange(sum(counts)) % 60)
     fast, states = CpuDecode.of(decoder, cache), [cache.state(slot) for slot in slots]
     packed = cache.pack(list(zip(slots, counts, strict=True)), draft=True)
     expected = plain.pack(list(zip(plain_slots, counts, strict=True)), draft=True)
