@@ -33,6 +33,16 @@
   name();
   new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
 
+  // A file that is dropped beside the box belongs into it; the browser would leave the page for it.
+  for (const kind of ["dragover", "drop"])
+    document.addEventListener(kind, (event) => {
+      if (event.defaultPrevented || !event.dataTransfer?.types.includes("Files")) return;
+      event.preventDefault();
+      if (kind === "dragover") return;
+      const again = new DragEvent("drop", { dataTransfer: event.dataTransfer, bubbles: true, cancelable: true });
+      document.querySelector("#box textarea")?.dispatchEvent(again);
+    });
+
   // Dark or light as last chosen, else as the system has it. Escape stops an answer.
   const chosen = localStorage.getItem("mmvl-theme");
   if (chosen) document.body.classList.toggle("dark", chosen === "dark");

@@ -154,10 +154,10 @@ if CHROMIUM:
             expect(tab.locator("#history li button").first).to_have_text("Is it red?")
             tab.locator("#new").click()
             expect(tab.locator("#welcome")).to_be_visible()
-            tab.goto("about:blank")
+            tab.evaluate("window.old = true")
         monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "another"))  # the old server's files are gone
-        with serve_page(vlm, port) as url:
-            tab.goto(url)
+        with serve_page(vlm, port):
+            tab.wait_for_function("!window.old")  # it finds the new server, and loads the page again
             tab.get_by_label("Open: Is it red?").click()
             expect(tab.locator(".turn .files img")).to_be_visible()
             expect(tab.locator(".turn .answer")).to_contain_text("An answer of four words.")
@@ -332,7 +332,7 @@ if CHROMIUM:
             expect(tab.get_by_label("System prompt")).to_have_value("Be brief.")
         expect(tab.locator("#history li")).to_have_count(3)
 
-    def test_pasted_and_photographed_pictures_go_into_the_box(tab, vlm):
+    def test_pasted_dropped_and_photographed_pictures_go_into_the_box(tab, vlm):
         vlm.script = WORDS
         tab.locator("#box textarea").focus()
         tab.evaluate("""async () => {
@@ -344,16 +344,20 @@ if CHROMIUM:
             data.items.add(new File([blob], "pasted.png", {type: "image/png"}));
             const paste = new ClipboardEvent("paste", {clipboardData: data, bubbles: true, cancelable: true});
             document.querySelector("#box textarea").dispatchEvent(paste);
+            window.dropped = data;
         }""")
         expect(tab.get_by_label("Remove file")).to_have_count(1)
+        tab.evaluate("""() => document.querySelector("#window").dispatchEvent(
+            new DragEvent("drop", {dataTransfer: window.dropped, bubbles: true, cancelable: true}))""")
+        expect(tab.get_by_label("Remove file")).to_have_count(2)
         tab.get_by_role("button", name="Camera").click()
         tab.locator("#camera .access-wrap, #camera [title='grant webcam access']").first.click()
         tab.wait_for_function("document.querySelector('#camera video')?.videoWidth > 0")
         tab.get_by_label("capture photo").click()
-        expect(tab.get_by_label("Remove file")).to_have_count(2)
+        expect(tab.get_by_label("Remove file")).to_have_count(3)
         send(tab, "What?")
         expect(tab.locator("#live .note")).to_be_visible()
-        assert len(vlm.prompts[-1].images) == 2
+        assert len(vlm.prompts[-1].images) == 3
 
     def test_what_is_wrong_is_told_and_nothing_is_lost(tab, vlm, picture_folder):
         send(tab, " ")
