@@ -88,7 +88,8 @@ def run(
 
 def _measure_ours(result, what, device, dtype, chosen, repeats, settings, progress, noted) -> None:
     progress(f"{OURS}: loading")
-    settings = {"max_sequences": max(len(load.lengths) for load in chosen)} | settings
+    most = max(AGREEMENT["requests"], *(len(load.lengths) for load in chosen))
+    settings = {"max_sequences": most} | settings
     contestant = Ours(what, device, dtype, settings, progress)
     result["warm_up_seconds"] = contestant.warm_up_seconds
     result["step_tokens"] = contestant.engine.pace.most

@@ -97,8 +97,7 @@ class Engine:
             dtype=model.dtype,
         )
         gap, interval = checkpoint_spacing(decoder.config, model.dtype)
-        # no checkpoint cuts a step shorter than it may be
-        self.prefixes = PrefixCache(self.cache, gap=gap, interval=max(interval, max_batch_tokens))
+        self.prefixes = PrefixCache(self.cache, gap=gap, interval=interval)
         self.counters = Counters()
         swap_bytes = self.sizes.swap_bytes if swap_bytes is None else swap_bytes
         self.pools = Pools(self.cache, self.prefixes, self.num_pages, swap_bytes, self.counters)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 SECONDS = 0.1  # that a step beside answers may take: ten tokens a second, faster than anyone reads
 SLOW, QUICK = 1.3, 0.55  # of these: halved from there on, doubled up to there
 MOST_RUNNING = 4096  # as good as no limit
-PATIENCE = 256  # steps without a fault, after which twice as much is tried again
+PATIENCE, MOST_PATIENCE = 256, 65_536  # steps without a fault, after which twice as much is tried again
 
 
 class Pace:
@@ -59,7 +59,7 @@ class Pace:
         self.most = max(self.most // 2, least)
         if max(counts) == 1:  # no chunk was too long: they are too many
             self.max_running = max(len(counts) // 2, 1)
-        self._steps, self._patience = 0, 2 * self._patience
+        self._steps, self._patience = 0, min(2 * self._patience, MOST_PATIENCE)
 
     def _recover(self) -> None:
         """What was in the way may be gone. Each fault doubles the time until the next attempt."""
