@@ -43,6 +43,20 @@
       document.querySelector("#box textarea")?.dispatchEvent(again);
     });
 
+  // A server that starts anew knows nothing of this tab: the page is loaded again, and goes on from the history.
+  let server = null;
+  const look = async () => {
+    if (document.hidden) return;
+    const reply = await fetch("gradio_api/app_id").catch(() => null);
+    if (!reply?.ok) return; // gone, or going: the next look tells
+    const { app_id } = await reply.json();
+    if (server !== null && app_id !== server) location.reload();
+    server = app_id;
+  };
+  look();
+  setInterval(look, 3000);
+  document.addEventListener("visibilitychange", look);
+
   // Dark or light as last chosen, else as the system has it. Escape stops an answer.
   const chosen = localStorage.getItem("mmvl-theme");
   if (chosen) document.body.classList.toggle("dark", chosen === "dark");
