@@ -148,6 +148,8 @@ class ContrastiveStage:
         elif ranks.first:
             (self.out / METRICS).unlink(missing_ok=True)
         self.pairs = Pairs(recipe, processor, self.model)
+        for problem in self.pairs.problems:
+            self._warn(f"data: {problem}")
         if ranks.first:
             write_json(self.out / "recipe.json", recipe.model_dump(mode="json"))
 
@@ -257,11 +259,15 @@ class ContrastiveStage:
         batches = self._batches()
         while self.step < steps:
             batch = next(batches)
+            if isinstance(batch, ValueError):
+                raise batch
             targets = int((batch.captions_NL[:, 1:] != pad).sum())
             words = [time.monotonic() - start, time.monotonic() - saved > 60 * recipe.save_every_minutes]
             skipped = [0] * len(recipe.data.sources)
-            for source, n in zip(batch.sources, batch.skipped, strict=True):
-                skipped[source] += n
+            for source, reasons in zip(batch.sources, batch.skipped, strict=True):
+                skipped[source] += len(reasons)
+                for reason in reasons:
+                    self._warn(f"skipped: {reason}")
             mine = [*(words if ranks.first else [0, 0]), self._last_loss(), self.writer.done, len(stop)]
             seconds, save, loss_sum, written, stopping, all_targets, *skips = ranks.sum([*mine, targets, *skipped])
             self._judge(loss_sum)

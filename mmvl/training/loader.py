@@ -163,6 +163,8 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
 class PackedBatches(IterableDataset):
     """Endless ((batch, state of its virtual worker after it, samples skipped so far by source, why), virtual worker).
 
+    Data that cannot be used end it: then (the ValueError or OSError, virtual worker) comes last.
+
     `turns` are the virtual workers of this rank, in order. A loader takes from its worker processes in turn, so with
     process w of n owning every n-th of them the batches come in that order, however many processes there are.
     """
@@ -231,7 +233,12 @@ class PackedBatches(IterableDataset):
         streams = [(self._stream(v), v) for v in self.turns[worker::workers]]
         while True:
             for stream, v in streams:
-                yield next(stream), v
+                try:
+                    made = next(stream)
+                except (ValueError, OSError) as error:  # the data's fault: torch would wrap it in a traceback
+                    yield error, v
+                    return
+                yield made, v
 
 
 class Loader:
@@ -261,7 +268,8 @@ class Loader:
 
         Raises:
             ValueError, FileNotFoundError: shards missing or unreadable, a state of other data, or virtual workers that
-                do not divide among ranks and their processes.
+                do not divide among ranks and their processes. ValueError and OSError come while iterating too, of too
+                many unusable samples in a row or a disk that fails.
         """
         count = data.virtual_workers
         if count % (world * max(1, data.workers)):
@@ -300,9 +308,12 @@ class Loader:
             watch.start()
             began = time.monotonic()
             try:
-                (batch, state, skipped, problems), virtual = next(batches)
+                made, virtual = next(batches)
             finally:
                 watch.cancel()
+            if isinstance(made, Exception):
+                raise made
+            batch, state, skipped, problems = made
             waited = time.monotonic() - began
             if waited > self._data.stall_seconds:
                 self._tell(f"the batch came after {waited:.1f} s")

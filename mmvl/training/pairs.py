@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmvl.data.order import Permutation, derive
+from mmvl.data.remote import fetch_shards
 from mmvl.data.shards import Sample, ShardSource
 from mmvl.processor import Processor
 from mmvl.training.recipe import ContrastiveRecipe
@@ -25,12 +26,12 @@ PAIRS = "pairs"
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture (3, T, T) uint8 and its caption (L,) int64, index of the source, samples skipped on the way."""
+    """A picture (3, T, T) uint8, its caption (L,) int64, index of the source, why samples were skipped on the way."""
 
     tile_3TT: Tensor
     caption_L: Tensor
     source: int
-    skipped: int
+    skipped: tuple[str, ...]
 
 
 def picture_and_caption(sample: Sample) -> tuple[bytes, str]:
@@ -53,11 +54,16 @@ class Pairs(Dataset):
     """`pairs[g]` is pair number g of the stage: a pure function of shards, weights and seed.
 
     Within each block of 1,000 pairs every source has its share to the pair, evenly spread; a source is visited in a
-    new random order each time round. A sample that cannot be used gives way to another one, and is counted.
+    new random order each time round. A sample that cannot be used gives way to another one, is counted and named.
+    `problems` lists damage found when opening shards.
     """
 
     def __init__(self, recipe: ContrastiveRecipe, processor: Processor, model: CoCa):
+        for spec in recipe.data.sources:
+            if spec.url:
+                fetch_shards(spec.url, spec.path)
         self.sources = [ShardSource.from_dir(s.path) for s in recipe.data.sources]
+        self.problems = [problem for source in self.sources for problem in source.problems]
         self.names = [s.path.name for s in recipe.data.sources]
         self.seed, self.edge, self.processor = recipe.seed, recipe.image_size, processor
         self.ids, self.context, self.caption_ids = model.ids, model.context, model.caption_ids
@@ -68,24 +74,38 @@ class Pairs(Dataset):
     def __len__(self) -> int:
         return 2**62
 
+    def __getitems__(self, numbers: list[int]) -> list[Pair] | ValueError:
+        """The pairs of a batch, or why there are none: torch would wrap an error of a worker in its traceback."""
+        try:
+            return [self[g] for g in numbers]
+        except ValueError as error:
+            return error
+
     def __getitem__(self, g: int) -> Pair:
         block, place = divmod(g, BLOCK)
         source, number = self.table[place]
         shards, name = self.sources[source], self.names[source]
         epoch, position = divmod(block * self.counts[source] + number, len(shards))
-        order, reason = Permutation(len(shards), self.seed, name, epoch), ""
+        order, reasons = Permutation(len(shards), self.seed, name, epoch), []
         for attempt in range(BAD_IN_ROW):
             # A replacement is drawn from the whole source, so that the neighbours of bad samples are not seen twice.
             at = position if not attempt else derive("instead", self.seed, name, g, attempt) % len(shards)
             try:
-                picture, caption = picture_and_caption(shards[order[at]])
-                image = open_image(picture).resize((self.edge, self.edge), 3)  # squashed, bicubic: as thumbnails are
-                tile = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
-                tile_3TT = tile.view(self.edge, self.edge, 3).permute(2, 0, 1).contiguous()
-                return Pair(tile_3TT, self.caption_ids(self.processor.encode_text(caption)), source, attempt)
+                sample = shards[order[at]]
+                picture, caption = picture_and_caption(sample)
+                tile_3TT = self._tile(picture, sample.key)
+                return Pair(tile_3TT, self.caption_ids(self.processor.encode_text(caption)), source, tuple(reasons))
             except (ValueError, OSError) as error:
-                reason = str(error)
-        raise ValueError(f"source '{name}': {BAD_IN_ROW} unusable samples in a row, the last: {reason}")
+                reasons.append(str(error))
+        raise ValueError(f"source '{name}': {BAD_IN_ROW} unusable samples in a row, the last: {reasons[-1]}")
+
+    def _tile(self, picture: bytes, key: str) -> Tensor:
+        try:
+            image = open_image(picture).resize((self.edge, self.edge), 3)  # squashed, bicubic: as thumbnails are
+        except (ValueError, OSError) as error:
+            raise ValueError(f"sample {key}: {error}") from error
+        tile = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+        return tile.view(self.edge, self.edge, 3).permute(2, 0, 1).contiguous()
 
 
 def _block(shares: list[float]) -> list[tuple[int, int]]:
@@ -105,10 +125,13 @@ class PairBatch:
     tiles_N3TT: Tensor
     captions_NL: Tensor
     sources: list[int]
-    skipped: list[int]
+    skipped: list[tuple[str, ...]]
 
     @classmethod
-    def collate(cls, pairs: list[Pair]) -> PairBatch:
+    def collate(cls, pairs: list[Pair] | ValueError) -> PairBatch | ValueError:
+        """The batch of these pairs; an error passes through."""
+        if isinstance(pairs, ValueError):
+            return pairs
         return cls(
             torch.stack([p.tile_3TT for p in pairs]),
             torch.stack([p.caption_L for p in pairs]),
@@ -137,7 +160,7 @@ def load_pairs(directory: Path) -> tuple[int, str, list[PairBatch]]:
         try:
             kept = torch.load(file, weights_only=True)
             step, problem, sources = kept["step"], kept["problem"], kept["sources"]
-            batches.append(PairBatch(kept["tiles"], kept["captions"], sources, [0] * len(sources)))
+            batches.append(PairBatch(kept["tiles"], kept["captions"], sources, [()] * len(sources)))
         except Exception as e:  # torch.load raises whatever the damage leads to
             raise ValueError(f"{file} is no saved batch ({e})") from e
     return step, problem, batches

@@ -1,6 +1,8 @@
 """The contrastive stage: it learns, its loss over ranks is the loss of one process, and its tower is handed over."""
 
+import io
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import yaml
 from rich.console import Console
 
 from mmvl.checkpoint import load_model, read_tensors
+from mmvl.data.shards import ShardWriter
 from mmvl.training.build import build_model, vision_state
 from mmvl.training.contrastive import ContrastiveStage
 from mmvl.training.contrastive_plan import plan_lines
@@ -97,16 +100,32 @@ def test_a_bad_step_stops_it_and_its_pairs_are_kept(contrastive_file, tmp_path):
         replay(directory)
 
 
-def test_sources_have_their_shares_and_bad_samples_give_way(contrastive_file, shards):
+def test_sources_have_their_shares_and_bad_samples_give_way(contrastive_file, shards, tmp_path):
     changes = [f"data.sources=[{{path: {shards / 'colours'}, weight: 3}}]"]
     stage = ContrastiveStage(load_recipe(contrastive_file, changes), Console(quiet=True))
     pairs = stage.pairs
     seen = [pairs[g] for g in range(30)]
     assert len({tuple(p.tile_3TT.flatten().tolist()) for p in seen}) == 30, "one epoch sees every picture once"
     assert torch.equal(pairs[17].tile_3TT, seen[17].tile_3TT) and not any(p.skipped for p in seen)
+    shutil.copytree(shards / "colours", tmp_path / "colours")
+    with ShardWriter(tmp_path / "colours", "bad") as writer:
+        said = [{"role": "user", "content": [{"type": "image", "file": "0.png"}]}]
+        said.append({"role": "assistant", "content": [{"type": "text", "text": "a"}]})
+        key = writer.write({"source": "bad", "kind": "caption", "messages": said}, {"0.png": b"no picture"})
+    with (tmp_path / "colours" / "cut.tar").open("wb") as cut:
+        cut.write((shards / "colours" / "colours-00000.tar").read_bytes()[:30_000])
+    lines, settings = io.StringIO(), [f"data.sources.0.path={tmp_path / 'colours'}", f"out={tmp_path / 'spoilt'}"]
+    out = ContrastiveStage(load_recipe(contrastive_file, settings), Console(file=lines, width=500)).run()
+    told = [line for line in lines.getvalue().splitlines() if line.startswith("skipped: ")]
+    assert told and all(f"sample {key}: " in line and "not an image" in line for line in told)
+    assert json.loads((out / "ledger.json").read_text())["skipped"] == {"colours": len(told)}
+    assert "data: " in lines.getvalue() and "cut.tar" in lines.getvalue()
     text_only = load_recipe(contrastive_file, [f"data.sources.0.path={shards / 'text'}"])
     with pytest.raises(ValueError, match="20 unusable samples in a row"):
         Pairs(text_only, pairs.processor, stage.model)[0]
+    with pytest.raises(ValueError, match="^source 'text': 20 unusable samples in a row") as e:
+        run(contrastive_file, f"data.sources.0.path={shards / 'text'}", "data.workers=1")
+    assert "\n" not in str(e.value)
 
 
 def test_a_tower_for_larger_pictures_is_resampled(contrastive_file, recipe_file, tiny_model_dir, tmp_path):

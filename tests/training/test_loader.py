@@ -224,6 +224,18 @@ def test_damage_is_named_while_training_goes_on(data, shards, processor, tmp_pat
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+def test_data_that_cannot_be_used_end_it_with_one_line(data, processor, workers, tmp_path):
+    with ShardWriter(tmp_path / "bad", "bad") as writer:
+        for _ in range(3):
+            record = {"source": "bad", "kind": "interleaved", "content": [{"type": "image", "file": "0.png"}]}
+            writer.write(record, {"0.png": b"no picture"})
+    spoilt = over(data, (tmp_path / "bad", 1.0)).model_copy(update={"workers": workers})
+    with pytest.raises(ValueError, match="source 'bad': 100 unusable samples in a row, the last: sample bad") as e:
+        take(Loader(spoilt, processor, seed=0), 1)
+    assert "\n" not in str(e.value) and "Traceback" not in str(e.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_stall_is_reported_while_it_lasts(data, processor, workers, monkeypatch, caplog):
     def slow(sample, processor):
         time.sleep(0.03)
