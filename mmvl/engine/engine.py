@@ -104,7 +104,7 @@ class Engine:
         # a few tokens more cost a GPU nothing, which reads all weights for one; a CPU has to multiply
         verified = (16 if gpu else 1) * (draft_tokens + 2) if draft_tokens else 0
         # a GPU reads all weights for a few tokens as it does for 512
-        self.pace = Pace(max_batch_tokens, least=512 if gpu else 64, first=2048 if gpu else 256)
+        self.pace = Pace(max_batch_tokens, least=512 if gpu else 128, first=2048 if gpu else 256)
         self.scheduler = Scheduler(self.pools, pace=self.pace, max_draft_tokens=verified)
         self._images = ImageEncoder(model, max_bytes=self.sizes.feature_bytes, fill_tiles=64 if gpu else 0)
         self.behind = gpu if behind is None else behind
@@ -294,7 +294,7 @@ class Engine:
         results, updates = flight.results(), []
         now = time.perf_counter()
         seconds, self._landed = now - max(flight.launched, self._landed), now
-        self.pace.took(flight.num_tokens, flight.num_answers, seconds)
+        self.pace.took(flight.num_tokens - flight.num_answers, flight.num_answers, seconds)
         if flight.num_answers == len(flight.works):
             made = sum(len(result.token_ids) for result in results)
             self.scheduler.worth.took(len(flight.works), made, flight.drafted, seconds)

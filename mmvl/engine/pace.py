@@ -16,7 +16,8 @@ PATIENCE, MOST_PATIENCE = 256, 65_536  # steps without a fault, after which twic
 class Pace:
     """The size of steps, learnt from how long they take and from whether they fit into the memory.
 
-    most: tokens of a step of prompts alone. least, first: the smallest step beside answers, and the first one tried.
+    most: tokens of a step of prompts alone. least, first: the fewest tokens of prompts beside answers, and how many are
+        tried first.
     max_running: most requests at the same time; None as long as the memory never was too small for all.
     """
 
@@ -26,9 +27,10 @@ class Pace:
         self._beside, self._told = min(first, most), 0
         self._patience, self._steps = PATIENCE, 0
 
-    def tokens(self, beside: bool) -> int:
-        """Of the next step; `beside`: somebody in it is being answered."""
-        return min(self._beside, self.most) if beside else self.most
+    def tokens(self, answers: int) -> int:
+        """Of prompts in the next step, beside the next tokens of so many answers; at least one."""
+        room = max(self.most - answers, 1)
+        return min(self._beside, room) if answers else room
 
     @contextmanager
     def limited(self, most: int) -> Iterator[None]:
@@ -40,12 +42,12 @@ class Pace:
             self.most = before
 
     def took(self, tokens: int, answers: int, seconds: float) -> None:
-        """A step of `tokens` tokens, one each for `answers` requests and the others of prompts, took so long.
+        """A step of `tokens` tokens of prompts, and one each of `answers` answers, took so long.
 
         Two of the same kind in a row change the size: one alone may have compiled something, or encoded images.
         """
         self._recover()
-        if not answers or tokens == answers or tokens < 0.75 * self.tokens(True):
+        if not answers or tokens < 0.75 * self._beside:
             return
         told = (seconds > SLOW * SECONDS) - (seconds < QUICK * SECONDS)
         if told and told == self._told:

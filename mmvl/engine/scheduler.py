@@ -88,8 +88,7 @@ class Scheduler:
             return self._alone(suspect)
         self._make_way()
         works = [Work(r, r.num_cached, 1) for r in list(self.running) if self._decodes_now(r)]
-        beside = any(request.decodes for request in self.running)
-        chunks = self._chunks(max(self.pace.tokens(beside) - len(works), 1))
+        chunks = self._chunks(self.pace.tokens(sum(request.decodes for request in self.running)))
         return works + chunks if chunks else self._with_drafts(works)
 
     def _decodes_now(self, request: Request) -> bool:
@@ -185,5 +184,5 @@ class Scheduler:
                 return []
             self.waiting.remove(request)
         if not request.decodes:
-            return [self._chunk(request, self.pace.tokens(False))]
+            return [self._chunk(request, self.pace.tokens(0))]
         return [Work(request, request.num_cached, 1)] if self._decodes_now(request) else []

@@ -6,18 +6,24 @@ from mmvl.engine.pace import PATIENCE, SECONDS, Pace
 def settled(pace, seconds_a_token, steps=40, fixed=0.0):
     """The size beside answers after so many steps on a machine that takes so long."""
     for _ in range(steps):
-        tokens = pace.tokens(True)
+        tokens = pace.tokens(1)
         pace.took(tokens, 1, fixed + tokens * seconds_a_token)
-    return pace.tokens(True)
+    return pace.tokens(1)
 
 
 def test_prompts_alone_get_long_steps_and_beside_answers_short_ones():
     pace = Pace(32768, least=512)
-    assert pace.tokens(False) == 32768
+    assert pace.tokens(0) == 32768
     # an H200 with 8 layers; the same with 80; a faster machine
-    assert settled(pace, 17e-6) == 4096 and pace.tokens(False) == 32768
+    assert settled(pace, 17e-6) == 4096 and pace.tokens(0) == 32768
     assert settled(Pace(32768, least=512), 180e-6) == 512
-    assert settled(Pace(32768, least=512), 1e-6) == 32768
+    assert settled(Pace(32768, least=512), 1e-6) == 32767
+
+
+def test_many_answers_leave_prompts_their_share():
+    pace = Pace(2048, least=128, first=256)
+    assert settled(pace, 0.0, fixed=1.0) == 128 == pace.tokens(100)
+    assert (pace.tokens(0), pace.tokens(2000), pace.tokens(4000)) == (2048, 48, 1)
 
 
 def test_the_size_settles():
@@ -32,27 +38,27 @@ def test_the_size_settles():
 def test_one_slow_step_or_a_small_one_changes_nothing():
     pace = Pace(8192)
     pace.took(2048, 1, 9.0)
-    assert pace.tokens(True) == 2048
+    assert pace.tokens(1) == 2048
     pace.took(2048, 1, 0.08)
     pace.took(2048, 1, 9.0)
     for _ in range(9):
         pace.took(9, 8, 0.001)  # a short prompt's
         pace.took(2048, 0, 0.001)  # nobody was waiting
-        pace.took(2048, 2048, 0.001)  # nobody else was there
-    assert pace.tokens(True) == 2048
+        pace.took(0, 2048, 0.001)  # nobody else was there
+    assert pace.tokens(1) == 2048
 
 
 def test_after_a_fault_the_steps_are_smaller_for_a_while():
     pace = Pace(1024)
     pace.too_large([1000, 1], 64)
-    assert (pace.tokens(False), pace.max_running) == (512, None)
+    assert (pace.tokens(0), pace.max_running) == (512, None)
     pace.too_large([1] * 9, 64)
-    assert (pace.tokens(False), pace.max_running) == (256, 4)
+    assert (pace.tokens(0), pace.max_running) == (256, 4)
 
     def after(steps):
         for _ in range(steps):
             pace.took(9, 9, 0.01)
-        return pace.tokens(False), pace.max_running
+        return pace.tokens(0), pace.max_running
 
     assert after(4 * PATIENCE - 1) == (256, 4)
     assert after(1) == (512, 8)
@@ -60,4 +66,4 @@ def test_after_a_fault_the_steps_are_smaller_for_a_while():
     assert after(40 * PATIENCE) == (1024, None)
     for _ in range(20):
         pace.too_large([9], 64)
-    assert pace.tokens(False) == 64
+    assert pace.tokens(0) == 64
