@@ -92,6 +92,8 @@ class StrictBlocks(gr.Blocks):
         path = file["path"]
         if "\0" in path or "://" in path or not Path(path).resolve().is_relative_to(self._uploads):
             raise Told("Only files that were uploaded to this page can be used, not paths or addresses.")
+        for inside in file.values():  # Gradio looks there too, if this one lacks its mark
+            traverse(inside, self._uploaded, is_file_obj)
         return file
 
 

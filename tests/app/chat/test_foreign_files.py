@@ -12,6 +12,8 @@ import safehttpx
 from PIL import Image
 
 META = {"meta": {"_type": "gradio.FileData"}}
+PART = b'content-disposition: form-data; name="files"; filename="a.png"\r\n\r\nno picture'
+MULTIPART = {"content-type": "multipart/form-data; boundary=x"}
 OURS = "Only files that were uploaded to this page can be used, not paths or addresses."
 
 
@@ -75,6 +77,9 @@ def test_nothing_is_opened_or_fetched_that_was_not_uploaded(url, vlm, listener, 
             said = ask(url, file)
             assert said.startswith("event: error") and OURS in said, (path, said)
     assert "event: error" in ask(url, {"url": there} | META)
+    request = urllib.request.Request(f"{url}/gradio_api/upload", b"--x\r\n" + PART + b"\r\n--x--\r\n", MULTIPART)
+    (uploaded,) = json.load(urllib.request.urlopen(request))
+    assert OURS in ask(url, {"path": uploaded, "inside": [{"path": there} | META]})
 
     config = json.loads(say(f"{url}/config")[1])
     box = next(part["id"] for part in config["components"] if part["props"].get("elem_id") == "box")
@@ -112,6 +117,7 @@ def test_errors_are_a_line_and_no_echo(url, vlm, tmp_path):
         say(f"{api}/process_recording", {"x": loud}),
         say(f"{api}/vibe-edit", {"x": loud}),
         say(f"{url}/assets/LOUD"),
+        say(f"{url}/monitoring/LOUD"),
     ]
     for status, text in wrong:
         assert 400 <= status < 600 and len(text) < 4096, (status, text[:500])
