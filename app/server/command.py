@@ -132,23 +132,23 @@ def serve(
         return
     from mmvl.app.server.listener import bind
 
-    listener = bind(settings)  # before the model, which may take minutes to load
-    from mmvl import VLM
-    from mmvl.app.bench import Progress
-    from mmvl.app.server.app import create_app
-    from mmvl.app.server.run import run_app
+    with bind(settings) as listener:  # before the model, which may take minutes to load
+        from mmvl import VLM
+        from mmvl.app.bench import Progress
+        from mmvl.app.server.app import create_app
+        from mmvl.app.server.run import run_app
 
-    vlm = VLM(model, device=device, quantize=quantize, max_sequences=max_sequences)
-    progress = Progress()
-    vlm.warm_up(progress)
-    progress.clear()
-    app = create_app(vlm, settings)
-    name = app.state.service.names[0]
+        vlm = VLM(model, device=device, quantize=quantize, max_sequences=max_sequences)
+        progress = Progress()
+        vlm.warm_up(progress)
+        progress.clear()
+        app = create_app(vlm, settings)
+        name = app.state.service.names[0]
 
-    def ready(url: str) -> None:
-        print(f"mmvl serves {name} at {url}/v1 (Ctrl-C ends it)", flush=True)
+        def ready(url: str) -> None:
+            print(f"mmvl serves {name} at {url}/v1 (Ctrl-C ends it)", flush=True)
 
-    run_app(app, settings, listener=listener, ready=ready)
+        run_app(app, settings, listener=listener, ready=ready)
 
 
 def bench_server(

@@ -151,7 +151,8 @@ def test_wrong_usage(run_cli, arguments):
 
 
 def test_a_wrong_command_is_code_2_and_what_is_missing_code_1(run_cli, bad, picture_path):
-    for command in (["ask", picture_path, "-q", "?"], ["caption", picture_path, "-o", "x.jsonl"], ["chat"], ["serve"]):
+    caption = ["caption", picture_path, "-o", bad["missing"].with_name("x.jsonl")]
+    for command in (["ask", picture_path, "-q", "?"], caption, ["chat"], ["serve", "--port", "0"]):
         wrong = run_cli(*command, "--device", "abacus")
         assert_one_line(wrong, "abacus")
         missing = run_cli(*command, "--model", bad["missing"])
