@@ -75,7 +75,7 @@ class PreferenceObjective(Objective):
 
     def answers(self, batch: Batch) -> Answers:
         """What the model makes of the answer of each document of the row; of a part of it, its ranks add up."""
-        out = self.model.language_model(self._embed(batch), batch.packed)
+        out = self.model.language_model(self.embed(batch), batch.packed)
         hidden_LD = out.hidden_TD.index_select(0, batch.target_positions_L)
         loss_L, _ = cross_entropy(self.model.language_model, hidden_LD, batch.targets_L)
         found_3L = torch.stack([-loss_L.float(), torch.ones_like(loss_L), batch.source_L.float()])
