@@ -1,8 +1,9 @@
 """Writes the tables of results into the pages that show them, and draws the pictures beside them.
 
 README.md and mmvl-tiny's model card: from what `mmvl eval --json` wrote for it, with the loss curve from the metrics of
-its training stages. kernels/README.md: from what `mmvl bench kernels --json` wrote on an H200. docs/training.md: from
-what `mmvl bench training`, `data` and `packing` wrote.
+its training stages. kernels/README.md: from what `mmvl bench kernels --json` wrote on an H200. docs/laptop.md: from
+what `mmvl bench laptop` wrote. docs/training.md: from what `mmvl bench training`, `data` and `packing` wrote.
+mmvl/engine/README.md: from what `mmvl bench engine` and `mmvl bench ranks` wrote.
 """
 
 import gzip
@@ -16,6 +17,8 @@ README, CARD = REPOSITORY / "README.md", MODEL / "README.md"
 KERNELS = REPOSITORY / "kernels" / "README.md"
 KERNEL_RESULT = REPOSITORY / "kernels" / "results" / "h200.json"
 TRAINING = REPOSITORY / "docs" / "training.md"
+LAPTOP = REPOSITORY / "docs" / "laptop.md"
+LAPTOP_RESULTS = sorted((REPOSITORY / "docs" / "results").glob("laptop-*.json"))
 TRAINING_RESULTS = REPOSITORY / "mmvl" / "benchmark" / "results"
 STAGES = ("text", "vision-words", "vision-language", "reading", "pages", "documents", "instruction", "preference")
 BEGIN, END = r"<!-- results: [^\n]*-->\n", "<!-- end of results -->"
@@ -156,6 +159,38 @@ def training_tables(folder: Path = TRAINING_RESULTS) -> str:
     return "\n".join(lines) + "\n"
 
 
+def laptop_tables(paths: list[Path] = LAPTOP_RESULTS) -> str:
+    """Markdown: a page of a document, then the text half beside transformers; the machine and the commands."""
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    lines = _table("what|parameters|tiles|prompt tokens|first token, s|its processor time, s|ViT, s|tokens/s|MiB")
+    for result in results:
+        page = result["page"]
+        lines.append("| " + " | ".join((
+            result["model"], f"{page['parameters'] / 1e6:.1f}M", str(page["tiles"]), f"{page['prompt_tokens']:,}",
+            *(f"{page[key]:.2f}" for key in ("first_token_seconds", "first_token_cpu_seconds", "vision_seconds")),
+            f"{page['tokens_per_second']:.0f}", f"{page['memory_mib']:,.0f}",
+        )) + " |")  # fmt: skip
+    lines += ["", *_table("what|requests x prompt + answer|tokens/s|transformers|times|processor time a token, ms|"
+                          "transformers'|times")]  # fmt: skip
+    for result in results:
+        for line in result["table"]:
+            ours, peer = line["mmvl"], line["transformers"]
+            lines.append(
+                f"| {result['model']} | {line['load']} | {ours['tokens_per_second']:,.0f} | "
+                f"{peer['tokens_per_second']:,.0f} | {line['times']:.1f} | {ours['cpu_ms_a_token']:.2f} | "
+                f"{peer['cpu_ms_a_token']:.2f} | {line['times_by_cpu']:.1f} |"
+            )
+    lines.append("")
+    for result in results:
+        lines.append(
+            f"{result['model']}: {result['cpu']}, {result['cores']} cores, {result['threads']} for torch, "
+            f"torch {result['torch']}, {result['date']}, commit {result['commit']}; the machine's load was "
+            f"{result['load']:.1f} when it began.\n"
+        )
+    commands = [re.sub(r"\S*/", "", result["command"]) for result in results]
+    return "\n".join([*lines, "```", *commands, "```"]) + "\n"
+
+
 def _table(head: str) -> list[str]:
     """The first two lines of a table; what begins with a word of text stands left."""
     names = head.split("|")
@@ -197,6 +232,7 @@ def with_table(page: str, results: list[dict], full: bool = False) -> str:
 
 
 if __name__ == "__main__":
+    from mmvl.benchmark import engine_page
     from mmvl.benchmark.picture import draw
     from mmvl.training.report import draw_loss
 
@@ -206,6 +242,11 @@ if __name__ == "__main__":
     draw_loss({stage: path for stage, path in metrics.items() if path.is_file()}, MODEL / "loss.png")
     page = between_markers(TRAINING.read_text(encoding="utf-8"), training_tables())
     TRAINING.write_text(page, encoding="utf-8")
+    if LAPTOP_RESULTS:
+        page = between_markers(LAPTOP.read_text(encoding="utf-8"), laptop_tables())
+        LAPTOP.write_text(page, encoding="utf-8")
+    page = between_markers(engine_page.PAGE.read_text(encoding="utf-8"), engine_page.tables())
+    engine_page.PAGE.write_text(page, encoding="utf-8")
     if KERNEL_RESULT.is_file():
         measured = json.loads(KERNEL_RESULT.read_text(encoding="utf-8"))
         page = between_markers(KERNELS.read_text(encoding="utf-8"), kernels_table(measured))

@@ -1,6 +1,8 @@
 """`mmvl bench laptop`: what it measures, and what its table makes of turns."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -41,3 +43,12 @@ def test_it_measures_a_page_and_both_contestants_in_turns(tiny_model_dir, tmp_pa
     assert page["tiles"] > 1 and page["prompt_tokens"] > 4 and len(page["turns"]) == 2
     assert page["memory_mib"] > 0 and page["first_token_seconds"] > page["tiling_seconds"] > 0
     assert result["threads"] == 1 and result["cpu"] and result["commit"]
+
+
+def test_the_page_in_docs_is_of_the_results():
+    path = Path(__file__).parents[2] / "docs" / "make_tables.py"
+    spec = importlib.util.spec_from_file_location("make_tables", path)
+    make_tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_tables)
+    page = make_tables.LAPTOP.read_text(encoding="utf-8")
+    assert make_tables.between_markers(page, make_tables.laptop_tables()) == page, "run docs/make_tables.py"
