@@ -27,7 +27,7 @@ from mmvl.text_backbone.moe import Experts
 from mmvl.text_backbone.packed import Packed
 
 LARGEST = 512 << 20  # bytes of a decoder's weights: those of a larger one are worth more than one thread
-FEW = 32  # tokens at once: for more, torch's products are faster
+FEW = 32  # tokens at once: as many as an engine on a CPU decodes for, and scratch memory that stays small
 
 _log = logging.getLogger(__name__)
 
