@@ -48,12 +48,11 @@ def chat(
     from mmvl.app.server.listener import bind
 
     listener = bind(settings)  # before the model, which may take minutes to load
-    from mmvl import VLM
     from mmvl.app.chat.mount import mount_page
     from mmvl.app.server.app import create_app
-    from mmvl.app.server.run import run_app
+    from mmvl.app.server.run import open_model, run_app
 
-    app = create_app(VLM(model, device=device, quantize=quantize), settings)
+    app = create_app(open_model(model, device=device, quantize=quantize), settings)
     mount_page(app)
 
     def ready(url: str) -> None:

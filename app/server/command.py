@@ -133,15 +133,10 @@ def serve(
     from mmvl.app.server.listener import bind
 
     with bind(settings) as listener:  # before the model, which may take minutes to load
-        from mmvl import VLM
-        from mmvl.app.bench import Progress
         from mmvl.app.server.app import create_app
-        from mmvl.app.server.run import run_app
+        from mmvl.app.server.run import open_model, run_app
 
-        vlm = VLM(model, device=device, quantize=quantize, max_sequences=max_sequences)
-        progress = Progress()
-        vlm.warm_up(progress)
-        progress.clear()
+        vlm = open_model(model, device=device, quantize=quantize, max_sequences=max_sequences)
         app = create_app(vlm, settings)
         name = app.state.service.names[0]
 

@@ -1,14 +1,18 @@
-"""Serves an application until it is told to stop: after SIGTERM running requests are finished, new ones sent away."""
+"""Opens a model for a server, and serves an application until it is told to stop: after SIGTERM running requests are
+finished, new ones sent away."""
 
 import asyncio
 import logging
 import signal
 import socket
 import sys
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
 
+from mmvl import VLM
+from mmvl.app.bench import Progress
 from mmvl.app.server.listener import bind, not_had
 from mmvl.app.server.service import Service
 from mmvl.app.server.settings import LOOPBACK, ServerSettings
@@ -17,6 +21,17 @@ from mmvl.app.server.wire import Http
 _BACKLOG = 2048  # connections that wait to be taken
 _GOODBYE_SECONDS = 3.0  # for the last words of answers that were ended
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def open_model(model: Path | str | None, **options) -> VLM:
+    """`VLM(model, **options)`, made ready for its first request, with progress on stderr. Raises what `VLM` raises."""
+    vlm = VLM(model, **options)
+    progress = Progress()
+    try:
+        vlm.warm_up(progress)
+    finally:
+        progress.clear()
+    return vlm
 
 
 def run_app(app: FastAPI, settings: ServerSettings, *, listener: socket.socket | None = None, ready=None) -> None:

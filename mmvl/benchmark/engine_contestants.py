@@ -9,6 +9,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from mmvl.benchmark.decoder import fill_randomly
 from mmvl.benchmark.shapes import random_decoder
 from mmvl.checkpoint import load_model
 from mmvl.engine import Engine, SamplingParams
+from mmvl.engine.cpu_decode import kernels
 from mmvl.engine.memory import is_out_of_memory
 from mmvl.engine.ranks import load as load_over_ranks
 from mmvl.engine.ranks import spread
@@ -92,6 +94,9 @@ class Ours:
         self.config, self.device = loaded.language_model.config, device
         self.vocabulary = model.vocabulary(processor, self.config)
         began = time.perf_counter()
+        if device.type == "cpu":
+            progress("compiling, unless it was done before")
+            wait([kernels()])
         self.engine.warm_up(progress)
         self.warm_up_seconds = time.perf_counter() - began
 
