@@ -23,13 +23,14 @@ def _check_devices(names: str | None) -> str | None:
     return names
 
 
-def _check_quantize(kind: str | None) -> str | None:
+def check_quantize(option: typer.CallbackParam, kind: str | None) -> str | None:
+    """Raises UsageError unless experts can be kept as `kind`."""
     if kind is not None:
         from mmvl.checkpoint import KINDS, NOT_QUANTIZED  # they bring torch
 
         if kind not in (NOT_QUANTIZED, *KINDS):
             known = ", ".join(KINDS)
-            raise UsageError(f"--quantize: experts can be quantised to {known}, or {NOT_QUANTIZED}; not {kind!r}")
+            raise UsageError(f"{option.opts[0]}: experts can be quantised to {known}, or {NOT_QUANTIZED}; not {kind!r}")
     return kind
 
 
@@ -59,7 +60,7 @@ Quantize = Annotated[
     typer.Option(
         "--quantize",
         metavar="KIND",
-        callback=_check_quantize,
+        callback=check_quantize,
         help="Experts as int8, int4 or fp8 while they are loaded.  [default: as stored]",
     ),
 ]

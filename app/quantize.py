@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mmvl.app.options import Device
+from mmvl.app.options import Device, check_quantize
 
 NONE = "none"
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the comparison here too.")]
@@ -21,7 +21,9 @@ Questions = Annotated[int, typer.Option("--questions", min=1, metavar="N", help=
 def quantize(
     source: Annotated[Path, typer.Argument(metavar="MODEL", help="In Hugging Face layout.", show_default=False)],
     dest: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the quantised model goes.")],
-    experts: Annotated[str, typer.Option(metavar="int8|int4|fp8|none", help="What the experts become.")] = "int8",
+    experts: Annotated[
+        str, typer.Option(metavar="int8|int4|fp8|none", callback=check_quantize, help="What the experts become.")
+    ] = "int8",
     rest: Annotated[
         str,
         typer.Option(metavar="keep|attention|all", help="What else is stored as int8; attention is as released."),

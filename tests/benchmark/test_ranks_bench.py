@@ -7,6 +7,7 @@ import torch
 
 from mmvl.app.bench_ranks import _numbers
 from mmvl.benchmark import ranks
+from mmvl.benchmark.shapes import shape_of
 
 
 @pytest.mark.parametrize("experts", [None, "int8", "int4", "fp8"])
@@ -18,7 +19,7 @@ def test_everything_is_measured_and_written(experts, tmp_path, monkeypatch):
     assert [row["tokens"] for row in found["prefill"]] == [20] and [r["sequences"] for r in found["decode"]] == [1, 3]
     assert all(row["ms"] > 0 and row["floor_ms"] > 0 and row["of_roofline"] > 0 for row in found["decode"])
     assert found["commit"] and said[-1] == "done"
-    bench = ranks._Bench(ranks.TINY, experts, 0, 1, torch.device("cpu"), torch.float32)
+    bench = ranks._Bench(shape_of("tiny"), experts, 0, 1, torch.device("cpu"), torch.float32)
     with torch.inference_mode():
         out = bench.decoder.model.layers[0].block_sparse_moe(bench._embeddings(50))[0]
     assert 0.1 < out.std() < 2
