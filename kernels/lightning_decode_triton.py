@@ -14,9 +14,13 @@ from .lightning_parts_triton import _PLAIN, _silu
 @triton.jit(do_not_specialize=["H"])
 def _lightning_decode(
     x_ptr, slopes_ptr, slots_ptr, starts_ptr, counts_ptr, states_ptr, o_ptr, after_ptr, H,
-    K: tl.constexpr, BV: tl.constexpr, SILU: tl.constexpr, UPDATE: tl.constexpr,
+    K: tl.constexpr, BV: tl.constexpr, SILU: tl.constexpr, UPDATE: tl.constexpr, LOAD: tl.constexpr,
+    STORE: tl.constexpr,
 ):  # fmt: skip
-    """One sequence's tokens, one head, BV value channels; slot -1 is padding: output zero, no state touched."""
+    """One sequence's tokens, one head, BV value channels; slot -1 is padding: output zero, no state touched.
+
+    LOAD and STORE: what the caches are told of the state.
+    """
     parts: tl.constexpr = K // BV
     pid = tl.program_id(0)
     part, h, sequence = pid % parts, pid // parts % H, pid // (parts * H)
@@ -32,7 +36,7 @@ def _lightning_decode(
     else:
         offsets = ks[:, None] * K + vs[None, :]
         state_ptrs = states_ptr + (slot * H + h) * (K * K) + offsets
-        state = tl.load(state_ptrs)
+        state = tl.load(state_ptrs, eviction_policy=LOAD)
         decay = tl.exp(-tl.load(slopes_ptr + h).to(tl.float32))
         if counts_ptr is not None:
             end = tl.minimum(end, begin + tl.load(counts_ptr + sequence).to(tl.int64))
@@ -47,7 +51,7 @@ def _lightning_decode(
             if after_ptr is not None:
                 tl.store(after_ptr + (t * H + h) * (K * K) + offsets, state)
         if UPDATE:
-            tl.store(state_ptrs, state)
+            tl.store(state_ptrs, state, cache_modifier=STORE)
 
 
 _launch = Launcher(_lightning_decode)
@@ -59,9 +63,10 @@ def _decode(x, states, slots, slopes, starts, counts, after, silu, update):
     o = x.new_empty((T, H, K)) if counts is None else x.new_zeros((T, H, K))
     config = tuning.config("lightning_decode", S=S, H=H, K=K)
     width = min(config["width"], K)
+    hints = ("evict_first", ".cs") if config["streamed"] and starts is None else ("", "")  # a draft's is read again
     _launch(
         (S * H * (K // width), 1, 1), (x, slopes, slots, starts, counts, states, o, after), (H,),
-        (K, width, silu, update), num_warps=config["num_warps"],
+        (K, width, silu, update, *hints), num_warps=config["num_warps"],
     )  # fmt: skip
     return o
 

@@ -6,6 +6,7 @@ Legend: T tokens, S sequences, H heads, K head dim.
 import pytest
 import torch
 
+from mmvl.kernels import tuning
 from mmvl.kernels.lightning_attention import lightning_attention
 from mmvl.kernels.lightning_decode import lightning_decode
 
@@ -39,6 +40,29 @@ def test_one_token_each_in_place(slots, K, backend, device):
     assert_near(pool, expected)
     untouched = [n for n in range(5) if n not in slots]
     assert torch.equal(pool[untouched], expected[untouched])
+
+
+@pytest.mark.parametrize("S, width, streamed", [(1, 16, 1), (8, 32, 1), (64, 64, 0)])
+def test_launch_parameters_are_the_measured_ones(S, width, streamed):
+    expected = {"width": width, "num_warps": 4, "streamed": streamed}
+    assert tuning.declared()["lightning_decode"].default_at({"S": S, "H": 64, "K": 128}) == expected
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("width", [16, 64])
+def test_what_caches_are_told_changes_nothing(width, device):
+    qkv, pool = draw(2, 128, device=device)
+    slots = torch.tensor([1, 4], device=device)
+    expected = pool.clone()
+    o_ref = lightning_decode(qkv, expected, slots, SLOPES, backend="reference")
+    found = []
+    for streamed in (0, 1):
+        states = pool.clone()
+        with tuning.forced("lightning_decode", {"width": width, "num_warps": 4, "streamed": streamed}):
+            found.append((lightning_decode(qkv, states, slots, SLOPES, backend="triton"), states))
+    assert_near(found[0][0], o_ref)
+    assert_near(found[0][1], expected)
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
 
 
 @BACKENDS
