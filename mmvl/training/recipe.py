@@ -191,6 +191,7 @@ class TrainRecipe(Strict):
     log_every_steps: int = Field(gt=0)
     save_every_minutes: float = Field(gt=0)
     save_every_steps: int | None = Field(default=None, gt=0)
+    profile_at_step: int | None = Field(default=None, ge=0)
     keep_checkpoints: int = Field(default=1, ge=1)
     spike: float | None = Field(default=3.0, gt=1)
 

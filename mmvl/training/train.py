@@ -24,6 +24,7 @@ from mmvl.training.ledger import Ledger
 from mmvl.training.loader import Loader, source_names
 from mmvl.training.objective import Objective
 from mmvl.training.parallel import Parallel
+from mmvl.training.profile import StepProfile
 from mmvl.training.ranks import Ranks
 from mmvl.training.recipe import ContrastiveRecipe, PreferenceRecipe, TokenizerRecipe, TrainRecipe, load_recipe
 from mmvl.training.report import METRICS, Metrics, Rates, draw_loss, progress_line
@@ -95,6 +96,7 @@ class Stage:
         self.metrics, self.rates = Metrics(self.out), Rates(self.model.config, recipe, self.ranks)
         self.step, self.seconds, self.ledger, loader_state = 0, 0.0, Ledger(self.names), None
         self.guard, self.window = LossGuard(recipe.spike), Window()
+        self.profile = StepProfile(recipe.profile_at_step if self.ranks.first else None, self.out, self.device)
         self.skipped_before = 0  # updates left out before a resume
         self.saved: int | None = None  # the step of the newest checkpoint
         self._unjudged: tuple[int, float, torch.Tensor, list[Batch]] | None = None  # the last step, its loss not seen
@@ -215,6 +217,7 @@ class Stage:
             self.writer.finish()  # one that was begun before is whole and good
             raise
         finally:
+            self.profile.end()
             for s, handler in before.items():
                 signal.signal(s, handler)
         self.console.print(
@@ -231,6 +234,7 @@ class Stage:
         batches = iter(self.loader)
         while (spent := progress(self.ledger.tokens, self.seconds, recipe.budget)) < 1.0:
             lr = self._set_lr(spent)
+            self.profile.before(self.step)
             waiting = time.monotonic()
             accumulate = [size for tokens, size in self.sizes if self.ledger.tokens >= tokens][-1]
             set_accumulation(self.engine, accumulate)
@@ -258,6 +262,8 @@ class Stage:
                 self.engine.step()
                 self.window.add(figures)
                 sums.append(figures["by_source"][0].sum())
+            if line := self.profile.after(self.step):
+                self.console.print(line, highlight=False, soft_wrap=True)
             self.step += 1
             self.seconds = seconds
             self._unjudged = (self.step, targets, torch.stack(sums).sum(), rows)

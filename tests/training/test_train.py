@@ -1,6 +1,7 @@
 """Training through DeepSpeed's engine: it learns, stops and goes on exactly, and freezes what the recipe says."""
 
 import errno
+import gzip
 import io
 import itertools
 import json
@@ -244,6 +245,19 @@ def test_a_checkpoint_that_cannot_be_written_does_not_stop_the_run(recipe_file, 
     monkeypatch.setattr(checkpoints, "write_safetensors", full)
     with pytest.raises(OSError, match="the last checkpoint of tiny could not be written"):
         train(recipe_file, [f"out={tmp_path / 'full'}"], Console(quiet=True))
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_profile_of_some_steps(recipe_file, tmp_path, at):
+    """The table says what the steps were made of, also where the stage ends amid them; training is not changed."""
+    plain = train(recipe_file, ["budget.tokens=1200", f"out={tmp_path / 'plain'}"])
+    out = train(recipe_file, ["budget.tokens=1200", f"profile_at_step={at}", f"out={tmp_path / 'profiled'}"])
+    table = (out / "profile.txt").read_text()
+    assert table.startswith(f"3 steps from step {at} on\n") and "aten::mm" in table
+    trace = json.loads(gzip.decompress((out / "profile-trace.json.gz").read_bytes()))
+    assert any(event.get("name") == "aten::mm" for event in trace["traceEvents"])
+    assert (out / "model" / "model.safetensors").read_bytes() == (plain / "model" / "model.safetensors").read_bytes()
+    assert not (plain / "profile.txt").exists()
 
 
 def test_zero_stages_agree(recipe_file, tmp_path):
