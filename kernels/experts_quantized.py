@@ -21,6 +21,7 @@ from .experts import _routing_kernels, experts, only_these_experts, pairs_of_a_r
 
 GROUP = 128
 KINDS = ("int8", "int4", "fp8")
+WORKSPACE = 3 << 30  # bytes that int8 and int4 weights may take while they are unpacked, for many tokens
 
 
 class QuantizedExperts(NamedTuple):
@@ -97,13 +98,15 @@ def experts_quantized(
     order_P: torch.Tensor | None = None,
     offsets_E1: torch.Tensor | None = None,
     first_expert: int | None = None,
+    workspace: int = WORKSPACE,
     backend: str | None = None,
 ) -> torch.Tensor:
     """What `experts` gives with the dequantised weights, (T, D) in the dtype of `x_TD`; for inference only.
 
     `order_P` and `offsets_E1` are the router's (see `Routing`), computed here if not given. With `first_expert` only
     the experts from there on are here, as in `experts`. The reference dequantises the experts that are hit in the dtype
-    of `x_TD`, on CUDA all of them, and does not quantise x.
+    of `x_TD`, on CUDA all of them, and does not quantise x. For many tokens the kernels unpack as many experts at once
+    as `workspace` bytes hold, at least one.
     """
     if torch.is_grad_enabled() and x_TD.requires_grad:
         raise ValueError("quantised experts have no gradient; run them under torch.no_grad()")
@@ -121,7 +124,7 @@ def experts_quantized(
         order_P, offsets_E1 = _routing_kernels().sort(indices_Tk.contiguous(), E)
     return torch.ops.mmvl.experts_quantized(
         x_TD.contiguous(), q.w1, q.w3, q.w2, q.scale1, q.scale3, q.scale2, q.kind, weights_Tk.contiguous(),
-        order_P, offsets_E1, first_expert is not None,
+        order_P, offsets_E1, first_expert is not None, workspace,
     )  # fmt: skip
 
 
@@ -150,7 +153,7 @@ def _has_fp8(x, quantized):
 def _quantized_op(
     x: torch.Tensor, w1: torch.Tensor, w3: torch.Tensor, w2: torch.Tensor,
     scale1: torch.Tensor, scale3: torch.Tensor, scale2: torch.Tensor, kind: str,
-    weights: torch.Tensor, order: torch.Tensor, offsets: torch.Tensor, partial: bool,
+    weights: torch.Tensor, order: torch.Tensor, offsets: torch.Tensor, partial: bool, workspace: int,
 ) -> torch.Tensor:  # fmt: skip
     scales = (scale1, scale3, scale2)  # triton is imported where a kernel runs, not before
     if kind == "fp8":
@@ -161,8 +164,10 @@ def _quantized_op(
     shape = {"P": T * weights.shape[1], "E": E, "I": I, "D": D, "dtype": str(x.dtype)[6:], "bits": bits}
     if tuning.config("experts_unpack", **shape)["use"] and _maps_fit_16_bits(x, I):
         from .experts_unpacked_triton import forward
-    else:
-        from .experts_few_triton import forward
+
+        return forward(x, w1, w3, w2, scales, bits, weights, order, offsets, partial, workspace)
+    from .experts_few_triton import forward
+
     return forward(x, w1, w3, w2, scales, bits, weights, order, offsets, partial)
 
 
@@ -173,5 +178,5 @@ def _maps_fit_16_bits(x, I) -> bool:
 
 
 @_quantized_op.register_fake
-def _(x, w1, w3, w2, scale1, scale3, scale2, kind, weights, order, offsets, partial):
+def _(x, w1, w3, w2, scale1, scale3, scale2, kind, weights, order, offsets, partial, workspace):
     return torch.empty_like(x)

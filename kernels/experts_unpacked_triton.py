@@ -16,8 +16,6 @@ from .experts_few_triton import GROUP_SIZE, _nibble
 from .experts_large_triton import products
 from .experts_triton import _shape, combine, gather
 
-WORKSPACE = 3 << 30  # bytes that unpacked weights may take
-
 
 @triton.jit
 def _unpack(w_ptr, scale_ptr, out_ptr, N, K, BITS: tl.constexpr, BN: tl.constexpr):
@@ -53,14 +51,15 @@ def unpack(w, scale, bits, out):
     return out
 
 
-def forward(x, w1, w3, w2, scales, bits, weights, order, offsets, partial=False):
-    """-> y (T, D); `partial` as in experts_few_triton.forward."""
+def forward(x, w1, w3, w2, scales, bits, weights, order, offsets, partial, workspace):
+    """-> y (T, D); `partial` as in experts_few_triton.forward. workspace: bytes for unpacked weights, but at least one
+    expert's are unpacked at a time."""
     (T, D), (E, I, _), k = x.shape, w1.shape, weights.shape[1]
     P = T * k
     h = torch.empty(P, I, dtype=x.dtype, device=x.device)
     pairs = (torch.zeros if partial else torch.empty)(P, D, dtype=x.dtype, device=x.device)
     sorted_x, shape = gather(x, order, k), _shape(P, E, I, D, x.dtype)
-    step = max(1, min(E, WORKSPACE // (3 * I * D * x.element_size())))
+    step = max(1, min(E, workspace // (3 * I * D * x.element_size())))
     spaces = [torch.empty(step * I * D, dtype=x.dtype, device=x.device) for _ in range(3)]
     for first in range(0, E, step):
         count = min(step, E - first)

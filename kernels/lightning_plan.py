@@ -58,6 +58,7 @@ class BlockPlan:
     lengths: tuple[int, ...]
     device: torch.device
     block: int | None = None
+    fixed: Segments | None = None  # instead of what `segments` would cut, where the device alone knows the lengths
     _segments: dict[int, Segments] = field(default_factory=dict, repr=False, compare=False)
 
     @functools.cached_property
@@ -85,6 +86,8 @@ class BlockPlan:
 
     def segments(self, tokens: int) -> Segments:
         """For the kernels; `tokens` is the longest that a segment may be. One copy to the device at the first call."""
+        if self.fixed is not None:
+            return self.fixed
         tokens = min(tokens, max(self.lengths)) or 1
         found = self._segments.get(tokens)
         if found is None:

@@ -288,14 +288,21 @@ class HybridCache:
 
         The states take these tokens now. Cheaper in memory than a state after each token, of which one would be chosen.
         """
-        counts_S = to_device(torch.tensor(counts, dtype=torch.int32), self.device)
+        self.take_draft(packed, to_device(torch.tensor(counts, dtype=torch.int32), self.device))
+        self.forget_draft()
+        self.advance_by(packed.slots, counts)
+
+    def take_draft(self, packed: Packed, counts_S: torch.Tensor) -> None:
+        """The device's part of `accept`: the states take so many tokens of each sequence's draft."""
         for layer, (qkv_TC, slopes_H) in self._drafted.items():
             lightning_decode(
                 qkv_TC, self._states[layer], packed.slots_S, slopes_H, cu_seqlens_S1=packed.cu_seqlens_S1,
                 counts_S=counts_S,
             )  # fmt: skip
+
+    def forget_draft(self) -> None:
+        """Drop what the layers projected for a draft."""
         self._drafted.clear()
-        self.advance_by(packed.slots, counts)
 
     def states(self, layer: int) -> torch.Tensor:
         """The pool itself (slots, H, K, K), to be updated in place; `layer` counts lightning layers only."""
@@ -307,7 +314,10 @@ class HybridCache:
 
     def write_states(self, layer: int, packed: Packed, states_SHKK: torch.Tensor) -> None:
         """Store the states after the batch's last tokens."""
-        self._states[layer].index_copy_(0, packed.slots_S, states_SHKK.detach().to(self._states.dtype))
+        states_SHKK = states_SHKK.detach().to(self._states.dtype)
+        if packed.source_S is not None:
+            states_SHKK = states_SHKK.index_select(0, packed.source_S)
+        self._states[layer].index_copy_(0, packed.slots_S, states_SHKK)
 
     def extend_keys(self, layer: int, packed: Packed, k_TGK: torch.Tensor, v_TGK: torch.Tensor):
         """Store new keys and values; returns all of the batch's (U, G, K); `layer` counts softmax layers only."""

@@ -21,7 +21,7 @@ from .config import LIGHTNING, TextConfig
 from .expert_parallel import ExpertLayout, global_balance, place_experts
 from .init import init_decoder
 from .lightning import LightningLayer
-from .moe import SharedMlp, SparseMoe, mix_shared
+from .moe import QuantizedStack, SharedMlp, SparseMoe, mix_shared
 from .packed import Packed
 from .softmax import SoftmaxLayer
 from .tensor_parallel import FEW, Shard, TokenShares
@@ -140,6 +140,12 @@ class Decoder(nn.Module):
     def cache_config(self) -> TextConfig:
         """The config with the heads that are here, which a cache keeps keys, values and states of."""
         return self.config if self.shard is None else self.shard.local
+
+    def limit_workspace(self, num_bytes: int) -> None:
+        """How much memory a layer may use to unpack quantised experts; see `kernels.experts_quantized`."""
+        for layer in self.model.layers:
+            if isinstance(layer.block_sparse_moe.experts, QuantizedStack):
+                layer.block_sparse_moe.experts.workspace = num_bytes
 
     def new_cache(self, **settings) -> HybridCache:
         """A cache for this decoder's heads; `settings` are those of `HybridCache`."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmvl.kernels.experts import experts, router
-from mmvl.kernels.experts_quantized import QuantizedExperts, experts_quantized, quantize_weight
+from mmvl.kernels.experts_quantized import WORKSPACE, QuantizedExperts, experts_quantized, quantize_weight
 
 from .config import TextConfig
 from .expert_parallel import ExpertLayout, spread_experts, summed_probabilities
@@ -35,12 +35,13 @@ class QuantizedStack(nn.Module):
     """The same, quantised to `kind` (see kernels/experts_quantized.py), in the place of `Experts`; for inference.
 
     Buffers w1, w3, w2 and their fp32 scales scale1, scale3, scale2, uninitialised. They move to devices with the model
-    but keep their dtypes when it is cast.
+    but keep their dtypes when it is cast. workspace: bytes that may be used to unpack them.
     """
 
     def __init__(self, config: TextConfig, kind: str, here: range | None = None):
         super().__init__()
         self.kind, self.width, self.expert_width = kind, config.hidden_size, config.intermediate_size
+        self.workspace = WORKSPACE
         E = config.num_local_experts if here is None else len(here)
         I, D = self.expert_width, self.width
         for which, shape in ((1, (I, D)), (3, (I, D)), (2, (D, I))):
@@ -59,7 +60,7 @@ class QuantizedStack(nn.Module):
         quantized = QuantizedExperts(
             self.kind, self.w1, self.w3, self.w2, self.scale1, self.scale3, self.scale2, self.width, self.expert_width
         )
-        return experts_quantized(x_TD, quantized, weights_Tk, indices_Tk, **sort)
+        return experts_quantized(x_TD, quantized, weights_Tk, indices_Tk, workspace=self.workspace, **sort)
 
     def _apply(self, fn, recurse=True):
         # as bytes, which no cast touches

@@ -59,6 +59,7 @@ class Packed:
     keys: KeyIndex | None = None  # for softmax attention over a cache
     draft: bool = False  # tokens to verify: states wait for `HybridCache.accept`
     static: bool = False  # its tensors are filled anew for every step of a CUDA graph, which counts for itself
+    source_S: torch.Tensor | None = None  # int64: whose state is stored for each; rows of a graph that stand for nobody
     part: "PartTables | None" = None  # of a row over several ranks in which documents are cut
 
     @property

@@ -21,6 +21,7 @@ from mmvl.benchmark.engine_contestants import Load, Model, Ours, Progress, Trans
 from mmvl.benchmark.measure import Stopwatch, ceilings
 from mmvl.benchmark.run import SECONDS, provenance
 from mmvl.benchmark.shapes import shape_of
+from mmvl.engine.graph_rule import weights
 from mmvl.engine.memory import bytes_of_state, bytes_of_token
 from mmvl.text_backbone.config import TextConfig
 
@@ -169,18 +170,15 @@ def floors(
     expert_bytes: what each has (None: in `dtype`). Over several ranks everything but the head is shared evenly.
     """
     c, size, tokens = config, dtype.itemsize, sum(load.lengths)
-    channels, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    lightning, softmax = len(c.lightning_layers), len(c.softmax_layers)
-    attention = lightning * 5 * channels * c.hidden_size + softmax * (2 * channels + 2 * keys) * c.hidden_size
-    expert = 3 * c.hidden_size * c.intermediate_size
-    shared = c.num_hidden_layers * 3 * c.hidden_size * c.shared_intermediate_size
-    active = attention + shared + c.num_hidden_layers * c.num_experts_per_tok * expert
+    channels, lightning, softmax = c.num_attention_heads * c.head_dim, len(c.lightning_layers), len(c.softmax_layers)
+    every, expert = weights(c)
+    active = every + c.num_hidden_layers * c.num_experts_per_tok * expert
     pairs = sum(length * length / 2 for length in load.lengths)
     products = 2 * active * tokens + softmax * 4 * channels * pairs + lightning * 4 * channels * c.head_dim * tokens
     count = len(load.lengths)
     if hit is None:
         hit = c.num_local_experts * (1 - (1 - c.num_experts_per_tok / c.num_local_experts) ** count)
-    read = size * (attention + shared) + c.num_hidden_layers * hit * (expert_bytes or size * expert)
+    read = size * every + c.num_hidden_layers * hit * (expert_bytes or size * expert)
     cached = tokens + count * load.new_tokens / 2  # half-way through the answers
     read += count * 2 * bytes_of_state(c) + cached * bytes_of_token(c, dtype)
     head = size * c.vocab_size * c.hidden_size

@@ -23,7 +23,7 @@ from mmvl.benchmark.shapes import random_decoder
 from mmvl.checkpoint import load_model
 from mmvl.engine import Engine, SamplingParams
 from mmvl.engine.cpu_decode import kernels
-from mmvl.engine.memory import is_out_of_memory
+from mmvl.engine.memory import bytes_of_expert, is_out_of_memory
 from mmvl.engine.ranks import load as load_over_ranks
 from mmvl.engine.ranks import spread
 from mmvl.processor import Processor, Prompt
@@ -100,10 +100,9 @@ class Ours:
         self.engine.warm_up(progress)
         self.warm_up_seconds = time.perf_counter() - began
 
-    def expert_bytes(self) -> float:
+    def expert_bytes(self) -> int:
         """Of one expert of one layer."""
-        experts = self.engine.model.language_model.model.layers[0].block_sparse_moe.experts
-        return sum(t.nbytes for t in experts.state_dict().values()) / experts.w1.shape[0]
+        return bytes_of_expert(self.engine.model.language_model)
 
     def run(self, load: Load) -> dict[str, float]:
         """Answer the load; its row."""

@@ -7,15 +7,18 @@ import torch
 
 from mmvl.engine.cpu_decode import CpuDecode
 from mmvl.engine.draft import PromptLookup, Worth
-from mmvl.engine.graphs import DecodeGraphs
+from mmvl.engine.graph_rule import LARGEST, chunk_tokens
+from mmvl.engine.graphs import StepGraphs
 from mmvl.engine.images import ImageEncoder
 from mmvl.engine.memory import (
     PAGE_SIZE,
     activation_bytes,
+    bytes_of_expert,
     checkpoint_spacing,
     choose_sizes,
     is_out_of_memory,
     largest_step,
+    workspace_bytes,
 )
 from mmvl.engine.pace import Pace
 from mmvl.engine.pools import Pools
@@ -27,12 +30,13 @@ from mmvl.engine.sampling_params import SamplingParams
 from mmvl.engine.scheduler import Scheduler, Work
 from mmvl.engine.spread import SpreadDecoder, SpreadGraphs
 from mmvl.engine.stats import Counters, Stats
-from mmvl.engine.step import FastDecode, Flight, Result, Stepper
+from mmvl.engine.step import Flight, Result, Stepper
 from mmvl.engine.text_stream import TextStream, TokenBytes
 from mmvl.engine.warm_up import Progress, warm_up
 from mmvl.model import VLModel
 from mmvl.processor import Processor, Prompt
 from mmvl.text_backbone.cache import CacheFull
+from mmvl.text_backbone.moe import QuantizedStack
 
 PREFIX_CACHES = ("exact", "int8", "off")
 
@@ -51,6 +55,10 @@ class Engine:
         room there they are computed again.
     behind: launch a step before the last one's tokens were seen; None: on a GPU.
     graphs: decode by CUDA graphs, or on a CPU by `cpu_decode.py`; False is off.
+    graph_tokens: most tokens of a step with chunks of prompts that goes by a CUDA graph; 0: none; None: by the rule in
+        `graph_rule.py`.
+    expert_workspace: bytes into which experts in int8 or int4 are unpacked for many tokens; None: an eighth of a GPU's
+        free memory, at most 3 GiB. Less leaves room for more sequences, and makes long prompts a little slower.
     """
 
     def __init__(
@@ -62,20 +70,26 @@ class Engine:
         max_cached_tokens: int | None = None,
         max_batch_tokens: int | None = None,
         prefix_cache: str = "exact",
-        draft_tokens: int = 8,
+        draft_tokens: int = 7,
         swap_bytes: int | None = None,
         behind: bool | None = None,
         graphs: bool = True,
+        graph_tokens: int | None = None,
+        expert_workspace: int | None = None,
     ):
         gpu = model.device.type == "cuda"
         given = [n for n in (max_batch_tokens, max_sequences, max_cached_tokens) if n is not None]
         if min(given, default=1) < 1 or draft_tokens < 0:
             raise ValueError("max_sequences, max_cached_tokens and max_batch_tokens must be at least 1")
+        if graph_tokens is not None and not 0 <= graph_tokens <= LARGEST:
+            raise ValueError(f"graph_tokens is {graph_tokens}; it can be 0 to {LARGEST:,}")
         if prefix_cache not in PREFIX_CACHES:
             raise ValueError(f"prefix_cache is {prefix_cache!r}; it can be {', '.join(PREFIX_CACHES)}")
         max_batch_tokens = max_batch_tokens or largest_step(model)
         self.model, self.processor, self.draft_tokens = model, processor, draft_tokens
         decoder = model.language_model
+        self.expert_workspace = workspace_bytes(model, expert_workspace)
+        decoder.limit_workspace(self.expert_workspace)
         self.sizes = choose_sizes(
             decoder.cache_config,
             model.device,
@@ -83,7 +97,7 @@ class Engine:
             max_sequences=max_sequences,
             max_cached_tokens=max_cached_tokens,
             prefix_cache=prefix_cache,
-            activations=activation_bytes(model, max_batch_tokens),
+            activations=activation_bytes(model, max_batch_tokens, self.expert_workspace),
         )
         self.max_sequences, self.num_pages = self.sizes.max_sequences, self.sizes.num_pages
         self.context = min(model.config.text.max_position_embeddings, (self.num_pages - 1) * PAGE_SIZE)
@@ -110,25 +124,30 @@ class Engine:
         self.behind = gpu if behind is None else behind
         # A sampled image id would be a placeholder without an image.
         sampler = Sampler(processor.valid_vocab_size, [processor.image_id])
-        fast = self._fast_decode() if graphs else None
-        self._stepper = Stepper(model, self.pools, sampler, self._images, behind=self.behind, fast=fast)
+        self.graphs, cpu = None, None
+        if graphs and gpu:
+            self.graphs = self._new_graphs((draft_tokens and draft_tokens + 1, verified), graph_tokens)
+        elif graphs:
+            cpu = CpuDecode.of(decoder, self.cache)
+        self._stepper = Stepper(
+            model, self.pools, sampler, self._images, behind=self.behind, graphs=self.graphs, cpu=cpu
+        )  # fmt: skip
         self._token_bytes = TokenBytes(processor.tokenizer)
         self._flights: deque[Flight] = deque()
         self._landed = 0.0  # when the last one did
 
-    def _fast_decode(self) -> FastDecode | None:
-        """What decodes faster than the decoder itself."""
+    def _new_graphs(self, drafts: tuple[int, int], chunks: int | None) -> StepGraphs | SpreadGraphs:
         decoder = self.model.language_model
-        if self.model.device.type == "cpu":
-            return CpuDecode.of(decoder, self.cache)
-        settings = (self.cache, decoder.config.hidden_size, self.model.dtype, self.max_sequences)
-        return decoder.new_graphs(*settings) if isinstance(decoder, SpreadDecoder) else DecodeGraphs(decoder, *settings)
-
-    @property
-    def graphs(self) -> DecodeGraphs | SpreadGraphs | None:
-        """What decodes by CUDA graphs, on a GPU."""
-        fast = self._stepper.fast
-        return fast if isinstance(fast, DecodeGraphs | SpreadGraphs) else None
+        spread = isinstance(decoder, SpreadDecoder)
+        if chunks is None:
+            quantized = isinstance(decoder.model.layers[0].block_sparse_moe.experts, QuantizedStack)
+            chunks = chunk_tokens(
+                decoder.config, self.model.dtype, ranks=decoder.ranks if spread else 1,
+                expert_bytes=bytes_of_expert(decoder) if quantized else None,
+            )  # fmt: skip
+        chunks = min(chunks, self.pace.most)
+        settings = (self.cache, decoder.config.hidden_size, self.model.dtype, self.max_sequences, drafts, chunks)
+        return decoder.new_graphs(*settings) if spread else StepGraphs(decoder, *settings)
 
     def warm_up(self, progress: Progress = lambda what: None) -> None:
         """On a GPU, run what requests will need once, which takes from seconds to a minute or two where kernels have

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+from mmvl.kernels.experts_quantized import WORKSPACE
 from mmvl.model import TILES_AT_ONCE
 from mmvl.text_backbone.config import TextConfig
-from mmvl.text_backbone.moe import QuantizedStack
 
 PAGE_SIZE = 64
 MOST_SEQUENCES = {"cuda": 256, "cpu": 32}
@@ -44,8 +44,38 @@ def bytes_of_state(config: TextConfig) -> int:
     return 4 * len(config.lightning_layers) * config.num_attention_heads * config.head_dim**2
 
 
-def activation_bytes(model, tokens: int) -> int:
-    """About what a step of so many tokens, and a full batch of tiles in the vision half, take at most.
+def bytes_of_expert(decoder) -> int:
+    """One expert of a layer as it is stored, its scales included."""
+    experts = decoder.model.layers[0].block_sparse_moe.experts
+    return sum(t.nbytes for t in experts.state_dict().values()) // experts.w1.shape[0]
+
+
+def workspace_bytes(model, wanted: int | None = None) -> int:
+    """For experts in int8 or int4, which are unpacked for many tokens: of a GPU's free memory an eighth, at most
+    `kernels.experts_quantized.WORKSPACE`, at least one expert, at most all of a layer; `wanted` instead of the eighth.
+    0 without such experts.
+
+    A smaller one costs launches, as fewer experts are unpacked and multiplied at a time.
+
+    Raises ValueError where less than one expert is wanted.
+    """
+    stacks = [layer.block_sparse_moe.experts for layer in model.language_model.model.layers
+              if getattr(layer.block_sparse_moe.experts, "kind", None) in ("int8", "int4")]  # fmt: skip
+    if not stacks:
+        return 0
+    text = model.config.text
+    one = 3 * text.intermediate_size * text.hidden_size * model.dtype.itemsize
+    if wanted is not None and wanted < one:
+        raise ValueError(f"expert_workspace is {wanted / GIB:.2f} GiB; one unpacked expert takes {one / GIB:.2f}")
+    if wanted is None:
+        wanted = WORKSPACE
+        if model.device.type == "cuda":
+            wanted = min(wanted, torch.cuda.mem_get_info(model.device)[0] // 8)
+    return min(max(wanted, one), max(len(stack.w1) for stack in stacks) * one)
+
+
+def activation_bytes(model, tokens: int, workspace: int = 0) -> int:
+    """About what a step of so many tokens, and a full batch of tiles in the vision half, take at most; and `workspace`.
 
     Per token either an attention layer's projections or, of each expert chosen, its input, hidden layer and output,
     beside the stream; half as much again for what the allocator cannot use.
@@ -53,24 +83,13 @@ def activation_bytes(model, tokens: int) -> int:
     text, size = model.config.text, model.dtype.itemsize
     attention = 3 * text.hidden_size + 6 * text.num_attention_heads * text.head_dim
     experts = text.num_experts_per_tok * (2 * text.hidden_size + text.intermediate_size)
-    step = size * tokens * max(attention, 4 * text.hidden_size + experts) * 3 // 2
-    kinds = {layer.block_sparse_moe.experts.kind for layer in model.language_model.model.layers
-             if isinstance(layer.block_sparse_moe.experts, QuantizedStack)}  # fmt: skip
-    if kinds & {"int8", "int4"}:
-        step += _unpacked_bytes(text, size)
+    step = size * tokens * max(attention, 4 * text.hidden_size + experts) * 3 // 2 + workspace
     vision = getattr(model.config, "vision", None)
     if vision is None:
         return step
     patches = (vision.image_size // vision.patch_size) ** 2 + 1
     of_patch = 4 * vision.hidden_size + vision.intermediate_size + text.hidden_size
     return step + size * TILES_AT_ONCE * patches * of_patch
-
-
-def _unpacked_bytes(text: TextConfig, size: int) -> int:
-    """Of the workspace into which quantised weights are unpacked for many tokens."""
-    from mmvl.kernels.experts_unpacked_triton import WORKSPACE
-
-    return min(WORKSPACE, 3 * text.num_local_experts * text.intermediate_size * text.hidden_size * size)
 
 
 def largest_step(model) -> int:

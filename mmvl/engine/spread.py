@@ -9,7 +9,7 @@ Legend: T tokens of a step, S sequences, D model width.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mmvl.engine.graphs import DecodeGraphs
+from mmvl.engine.graphs import Kind, StepGraphs
 from mmvl.text_backbone.cache import HybridCache
 from mmvl.text_backbone.decoder import Decoder, DecoderOutput
 from mmvl.text_backbone.packed import Packed
@@ -62,6 +62,14 @@ class SpreadDecoder(nn.Module):
     def logits(self, hidden_TD: Tensor) -> Tensor:
         return self.decoder.logits(hidden_TD)
 
+    @property
+    def ranks(self) -> int:
+        return self.decoder.shard.size
+
+    def limit_workspace(self, num_bytes: int) -> None:
+        self._team.send(("limit_workspace", self._number, num_bytes))
+        self.decoder.limit_workspace(num_bytes)
+
     def new_cache(self, **settings) -> MirroredCache:
         """A cache on every rank, each for its own heads."""
         self._caches += 1
@@ -76,35 +84,44 @@ class SpreadDecoder(nn.Module):
             return self.decoder(_broadcast(x_TD), packed, cache.raw)
 
     def new_graphs(self, cache: MirroredCache, *settings) -> SpreadGraphs:
-        """Graphs on every rank; `settings` are those of `DecodeGraphs` after the cache."""
+        """Graphs on every rank; `settings` are those of `StepGraphs` after the cache."""
         cache.flush(("new_graphs", cache.number, settings))
-        return SpreadGraphs(DecodeGraphs(self.decoder, cache.raw, *settings), cache)
+        return SpreadGraphs(StepGraphs(self.decoder, cache.raw, *settings), cache)
 
 
 class SpreadGraphs:
-    """`DecodeGraphs` of all ranks, captured and replayed together, the sums over the ranks in them."""
+    """`StepGraphs` of all ranks, captured and replayed together, the sums over the ranks in them."""
 
-    def __init__(self, graphs: DecodeGraphs, cache: MirroredCache):
+    def __init__(self, graphs: StepGraphs, cache: MirroredCache):
         self._graphs, self._cache = graphs, cache
 
-    def fits(self, slots: Sequence[int]) -> bool:
-        self._cache.flush(("graph_fits", self._cache.number, tuple(slots)))
-        with self._cache.team.together():
-            return self._graphs.fits(slots)
+    def shapes(self) -> Iterator[tuple[Kind, int, int]]:
+        return self._graphs.shapes()
 
-    @property
-    def ladder(self) -> list[int]:
-        return self._graphs.ladder
+    def prepare(self, slots: Sequence[int]) -> Tensor | None:
+        return self._all("prepare", tuple(slots))
 
-    def capture(self, rows: int, tokens: int) -> bool:
-        self._cache.flush(("graph_capture", self._cache.number, rows, tokens))
-        with self._cache.team.together():
-            return self._graphs.capture(rows, tokens)
+    def takes(self, slots: Sequence[int], counts: Sequence[int], draft: bool) -> bool:
+        return self._all("takes", tuple(slots), tuple(counts), draft)
+
+    def accept(self, slots: Sequence[int], counts: Sequence[int]) -> None:
+        self._all("accept", tuple(slots), tuple(counts))
+
+    def capture(self, kind: Kind, tokens: int, rows: int, context: int) -> bool:
+        return self._all("capture", kind, tokens, rows, context)
 
     def run(self, slots: Sequence[int], x_SD: Tensor) -> Tensor:
-        self._cache.flush(("graph_run", self._cache.number, tuple(slots), tuple(x_SD.shape), x_SD.dtype))
+        return self._all("run", tuple(slots), x_TD=x_SD)
+
+    def run_ragged(self, slots: Sequence[int], counts: Sequence[int], x_TD: Tensor) -> Tensor:
+        return self._all("run_ragged", tuple(slots), tuple(counts), x_TD=x_TD)
+
+    def _all(self, name: str, *args, x_TD: Tensor | None = None):
+        """`name` of the graphs of every rank; `x_TD` is their last argument."""
+        shape = None if x_TD is None else (tuple(x_TD.shape), x_TD.dtype)
+        self._cache.flush(("graphs", self._cache.number, name, args, shape))
         with self._cache.team.together():
-            return self._graphs.run(slots, _broadcast(x_SD))
+            return getattr(self._graphs, name)(*args, *(() if x_TD is None else (_broadcast(x_TD),)))
 
 
 def _broadcast(x_TD: Tensor) -> Tensor:
@@ -167,7 +184,7 @@ class Follower:
         self._rank, self._ranks = rank, ranks
         self._decoders: dict[int, Decoder] = {}
         self._caches: dict[CacheNumber, HybridCache] = {}
-        self._graphs: dict[CacheNumber, DecodeGraphs] = {}
+        self._graphs: dict[CacheNumber, StepGraphs] = {}
         self._packs: dict[CacheNumber, OrderedDict[int, Packed]] = {}
         self._count: dict[CacheNumber, int] = {}
 
@@ -175,6 +192,9 @@ class Follower:
         self._device = torch.device(device_type, torch.cuda.current_device() if device_type == "cuda" else None)
         self._decoders[number] = make(device=self._device, rank=self._rank, ranks=self._ranks)
         return "ready"
+
+    def limit_workspace(self, number: int, num_bytes: int) -> None:
+        self._decoders[number].limit_workspace(num_bytes)
 
     def new_cache(self, number: CacheNumber, settings: dict) -> None:
         self._caches[number] = self._decoders[number[0]].new_cache(**settings, device=self._device)
@@ -198,19 +218,13 @@ class Follower:
         decoder(self._receive(shape, dtype), self._packs[number][packed], self._caches[number])
 
     def new_graphs(self, number: CacheNumber, settings: tuple) -> None:
-        self._graphs[number] = DecodeGraphs(self._decoders[number[0]], self._caches[number], *settings)
+        self._graphs[number] = StepGraphs(self._decoders[number[0]], self._caches[number], *settings)
 
     @torch.inference_mode()
-    def graph_fits(self, number: CacheNumber, slots: tuple[int, ...]) -> None:
-        self._graphs[number].fits(slots)
-
-    @torch.inference_mode()
-    def graph_capture(self, number: CacheNumber, rows: int, tokens: int) -> None:
-        self._graphs[number].capture(rows, tokens)
-
-    @torch.inference_mode()
-    def graph_run(self, number: CacheNumber, slots: tuple[int, ...], shape: tuple, dtype: torch.dtype) -> None:
-        self._graphs[number].run(slots, self._receive(shape, dtype))
+    def graphs(self, number: CacheNumber, name: str, args: tuple, shape: tuple | None) -> None:
+        """A call of them; with the embeddings, of this shape and dtype, if they are an argument."""
+        embeddings = () if shape is None else (self._receive(*shape),)
+        getattr(self._graphs[number], name)(*args, *embeddings)
 
     def _receive(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         x_TD = torch.empty(shape, dtype=dtype, device=self._device)

@@ -21,17 +21,26 @@ from mmvl.engine.request import TokenLogprob
 from mmvl.engine.sampler import Logprobs, Row, Sampler
 from mmvl.engine.scheduler import Work
 from mmvl.model import VLModel
-from mmvl.text_backbone.packed import to_device
+from mmvl.text_backbone.packed import Packed, to_device
 
 
-class FastDecode(Protocol):
-    """Another way through the decoder for one token of each sequence (`graphs.py`, `cpu_decode.py`, `spread.py`)."""
+class Graphs(Protocol):
+    """Steps as CUDA graphs, here (`graphs.py`) or on several ranks (`spread.py`)."""
 
-    def fits(self, slots: Sequence[int]) -> bool:
-        """Whether it can take these sequences."""
+    def prepare(self, slots: Sequence[int]) -> Tensor | None:
+        """The next tokens' places of these sequences on the device, of which the slots (S,); None: no graph."""
 
     def run(self, slots: Sequence[int], x_SD: Tensor) -> Tensor:
-        """Embeddings (S, D) -> hidden states (S, D), good until the next run; the cache is advanced."""
+        """Of those prepared: embeddings (S, D) -> hidden states (S, D), good until the next run; advances the cache."""
+
+    def takes(self, slots: Sequence[int], counts: Sequence[int], draft: bool) -> bool:
+        """Whether it takes so many tokens of each sequence; then `run_ragged` comes next."""
+
+    def run_ragged(self, slots: Sequence[int], counts: Sequence[int], x_TD: Tensor) -> Tensor:
+        """As `run`, (T, D); a draft advances nothing until `accept`."""
+
+    def accept(self, slots: Sequence[int], counts: Sequence[int]) -> None:
+        """How many tokens of each draft hold."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,8 @@ class Flight:
 class Stepper:
     """Runs steps of a model over the pools.
 
-    behind: the host may launch a step before it has seen the last one's. fast: decodes where it `fits`.
+    behind: the host may launch a step before it has seen the last one's. graphs, cpu: what is faster than the decoder
+    itself, where it takes a step.
     """
 
     def __init__(
@@ -132,27 +142,19 @@ class Stepper:
         images: ImageEncoder,
         *,
         behind: bool,
-        fast: FastDecode | None,
+        graphs: Graphs | None = None,
+        cpu: CpuDecode | None = None,
     ):
-        self.model, self.pools, self.sampler, self.images, self.fast = model, pools, sampler, images, fast
+        self.model, self.pools, self.sampler, self.images = model, pools, sampler, images
+        self.graphs, self.cpu = graphs, cpu
         num_slots = pools.cache.free_slots
         self._last_N = torch.zeros(num_slots, dtype=torch.int64, device=model.device) if behind else None
 
     def launch(self, works: Sequence[Work]) -> Flight:
         """Feed the works' tokens and sample. The requests' counts of cached and unseen tokens are advanced."""
         began = time.perf_counter()
-        cache, drafting = self.pools.cache, any(work.draft for work in works)
-        slots = [work.request.slot for work in works]
-        slots_W = None if self._last_N is None else self._to_device(slots)
-        x_TD = self._embed(works, slots_W)
-        if self.fast is not None and x_TD.shape[0] == len(works) and self.fast.fits(slots):
-            hidden_TD = self.fast.run(slots, x_TD)
-        else:
-            packed = cache.pack([(work.request.slot, work.count) for work in works], draft=drafting)
-            if drafting and self._verifies_fast(works):
-                hidden_TD = self.fast.verify(packed, x_TD)
-            else:
-                hidden_TD = self.model.language_model(x_TD, packed, cache).hidden_TD
+        drafting = any(work.draft for work in works)
+        hidden_TD, slots_W, packed = self._through(works, drafting)
         rows_T, rows, at = [], [], 0
         for work in works:
             at += work.count
@@ -164,7 +166,7 @@ class Stepper:
             if len(rows) < at:
                 hidden_TD = hidden_TD.index_select(0, self._to_device(rows_T))
             tokens_S, logprobs = self.sampler(self._logits(hidden_TD), rows)
-            if slots_W is not None and not drafting:
+            if self._last_N is not None and not drafting:
                 self._remember(works, slots_W, tokens_S)
         flight = Flight(works, tokens_S, logprobs, self.model.device, began)
         if drafting:
@@ -178,17 +180,33 @@ class Stepper:
                 self.pools.checkpoint(work.request)
         return flight
 
-    def _verifies_fast(self, works: Sequence[Work]) -> bool:
-        if not isinstance(self.fast, CpuDecode):
-            return False
-        return self.fast.fits([work.request.slot for work in works for _ in range(work.count)])
+    def _through(self, works: Sequence[Work], drafting: bool) -> tuple[Tensor, Tensor | None, Packed | None]:
+        """-> hidden states (T, D); the slots on the device, if they are there; the batch, unless it was a graph's."""
+        cache, slots = self.pools.cache, [work.request.slot for work in works]
+        counts = [work.count for work in works]
+        one_each, slots_W = max(counts) == 1, None
+        if self.graphs is not None and one_each:
+            slots_W = self.graphs.prepare(slots)
+            if slots_W is not None:
+                return self.graphs.run(slots, self._embed(works, slots_W)), slots_W, None
+        if self._last_N is not None and any(work.request.in_flight for work in works):
+            slots_W = self._to_device(slots)
+        x_TD = self._embed(works, slots_W)
+        if self.cpu is not None and one_each and self.cpu.fits(slots):
+            return self.cpu.run(slots, x_TD), slots_W, None
+        if self.graphs is not None and not one_each and self.graphs.takes(slots, counts, drafting):
+            return self.graphs.run_ragged(slots, counts, x_TD), slots_W, None
+        packed = cache.pack(list(zip(slots, counts, strict=True)), draft=drafting)
+        if self.cpu is not None and drafting and self.cpu.fits(range(sum(counts))):
+            return self.cpu.verify(packed, x_TD), slots_W, packed
+        return self.model.language_model(x_TD, packed, cache).hidden_TD, packed.slots_S, packed
 
     def _logits(self, hidden_SD: Tensor) -> Tensor:
-        fast = isinstance(self.fast, CpuDecode) and self.fast.fits(range(len(hidden_SD)))
-        return (self.fast if fast else self.model.language_model).logits(hidden_SD)
+        fast = self.cpu is not None and self.cpu.fits(range(len(hidden_SD)))
+        return (self.cpu if fast else self.model.language_model).logits(hidden_SD)
 
     def _embed(self, works: Sequence[Work], slots_W: Tensor | None) -> Tensor:
-        """Token and image embeddings (T, D); a token that only the device knows is taken from there."""
+        """Token and image embeddings (T, D); a token that only the device knows is taken from there, by `slots_W`."""
         ids, unseen, pieces, places = [], [], [], []  # unseen: whose last token it is, -1 if the host knows it
         for number, work in enumerate(works):
             request = work.request
@@ -222,15 +240,19 @@ class Stepper:
         first = len(request.output_ids) + request.in_flight
         return [Row(request.sampler_state, first + n, request.mask_V) for n in range(1 + len(work.draft))]
 
-    def _remember(self, works: Sequence[Work], slots_W: Tensor, tokens_S: Tensor) -> None:
-        if len(tokens_S) < len(works):
+    def _remember(self, works: Sequence[Work], slots_W: Tensor | None, tokens_S: Tensor) -> None:
+        if slots_W is None or len(tokens_S) < len(works):
             slots_W = self._to_device([work.request.slot for work in works if work.samples])
         self._last_N.index_copy_(0, slots_W, tokens_S)
 
-    def _settle(self, flight: Flight, packed) -> None:
+    def _settle(self, flight: Flight, packed: Packed | None) -> None:
         """Wait, and keep of the drafts what held."""
         results = flight.results()
-        self.pools.cache.accept(packed, [len(result.token_ids) for result in results])
+        counts = [len(result.token_ids) for result in results]
+        if packed is None:
+            self.graphs.accept([work.request.slot for work in flight.works], counts)
+        else:
+            self.pools.cache.accept(packed, counts)
         for result in results:
             work = result.work
             work.request.num_cached += len(result.token_ids)

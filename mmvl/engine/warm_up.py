@@ -17,6 +17,10 @@ from mmvl.processor import Prompt
 CONTEXTS = (1024, 4096)  # tokens of sequences for which graphs are captured beforehand
 _PAST = 512  # tokens of a chunk behind which another one comes
 _DRAFTS = (1, 3, 7)
+_NAMES = {
+    "decode": "{rows} sequences", "draft": "drafts, {tokens} tokens of {rows} sequences",
+    "chunk": "prompts, {tokens} tokens of {rows} sequences",
+}  # fmt: skip
 _FIRST_ID = 16  # special tokens come before
 Progress = Callable[[str], None]
 
@@ -94,11 +98,12 @@ def _capture(engine, progress: Progress) -> None:
     graphs = engine.graphs
     if graphs is None:
         return
-    for rows in graphs.ladder:
-        progress(f"capturing graphs: {rows} sequences of {graphs.ladder[-1]}")
-        for tokens in CONTEXTS:
-            if not graphs.capture(rows, tokens):
-                return
+    broken: set[str] = set()
+    for kind, tokens, rows in graphs.shapes():
+        progress(f"capturing graphs: {_NAMES[kind].format(tokens=tokens, rows=rows)}")
+        for context in CONTEXTS:
+            if kind not in broken and not graphs.capture(kind, tokens, rows, context):
+                broken.add(kind)
 
 
 def _request(engine, tokens: int, new_tokens: int, **settings) -> Request:

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from mmvl.benchmark.decoder import SLICE
-from mmvl.engine.memory import activation_bytes, largest_step
+from mmvl.benchmark.shapes import WHOLE
+from mmvl.engine.memory import activation_bytes, choose_sizes, largest_step, workspace_bytes
 from mmvl.text_backbone.decoder import Decoder
 from mmvl.text_backbone.moe import QuantizedStack
+from mmvl.text_backbone.tensor_parallel import Shard
 
 GIB = 1 << 30
 
@@ -23,13 +25,55 @@ def slice_of_the_model(kind=None):
     )
 
 
-def test_quantised_experts_need_room_to_be_unpacked():
-    plain, packed = (activation_bytes(slice_of_the_model(kind), 0) for kind in (None, "int4"))
-    assert (plain, packed) == (0, 3 << 30)
+def memory_is(monkeypatch, free):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(free * GIB), 140 * GIB))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+
+
+def test_steps_need_room_for_activations():
+    assert activation_bytes(slice_of_the_model(), 0) == 0 and activation_bytes(slice_of_the_model(), 0, 7) == 7
     assert 1.5 * GIB < activation_bytes(slice_of_the_model(), 8192) < 2 * GIB
+
+
+EXPERT = 3 * SLICE.intermediate_size * SLICE.hidden_size * 2
+
+
+@pytest.mark.parametrize(("kind", "free", "taken"), [("int8", 100, 3 * GIB), ("int4", 8, GIB), ("int4", 1, EXPERT),
+                                                     ("fp8", 100, 0), (None, 100, 0)])  # fmt: skip
+def test_experts_are_unpacked_where_there_is_room(monkeypatch, kind, free, taken):
+    memory_is(monkeypatch, free)
+    assert workspace_bytes(slice_of_the_model(kind)) == taken
+
+
+def test_the_workspace_can_be_chosen(monkeypatch):
+    memory_is(monkeypatch, 8)
+    model = slice_of_the_model("int4")
+    assert workspace_bytes(model, 2 * GIB) == 2 * GIB and workspace_bytes(model, 1 << 50) == 32 * EXPERT
+    with pytest.raises(ValueError, match=r"expert_workspace is 0.10 GiB; one unpacked expert takes 0.32"):
+        workspace_bytes(model, GIB // 10)
+    decoder = model.language_model
+    decoder.limit_workspace(5)
+    assert decoder.model.layers[0].block_sparse_moe.experts.workspace == 5
+
+
+def test_the_whole_model_in_int4_on_two_gpus_has_room_for_32_sequences(monkeypatch):
+    """As its weights leave 8 GiB on each (8.6 GB were measured); with all of 3 GiB to unpack experts there were 24."""
+    memory_is(monkeypatch, 8.0)
+    model = slice_of_the_model("int4")
+    config, steps = Shard(WHOLE, 0, 2).local, largest_step(model)
+
+    def sizes(workspace, sequences):
+        activations = activation_bytes(model, steps, workspace)
+        return choose_sizes(config, model.device, model.dtype, max_sequences=sequences, prefix_cache="off",
+                            activations=activations)  # fmt: skip
+
+    assert sizes(workspace_bytes(model), 32).num_pages * 64 > 32 * 1024
+    with pytest.raises(ValueError, match="too little for 32 sequences"):
+        sizes(workspace_bytes(model, 3 * GIB), 32)
+    assert sizes(workspace_bytes(model, 3 * GIB), 24).num_pages * 64 > 1024
 
 
 @pytest.mark.parametrize(("free", "tokens"), [(60, 32_768), (40, 16_384), (8, 4096), (0.1, 1024)])
 def test_steps_are_as_long_as_the_memory_allows(monkeypatch, free, tokens):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(free * GIB), 140 * GIB))
+    memory_is(monkeypatch, free)
     assert largest_step(slice_of_the_model()) == tokens

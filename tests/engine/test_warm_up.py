@@ -25,10 +25,10 @@ def watched(engine, monkeypatch):
     def capture(*shape):
         assert torch.is_inference_mode_enabled()
         captured.append(shape)
-        return True
+        return shape[0] != "draft"
 
-    graphs = SimpleNamespace(ladder=[1, 2, 4], capture=capture)
-    monkeypatch.setattr(Engine, "graphs", graphs)
+    shapes = [("decode", 1, 1), ("decode", 1, 2), ("draft", 4, 1), ("chunk", 16, 8)]
+    monkeypatch.setattr(engine, "graphs", SimpleNamespace(shapes=lambda: shapes, capture=capture))
     monkeypatch.setattr(engine._stepper, "launch", lambda works: steps.append(works) or launch(works))
     return steps, captured
 
@@ -43,7 +43,10 @@ def test_it_reaches_what_requests_reach_and_leaves_nothing_behind(parts, monkeyp
     monkeypatch.setattr(warming, "_PAST", 64)
     warm_up(engine, told.append)
     monkeypatch.undo()
-    assert captured == [(rows, tokens) for rows in (1, 2, 4) for tokens in (1024, 4096)]
+    decoding = [("decode", 1, rows, context) for rows in (1, 2) for context in (1024, 4096)]
+    chunks = [("chunk", 16, 8, context) for context in (1024, 4096)]
+    assert captured == [*decoding, ("draft", 4, 1, 1024), *chunks]  # what failed once is not tried again
+    assert "capturing graphs: drafts, 4 tokens of 1 sequences" in told
     assert {1, 2, 4, 8, 64, 128, 130} <= {work.count for works in steps for work in works}
     assert any(work.start == work.count == 64 for works in steps for work in works)
     assert any(len(works) > 2 and max(work.count for work in works) > 60 for works in steps)

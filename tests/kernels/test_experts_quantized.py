@@ -202,16 +202,13 @@ def by_rows(x):
     "T, D, I, E",
     [pytest.param(70, 48, 32, 5, marks=SMALL)] + ([(900, 512, 1024, 5), (3000, 1024, 1536, 7)] if CUDA else []),
 )
-def test_weights_are_unpacked_ahead_of_many_tokens(T, D, I, E, kind, partial, rmse_ratio, monkeypatch):
+def test_weights_are_unpacked_ahead_of_many_tokens(T, D, I, E, kind, partial, rmse_ratio):
     """Two experts at a time, the last one alone."""
-    from mmvl.kernels import experts_unpacked_triton
-
     x, gate, *weights = draw(T, D, I, E, HALF)
     q = quantize_experts(*weights, kind)
     r = router(x, gate, 2, backend="triton")
-    monkeypatch.setattr(experts_unpacked_triton, "WORKSPACE", 2 * 3 * I * D * 2)
     expected = experts(x.double(), *q.dequantize(torch.float64), r.weights_Tk.double(), r.indices_Tk)
-    how = {"order_P": r.order_P, "offsets_E1": r.offsets_E1, "backend": "triton"}
+    how = {"order_P": r.order_P, "offsets_E1": r.offsets_E1, "backend": "triton", "workspace": 2 * 3 * I * D * 2}
     with torch.no_grad(), tuning.forced("experts_unpack", {"use": 1}):
         if partial:
             parts = [(0, 2), (2, E)]
