@@ -12,6 +12,7 @@ import typer
 
 from mmvl.app import errors
 from mmvl.app.batch import commands as batch
+from mmvl.app.bench_graphs import bench_graphs
 from mmvl.app.bench_laptop import bench_laptop
 from mmvl.app.bench_ranks import bench_ranks
 from mmvl.app.chat.command import chat
@@ -380,6 +381,7 @@ def bench_engine(
 bench.command("quantize")(bench_quantize)
 bench.command("server")(bench_server)
 bench.command("ranks")(bench_ranks)
+bench.command("graphs")(bench_graphs)
 bench.command("laptop")(bench_laptop)
 
 

@@ -141,6 +141,11 @@ class Decoder(nn.Module):
         """The config with the heads that are here, which a cache keeps keys, values and states of."""
         return self.config if self.shard is None else self.shard.local
 
+    @property
+    def ranks(self) -> int:
+        """Over how many ranks it is spread at inference."""
+        return 1 if self.shard is None else self.shard.size
+
     def limit_workspace(self, num_bytes: int) -> None:
         """How much memory a layer may use to unpack quantised experts; see `kernels.experts_quantized`."""
         for layer in self.model.layers:

@@ -75,6 +75,13 @@ class Model:
     def processor(self) -> Processor:
         return Processor.from_pretrained(self.directory or MMVL_TINY)
 
+    def load(self, device: torch.device, dtype: torch.dtype):
+        """The model, or with a config as much of one as an engine without images needs; spread over the ranks."""
+        if self.config is None:
+            return load_over_ranks(self.directory or MMVL_TINY, device=device, dtype=dtype)
+        make = partial(random_decoder, config=self.config, experts=self.experts, dtype=dtype)
+        return _TextOnly(spread(make, device), device, dtype)
+
     def vocabulary(self, processor: Processor, config: TextConfig) -> int:
         """Ids below this can be asked for and answered."""
         return min(processor.valid_vocab_size, config.vocab_size)
@@ -84,12 +91,7 @@ class Ours:
     """The engine. Drafts and the prefix cache are off, `settings` go over that: random text would flatter them."""
 
     def __init__(self, model: Model, device: torch.device, dtype: torch.dtype, settings: dict, progress: Progress):
-        processor = model.processor()
-        if model.config is None:
-            loaded = load_over_ranks(model.directory or MMVL_TINY, device=device, dtype=dtype)
-        else:
-            make = partial(random_decoder, config=model.config, experts=model.experts, dtype=dtype)
-            loaded = _TextOnly(spread(make, device), device, dtype)
+        processor, loaded = model.processor(), model.load(device, dtype)
         self.engine = Engine(loaded, processor, **{"prefix_cache": "off", "draft_tokens": 0} | settings)
         self.config, self.device = loaded.language_model.config, device
         self.vocabulary = model.vocabulary(processor, self.config)

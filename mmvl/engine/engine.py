@@ -7,13 +7,12 @@ import torch
 
 from mmvl.engine.cpu_decode import CpuDecode
 from mmvl.engine.draft import PromptLookup, Worth
-from mmvl.engine.graph_rule import LARGEST, chunk_tokens
+from mmvl.engine.graph_rule import LARGEST, chunk_tokens_of
 from mmvl.engine.graphs import StepGraphs
 from mmvl.engine.images import ImageEncoder
 from mmvl.engine.memory import (
     PAGE_SIZE,
     activation_bytes,
-    bytes_of_expert,
     checkpoint_spacing,
     choose_sizes,
     is_out_of_memory,
@@ -36,7 +35,6 @@ from mmvl.engine.warm_up import Progress, warm_up
 from mmvl.model import VLModel
 from mmvl.processor import Processor, Prompt
 from mmvl.text_backbone.cache import CacheFull
-from mmvl.text_backbone.moe import QuantizedStack
 
 PREFIX_CACHES = ("exact", "int8", "off")
 
@@ -130,7 +128,8 @@ class Engine:
         elif graphs:
             cpu = CpuDecode.of(decoder, self.cache)
         self._stepper = Stepper(
-            model, self.pools, sampler, self._images, behind=self.behind, graphs=self.graphs, cpu=cpu
+            model, self.pools, sampler, self._images, behind=self.behind, most_sampled=verified, graphs=self.graphs,
+            cpu=cpu,
         )  # fmt: skip
         self._token_bytes = TokenBytes(processor.tokenizer)
         self._flights: deque[Flight] = deque()
@@ -138,16 +137,11 @@ class Engine:
 
     def _new_graphs(self, drafts: tuple[int, int], chunks: int | None) -> StepGraphs | SpreadGraphs:
         decoder = self.model.language_model
-        spread = isinstance(decoder, SpreadDecoder)
         if chunks is None:
-            quantized = isinstance(decoder.model.layers[0].block_sparse_moe.experts, QuantizedStack)
-            chunks = chunk_tokens(
-                decoder.config, self.model.dtype, ranks=decoder.ranks if spread else 1,
-                expert_bytes=bytes_of_expert(decoder) if quantized else None,
-            )  # fmt: skip
+            chunks = chunk_tokens_of(decoder, self.model.dtype)
         chunks = min(chunks, self.pace.most)
         settings = (self.cache, decoder.config.hidden_size, self.model.dtype, self.max_sequences, drafts, chunks)
-        return decoder.new_graphs(*settings) if spread else StepGraphs(decoder, *settings)
+        return decoder.new_graphs(*settings) if isinstance(decoder, SpreadDecoder) else StepGraphs(decoder, *settings)
 
     def warm_up(self, progress: Progress = lambda what: None) -> None:
         """On a GPU, run what requests will need once, which takes from seconds to a minute or two where kernels have

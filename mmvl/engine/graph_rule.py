@@ -7,7 +7,9 @@ rule needs the model's shape and these four numbers alone; `mmvl bench graphs` m
 
 import torch
 
+from mmvl.engine.memory import bytes_of_expert
 from mmvl.text_backbone.config import TextConfig
+from mmvl.text_backbone.moe import QuantizedStack
 from mmvl.text_backbone.tensor_parallel import FEW
 
 # Of an H200 and its host, measured (docs/log.md): 5.4 ms for mmvl-tiny's 9 layers, 80 ms for 80 layers over two ranks.
@@ -31,6 +33,13 @@ def chunk_tokens(config: TextConfig, dtype: torch.dtype, *, expert_bytes: int | 
     while tokens <= most and device_seconds(config, dtype, tokens, expert_bytes=expert_bytes, ranks=ranks) <= host:
         best, tokens = tokens, 2 * tokens
     return best
+
+
+def chunk_tokens_of(decoder, dtype: torch.dtype) -> int:
+    """`chunk_tokens` for a decoder, or for a rank's part of one."""
+    quantized = isinstance(decoder.model.layers[0].block_sparse_moe.experts, QuantizedStack)
+    expert_bytes = bytes_of_expert(decoder) if quantized else None
+    return chunk_tokens(decoder.config, dtype, expert_bytes=expert_bytes, ranks=decoder.ranks)
 
 
 def device_seconds(

@@ -64,7 +64,7 @@ class SpreadDecoder(nn.Module):
 
     @property
     def ranks(self) -> int:
-        return self.decoder.shard.size
+        return self.decoder.ranks
 
     def limit_workspace(self, num_bytes: int) -> None:
         self._team.send(("limit_workspace", self._number, num_bytes))

@@ -52,6 +52,29 @@ class Result:
     logprobs: tuple[TokenLogprob, ...] | None
 
 
+class Landing:
+    """Where sampled tokens arrive in the host's memory: buffers used in turn, of which the last two are untouched.
+
+    So the host never looks for pinned memory in the decode loop, some of which the device may still write to.
+    """
+
+    def __init__(self, device: torch.device, most: int):
+        self._turn, gpu = 0, device.type == "cuda"
+        self._buffers = [torch.empty(most, dtype=torch.int64, pin_memory=True) for _ in range(3)] if gpu else []
+        self._arrived = [torch.cuda.Event() for _ in self._buffers]
+
+    def bring(self, tokens_S: Tensor | None) -> tuple[Tensor | None, torch.cuda.Event | None]:
+        """The tokens on the host, and when they and all before them are there; on a CPU they are."""
+        if not self._buffers:
+            return tokens_S, None
+        self._turn = (self._turn + 1) % len(self._buffers)
+        arrived = self._arrived[self._turn]
+        if tokens_S is not None:
+            tokens_S = self._buffers[self._turn][: len(tokens_S)].copy_(tokens_S, non_blocking=True)
+        arrived.record()
+        return tokens_S, arrived
+
+
 class Flight:
     """A step that was launched."""
 
@@ -60,19 +83,14 @@ class Flight:
         works: Sequence[Work],
         tokens_S: Tensor | None,
         logprobs: Logprobs | None,
-        device: torch.device,
+        landing: Landing,
         launched: float,
     ):
         self.works, self.launched = works, launched  # when the host began with it
         self._sampled = [work for work in works if work.samples]
-        self._tokens_S, self._logprobs, self._ready = tokens_S, logprobs, None
+        self._logprobs = logprobs
+        self._tokens_S, self._ready = landing.bring(tokens_S)
         self._results: list[Result] | None = None
-        if device.type == "cuda":
-            if tokens_S is not None:
-                self._tokens_S = torch.empty(tokens_S.shape, dtype=tokens_S.dtype, pin_memory=True)
-                self._tokens_S.copy_(tokens_S, non_blocking=True)
-            self._ready = torch.cuda.Event()
-            self._ready.record()
 
     @property
     def num_tokens(self) -> int:
@@ -130,7 +148,8 @@ class Flight:
 class Stepper:
     """Runs steps of a model over the pools.
 
-    behind: the host may launch a step before it has seen the last one's. graphs, cpu: what is faster than the decoder
+    behind: the host may launch a step before it has seen the last one's. most_sampled: tokens of a step, where that is
+    more than the cache has places for sequences, as with drafts. graphs, cpu: what is faster than the decoder
     itself, where it takes a step.
     """
 
@@ -142,12 +161,14 @@ class Stepper:
         images: ImageEncoder,
         *,
         behind: bool,
+        most_sampled: int = 0,
         graphs: Graphs | None = None,
         cpu: CpuDecode | None = None,
     ):
         self.model, self.pools, self.sampler, self.images = model, pools, sampler, images
         self.graphs, self.cpu = graphs, cpu
         num_slots = pools.cache.free_slots
+        self._landing = Landing(model.device, max(num_slots, most_sampled))
         self._last_N = torch.zeros(num_slots, dtype=torch.int64, device=model.device) if behind else None
 
     def launch(self, works: Sequence[Work]) -> Flight:
@@ -168,7 +189,7 @@ class Stepper:
             tokens_S, logprobs = self.sampler(self._logits(hidden_TD), rows)
             if self._last_N is not None and not drafting:
                 self._remember(works, slots_W, tokens_S)
-        flight = Flight(works, tokens_S, logprobs, self.model.device, began)
+        flight = Flight(works, tokens_S, logprobs, self._landing, began)
         if drafting:
             self._settle(flight, packed)
         for work in works:
