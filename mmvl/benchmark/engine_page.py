@@ -1,6 +1,7 @@
 """The tables of mmvl/engine/README.md, from the results in mmvl/engine/results."""
 
 import json
+import re
 from pathlib import Path
 
 RESULTS = Path(__file__).parent.parent / "engine" / "results"
@@ -9,10 +10,17 @@ LEFT_OUT = "-"
 
 
 def tables(folder: Path = RESULTS) -> str:
-    """Markdown: the slice under load, over two GPUs, and the small model's exactness and steps, each as measured."""
+    """Markdown: the slice under load, the engine on one and two GPUs, the decoder alone over two, which says what
+    sending costs, and the small model's exactness and steps, each as measured."""
     found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
     parts = [
         *_loads([found["h200-slice"], found["h200-long"]]),
+        "",
+        *_spread(
+            ("8 layers, bf16", found["h200-engine-slice-1"]),
+            ("8 layers, bf16", found["h200-engine-slice-2"]),
+            ("80 layers (456B), experts in int4", found["h200-engine-whole-2"]),
+        ),
         "",
         *_ranks(found["h200-ranks-slice"], "8 layers, bf16"),
         "",
@@ -43,8 +51,31 @@ def _loads(results: list[dict]) -> list[str]:
             f"{ours['memory_gib']:.0f}",
         )) + " |")  # fmt: skip
     lines += ["", *(f"- {text[0].upper()}{text[1:]}." for result in results for text in result.get("corrections", []))]
+    lines += [f"- Of transformers' answers {result['peer_tokens']} tokens were made; its median step stands for the "
+              "others." for result in results if result.get("peer_tokens")]  # fmt: skip
     lines += [f"- Failed: {result['failed']}." for result in results if "failed" in result]
     return [*lines, "", *_measured_by(*results)]
+
+
+def _spread(*results: tuple[str, dict]) -> list[str]:
+    """The engine itself, by number of GPUs; tokens/s of a step leave the prompts out."""
+    heads = ("GPUs", "tokens/s", "first token, s", "last first token, s", "between, ms", "of its floor",
+             "tokens/s of a step", "prompt tokens/s", "GiB a GPU")  # fmt: skip
+    lines = [
+        "The engine with random weights on one and two H200s:", "",
+        "| layers | requests x prompt + answer | " + " | ".join(heads) + " |", "|---|---|" + "---:|" * len(heads),
+    ]  # fmt: skip
+    for what, result in results:
+        for line in result["table"]:
+            ours = line["mmvl"]
+            lines.append("| " + " | ".join((
+                what, line["load"], str(result["ranks"]), f"{ours['tokens_per_second']:,.1f}",
+                f"{ours['first_token_seconds']:.2f}", f"{ours['first_token_seconds_worst']:.2f}",
+                f"{1e3 * ours['between_seconds']:.2f}", f"{100 * ours['step_floor'] / ours['between_seconds']:.0f}%",
+                f"{line['sequences'] / ours['between_seconds']:,.0f}", f"{ours['prompt_tokens_per_second']:,.0f}",
+                f"{ours['memory_gib']:.0f}",
+            )) + " |")  # fmt: skip
+    return [*lines, "", *_measured_by(*(result for _, result in results))]
 
 
 def _ranks(result: dict, what: str) -> list[str]:
@@ -96,8 +127,16 @@ def _tiny(result: dict) -> list[str]:
 
 
 def _measured_by(*results: dict) -> list[str]:
-    first = results[0]
-    return [
-        f"{first['gpu']}, driver {first['driver']}, torch {first['torch']}, triton {first['triton']}, {first['date']}, "
-        f"commit {first['commit']}.", "", "```", *(result["command"] for result in results), "```",
-    ]  # fmt: skip
+    """Where and when, once for results that have it in common, and the commands."""
+    lines = dict.fromkeys(
+        f"{r['gpu']}, driver {r['driver']}, torch {r['torch']}, triton {r['triton']}, {r['date'][:10]}, commit "
+        f"{r['commit']}."
+        for r in results
+    )
+    return [*"\n\n".join(lines).split("\n"), "", "```", *map(_command, results), "```"]
+
+
+def _command(result: dict) -> str:
+    """As it is typed: `mmvl bench engine` does not know what started its ranks."""
+    start = f"torchrun --nproc-per-node {result.get('ranks')} -m mmvl.app.cli bench"
+    return re.sub("^mmvl bench", start, result["command"]) if result.get("ranks", 1) > 1 else result["command"]
