@@ -17,6 +17,7 @@ import torch
 
 from . import tuning
 from .backend import REFERENCE, choose
+from .fp8_keys import read_fp8_rows
 
 TILE_ROWS = 128  # (token, query head) pairs of one tile of a prompt
 SHORT_ROWS = 64  # sequences with no more of them have their keys split
@@ -112,22 +113,24 @@ def paged_attention(
     plan: PagePlan,
     scale: float,
     *,
+    scales_NG2: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
     """softmax(scale * q k^T) v over each sequence's pages, causal; (T, H, K) in the dtype of `q_THK`. No gradient.
 
-    `scale` must be positive. Raises ValueError if the heads do not match the plan.
+    With `scales_NG2` (bf16, of keys and of values) the pools are in fp8 as fp8_keys.py has it. `scale` must be
+    positive. Raises ValueError if the heads do not match the plan.
     """
     H, G = q_THK.shape[1], k_pool_NGK.shape[1]
     if G * plan.group != H:
         raise ValueError(f"{H} query heads and {G} key/value heads: the plan has {plan.group} a group")
     if choose(backend, q_THK, k_pool_NGK, v_pool_NGK, supported=supported(q_THK, plan.group)) == REFERENCE:
-        return _reference(q_THK, k_pool_NGK, v_pool_NGK, plan, scale)
+        return _reference(q_THK, k_pool_NGK, v_pool_NGK, plan, scale, scales_NG2)
     from .paged_attention_triton import op
 
     return op(
         q_THK, k_pool_NGK, v_pool_NGK, plan.table_SP, plan.lengths_S, plan.cu_new_S1, plan.work_W2, plan.page_size,
-        plan.num_short, plan.short_rows, plan.num_keys, scale,
+        plan.num_short, plan.short_rows, plan.num_keys, scale, scales_NG2,
     )  # fmt: skip
 
 
@@ -138,18 +141,21 @@ def supported(q_THK: torch.Tensor, group: int) -> bool:
     )
 
 
-def _reference(q_THK, k_pool_NGK, v_pool_NGK, plan, scale):
+def _reference(q_THK, k_pool_NGK, v_pool_NGK, plan, scale, scales_NG2):
     from .softmax_attention import softmax_attention
 
-    rows_U = plan.rows_U()
-    k_UGK, v_UGK = (pool.index_select(0, rows_U).to(q_THK.dtype) for pool in (k_pool_NGK, v_pool_NGK))
+    rows_U, pools = plan.rows_U(), (k_pool_NGK, v_pool_NGK)
+    if scales_NG2 is None:
+        k_UGK, v_UGK = (pool.index_select(0, rows_U).to(q_THK.dtype) for pool in pools)
+    else:
+        k_UGK, v_UGK = (read_fp8_rows(pool, scales_NG2, n, rows_U, q_THK.dtype) for n, pool in enumerate(pools))
     new, keys = (tuple(cu.diff().tolist()) for cu in (plan.cu_new_S1, plan.cu_keys_S1))
     return softmax_attention(q_THK, k_UGK, v_UGK, plan.cu_new_S1, plan.cu_keys_S1, new, keys, scale)
 
 
 def _keys(page, dtype):
     """Keys of a step: no more than a page holds, so that a step reads one entry of the table."""
-    return min(64 if dtype != "float32" else 16, max(page, 16))
+    return min(16 if dtype.startswith("float32") else 64, max(page, 16))
 
 
 def _decode(K, page, dtype):
@@ -166,7 +172,7 @@ def _decode_candidates(K, page, dtype):
 
 
 def _prefill(K, page, dtype):
-    return {"keys": _keys(page, dtype), "num_warps": 4 if dtype != "float32" else 8, "num_stages": 3}
+    return {"keys": _keys(page, dtype), "num_warps": 8 if dtype.startswith("float32") else 4, "num_stages": 3}
 
 
 def _prefill_candidates(K, page, dtype):

@@ -11,6 +11,7 @@ import triton.language as tl
 from . import paged_attention as paged
 from . import tuning
 from .custom_op import Launcher, Op, multiprocessors
+from .fp8_keys_triton import key_scale, value_scale
 
 MAX_SPLITS = 128
 LONG = 2048  # keys
@@ -18,7 +19,7 @@ LONG = 2048  # keys
 
 @triton.jit
 def _step(
-    q, acc, total, most, k_ptr, v_ptr, row_ptr, start, limit, g, scale,
+    q, acc, total, most, k_ptr, v_ptr, scales_ptr, row_ptr, start, limit, g, scale,
     G: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, PAGE: tl.constexpr, N: tl.constexpr, MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -31,11 +32,18 @@ def _step(
         inside = start + n <= tl.max(limit, axis=0)
         row = tl.load(row_ptr + (start + n) // PAGE, mask=inside, other=0).to(tl.int64) * PAGE + (start + n) % PAGE
     at = row * (G * K) + g * K
+    if scales_ptr is not None:  # of keys in fp8; they and the values are exact in q's dtype without their scales
+        if MASKED:
+            scales = tl.load(scales_ptr + row * G + g, mask=start + n <= tl.max(limit, axis=0), other=0)
+        else:
+            scales = tl.load(scales_ptr + row * G + g)
     if K == KP:
         k = tl.load(k_ptr + at[None, :] + d[:, None])
     else:
         k = tl.load(k_ptr + at[None, :] + d[:, None], mask=(d < K)[:, None], other=0.0)
     scores = tl.dot(q, k.to(q.dtype), input_precision=PRECISION)
+    if scales_ptr is not None:
+        scores *= key_scale(scales)[None, :]
     if MASKED:
         scores = tl.where((start + n)[None, :] <= limit[:, None], scores, float("-inf"))
         higher = tl.maximum(most, tl.max(scores, axis=1))
@@ -55,13 +63,16 @@ def _step(
     else:
         v = tl.load(v_ptr + at[:, None] + d[None, :], mask=(d < K)[None, :], other=0.0)
     v = v.to(q.dtype)
+    if scales_ptr is not None:
+        p *= value_scale(scales)[None, :]
     acc = tl.dot(p.to(q.dtype), v, acc, input_precision=PRECISION)
     return acc, total, higher
 
 
 @triton.jit(do_not_specialize=["P", "split_keys", "scale"])
 def _attend(
-    q_ptr, k_ptr, v_ptr, table_ptr, lengths_ptr, cu_new_ptr, work_ptr, o_ptr, part_ptr, lse_ptr, P, split_keys, scale,
+    q_ptr, k_ptr, v_ptr, scales_ptr, table_ptr, lengths_ptr, cu_new_ptr, work_ptr, o_ptr, part_ptr, lse_ptr,
+    P, split_keys, scale,
     H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, PAGE: tl.constexpr, M: tl.constexpr,
     N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -98,12 +109,14 @@ def _attend(
     most = tl.full((M,), float("-inf"), tl.float32)
     for start in range(low, open_end, N):
         acc, total, most = _step(
-            q, acc, total, most, k_ptr, v_ptr, row_ptr, start, limit, g, scale, G, K, KP, PAGE, N, False, PRECISION
-        )
+            q, acc, total, most, k_ptr, v_ptr, scales_ptr, row_ptr, start, limit, g, scale, G, K, KP, PAGE, N, False,
+            PRECISION,
+        )  # fmt: skip
     for start in range(open_end, high, N):
         acc, total, most = _step(
-            q, acc, total, most, k_ptr, v_ptr, row_ptr, start, limit, g, scale, G, K, KP, PAGE, N, True, PRECISION
-        )
+            q, acc, total, most, k_ptr, v_ptr, scales_ptr, row_ptr, start, limit, g, scale, G, K, KP, PAGE, N, True,
+            PRECISION,
+        )  # fmt: skip
     some = total > 0
     acc = acc / tl.where(some, total, 1.0)[:, None]
     if part_ptr is None:
@@ -146,25 +159,29 @@ def _join(
 _launch_attend, _launch_join = Launcher(_attend), Launcher(_join)
 
 
-def _shape(q, page_size):
-    return {"K": q.shape[-1], "page": page_size, "dtype": str(q.dtype).removeprefix("torch.")}
+def _shape(q, page_size, scales):
+    dtype = str(q.dtype).removeprefix("torch.")
+    return {"K": q.shape[-1], "page": page_size, "dtype": dtype if scales is None else f"{dtype}, keys in fp8"}
 
 
-def _forward(q, k_pool, v_pool, table, lengths, cu_new, work, page_size, num_short, short_rows, num_keys, scale):
+def _forward(q, k_pool, v_pool, table, lengths, cu_new, work, page_size, num_short, short_rows, num_keys, scale,
+             scales):  # fmt: skip
     (_, H, K), G = q.shape, k_pool.shape[1]
     q = q.contiguous()
-    for pool in (k_pool, v_pool):
-        if not pool.is_contiguous():
+    for pool in (k_pool, v_pool, scales):
+        if pool is not None and not pool.is_contiguous():
             raise ValueError("paged_attention needs contiguous pools")
+    scales = None if scales is None else scales.view(torch.int32)  # of key and value together
     o = torch.empty_like(q)
     padded = max(16, triton.next_power_of_2(K))
     shape = (H, G, K, padded, page_size)
     precision = "ieee" if q.dtype == torch.float32 else "tf32"
     scale *= 1.4426950408889634  # powers of 2 are cheaper
-    tensors = (q, k_pool, v_pool, table, lengths, cu_new)
+    tensors = (q, k_pool, v_pool, scales, table, lengths, cu_new)
     short, long = work[:num_short], work[num_short:]
+    of = _shape(q, page_size, scales)
     if num_short:
-        p = tuning.config("paged_decode", **_shape(q, page_size))
+        p = tuning.config("paged_decode", **of)
         rows, keys = max(16, triton.next_power_of_2(short_rows)), p["keys"]
         # parts of equal size, so that the device is full some waves over whatever the lengths are
         wanted = -(-num_keys * G // (multiprocessors(q.device) * p["waves"]))
@@ -187,7 +204,7 @@ def _forward(q, k_pool, v_pool, table, lengths, cu_new, work, page_size, num_sho
                 (H, G, K, padded, rows, triton.next_power_of_2(splits)), num_warps=4,
             )  # fmt: skip
     if len(long):
-        p = tuning.config("paged_prefill", **_shape(q, page_size))
+        p = tuning.config("paged_prefill", **of)
         rows = max(paged.TILE_ROWS, 16) if q.dtype != torch.float32 else paged.TILE_ROWS
         _launch_attend(
             (len(long), G, 1), (*tensors, long, o, None, None), (table.shape[1], 0, scale),
@@ -198,7 +215,8 @@ def _forward(q, k_pool, v_pool, table, lengths, cu_new, work, page_size, num_sho
 
 op = Op(
     "paged_attention(Tensor q, Tensor k_pool, Tensor v_pool, Tensor table, Tensor lengths, Tensor cu_new, Tensor work, "
-    "int page_size, int num_short, int short_rows, int num_keys, float scale) -> Tensor",
+    "int page_size, int num_short, int short_rows, int num_keys, float scale, "
+    "Tensor? scales) -> Tensor",
     _forward,
     lambda q, *args: torch.empty_like(q.contiguous()),
 )

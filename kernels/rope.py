@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from .backend import REFERENCE, choose
+from .fp8_keys import write_fp8_rows
 
 
 def rope_frequencies(rotary_dim: int, theta: float, device) -> torch.Tensor:
@@ -96,23 +97,32 @@ def rope_into_pages(
     v_pool_NGK: torch.Tensor,
     write_T: torch.Tensor,
     *,
+    scales_NG2: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> None:
     """Rotate queries and keys in place, and store keys and values at rows `write_T` (int64) of the pools; no gradient.
 
-    The pools may have another dtype than the new keys: they are rounded as they are stored.
+    The pools may have another dtype than the new keys: they are rounded as they are stored. With `scales_NG2` (bf16, of
+    keys and of values) the pools are in fp8 as fp8_keys.py has it, and the new keys and values become what was stored.
     """
     if choose(backend, q_THK, k_TGK, v_TGK, k_pool_NGK, supported=_supported(q_THK)) == REFERENCE:
         rotated = rope(q_THK, k_TGK, rotary, backend=REFERENCE)
         for x, y in zip((q_THK, k_TGK), rotated, strict=True):
             if y is not x:
                 x.copy_(y)
-        for pool, new in ((k_pool_NGK, k_TGK), (v_pool_NGK, v_TGK)):
-            pool.index_copy_(0, write_T, new.to(pool.dtype))
+        for which, (pool, new) in enumerate(((k_pool_NGK, k_TGK), (v_pool_NGK, v_TGK))):
+            if scales_NG2 is None:
+                pool.index_copy_(0, write_T, new.to(pool.dtype))
+            else:
+                new.copy_(write_fp8_rows(pool, scales_NG2, which, write_T, new))
         return
-    from .rope_triton import pages_op
+    from .rope_triton import fp8_pages_op, pages_op
 
-    pages_op(q_THK, k_TGK, v_TGK, rotary.positions_T, rotary.frequencies_R, k_pool_NGK, v_pool_NGK, write_T)
+    tensors = (q_THK, k_TGK, v_TGK, rotary.positions_T, rotary.frequencies_R, k_pool_NGK, v_pool_NGK)
+    if scales_NG2 is None:
+        pages_op(*tensors, write_T)
+    else:
+        fp8_pages_op(*tensors, scales_NG2, write_T)
 
 
 def _supported(q_THK) -> bool:

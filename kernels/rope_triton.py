@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from .custom_op import Launcher, Op
+from .fp8_keys_triton import exponent_of, power_of_two, rounded_to_e4m3
 
 
 @triton.jit
@@ -51,10 +52,59 @@ def _rotate(
                 tl.store(pool_ptr + stored + i, x.to(pool_ptr.dtype.element_ty), mask=other)
 
 
+@triton.jit
+def _largest(x):
+    """Of [tokens, heads, dims], over the dims."""
+    return tl.max(tl.abs(x), axis=2)[:, :, None]
+
+
+@triton.jit
+def _store_fp8(x, exponent, x_ptr, pool_ptr, at, stored, mask):
+    """Part of some heads: in e4m3 to the pool, and as that reads to where it came from."""
+    x = rounded_to_e4m3(x, exponent)
+    tl.store(pool_ptr + stored, x.to(pool_ptr.dtype.element_ty), mask=mask)
+    tl.store(x_ptr + at, (x * power_of_two(exponent)).to(x_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _store_scale(exponent, scales_ptr, row, head, heads, WHICH: tl.constexpr, mask):
+    """In bf16, of which the kernel sees the bits."""
+    at = (row[:, None, None] * heads + head[None, :, None]) * 2 + WHICH
+    tl.store(scales_ptr + at, (exponent << 7).to(tl.int16), mask=mask[:, None, None] & (head < heads)[None, :, None])
+
+
+@triton.jit
+def _keys_to_fp8(
+    k_ptr, pool_ptr, scales_ptr, token, row, cos, sin, heads, first_head,
+    HEADS: tl.constexpr, K: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr, mask,
+):  # fmt: skip
+    """Some heads of the tokens: rotated, quantised whole, to rows `row` of the pool and back to where they were."""
+    head = first_head + tl.arange(0, HEADS)
+    own = mask[:, None, None] & (head < heads)[None, :, None]
+    at = token[:, None, None] * (heads * K) + (head * K)[None, :, None]
+    stored = row[:, None, None] * (heads * K) + (head * K)[None, :, None]
+    i = tl.arange(0, HALF)[None, None, :]
+    j = 2 * R + tl.arange(0, REST)[None, None, :]
+    pair = own & (i < R)
+    other = own & (j < K)
+    a = tl.load(k_ptr + at + i, mask=pair, other=0.0).to(tl.float32)
+    b = tl.load(k_ptr + at + i + R, mask=pair, other=0.0).to(tl.float32)
+    # rounded as a key that stays in its own dtype, which is what the reference quantises
+    first = (a * cos - b * sin).to(k_ptr.dtype.element_ty).to(tl.float32)
+    second = (b * cos + a * sin).to(k_ptr.dtype.element_ty).to(tl.float32)
+    rest = tl.load(k_ptr + at + j, mask=other, other=0.0).to(tl.float32)
+    largest = tl.maximum(tl.maximum(_largest(first), _largest(second)), _largest(rest))
+    exponent = exponent_of(largest)
+    _store_fp8(first, exponent, k_ptr, pool_ptr, at + i, stored + i, pair)
+    _store_fp8(second, exponent, k_ptr, pool_ptr, at + i + R, stored + i + R, pair)
+    _store_fp8(rest, exponent, k_ptr, pool_ptr, at + j, stored + j, other)
+    _store_scale(exponent, scales_ptr, row, head, heads, 0, mask)
+
+
 @triton.jit(do_not_specialize=["T", "sign"])
 def _rope(
-    q_ptr, k_ptr, v_ptr, q_out_ptr, k_out_ptr, k_pool_ptr, v_pool_ptr, write_ptr, positions_ptr, frequencies_ptr,
-    T, sign,
+    q_ptr, k_ptr, v_ptr, q_out_ptr, k_out_ptr, k_pool_ptr, v_pool_ptr, scales_ptr, write_ptr, positions_ptr,
+    frequencies_ptr, T, sign,
     H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, R: tl.constexpr,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
@@ -80,15 +130,28 @@ def _rope(
                 _rotate(k_ptr, k_out_ptr, None, token, token, cos, sin, G, head, HEADS, K, R, HALF, REST, COPY, mask)
             else:
                 row = tl.load(write_ptr + token, mask=mask, other=0)
-                _rotate(
-                    k_ptr, k_out_ptr, k_pool_ptr, token, row, cos, sin, G, head, HEADS, K, R, HALF, REST, COPY, mask
-                )
+                if scales_ptr is None:
+                    _rotate(
+                        k_ptr, k_out_ptr, k_pool_ptr, token, row, cos, sin, G, head, HEADS, K, R, HALF, REST, COPY, mask
+                    )
+                else:
+                    _keys_to_fp8(
+                        k_ptr, k_pool_ptr, scales_ptr, token, row, cos, sin, G, head, HEADS, K, R, HALF, REST, mask
+                    )
                 heads = head + tl.arange(0, HEADS)
                 d = tl.arange(0, WHOLE)[None, None, :]
                 whole = mask[:, None, None] & (heads < G)[None, :, None] & (d < K)
                 at = (heads * K)[None, :, None] + d
-                v = tl.load(v_ptr + token[:, None, None] * (G * K) + at, mask=whole)
-                tl.store(v_pool_ptr + row[:, None, None] * (G * K) + at, v.to(v_pool_ptr.dtype.element_ty), mask=whole)
+                new = token[:, None, None] * (G * K) + at
+                stored = row[:, None, None] * (G * K) + at
+                v = tl.load(v_ptr + new, mask=whole, other=0.0)
+                if scales_ptr is None:
+                    tl.store(v_pool_ptr + stored, v.to(v_pool_ptr.dtype.element_ty), mask=whole)
+                else:
+                    v = v.to(tl.float32)
+                    exponent = exponent_of(_largest(v))
+                    _store_fp8(v, exponent, v_ptr, v_pool_ptr, new, stored, whole)
+                    _store_scale(exponent, scales_ptr, row, heads, G, 1, mask)
 
 
 _launch_rope = Launcher(_rope)
@@ -107,13 +170,13 @@ def _config(T: int, H: int, G: int, K: int, R: int) -> tuple[tuple[int, int, int
     return (programs, 1 if programs >= 1024 else blocks, 1), (tokens, heads, half, rest, whole)
 
 
-def _launch(q, k, v, q_out, k_out, k_pool, v_pool, write, positions, frequencies, sign):
+def _launch(q, k, v, q_out, k_out, k_pool, v_pool, scales, write, positions, frequencies, sign):
     (T, H, K), G, R = q.shape, k.shape[1], frequencies.shape[0]
     if not T:
         return
     grid, config = _config(T, H, G, K, R)
     _launch_rope(
-        grid, (q, k, v, q_out, k_out, k_pool, v_pool, write, positions, frequencies), (T, sign),
+        grid, (q, k, v, q_out, k_out, k_pool, v_pool, scales, write, positions, frequencies), (T, sign),
         (H, G, K, R, *config), num_warps=4,
     )  # fmt: skip
 
@@ -121,7 +184,7 @@ def _launch(q, k, v, q_out, k_out, k_pool, v_pool, write, positions, frequencies
 def _forward(q, k, positions, frequencies, back):
     q, k = q.contiguous(), k.contiguous()
     q_out, k_out = torch.empty_like(q), torch.empty_like(k)
-    _launch(q, k, None, q_out, k_out, None, None, None, positions, frequencies, -1.0 if back else 1.0)
+    _launch(q, k, None, q_out, k_out, None, None, None, None, positions, frequencies, -1.0 if back else 1.0)
     return q_out, k_out
 
 
@@ -149,15 +212,30 @@ op = Op("rope" + _SCHEMA, _forward, _fake, _setup_context, _backward)
 
 
 def _into_pages(q, k, v, positions, frequencies, k_pool, v_pool, write):
-    for x in (q, k, v, k_pool, v_pool):
+    _check(q, k, v, k_pool, v_pool)
+    _launch(q, k, v, q, k, k_pool, v_pool, None, write, positions, frequencies, 1.0)
+
+
+def _into_fp8_pages(q, k, v, positions, frequencies, k_pool, v_pool, scales, write):
+    _check(q, k, v, k_pool, v_pool, scales)
+    _launch(q, k, v, q, k, k_pool, v_pool, scales.view(torch.int16), write, positions, frequencies, 1.0)
+
+
+def _check(*tensors):
+    for x in tensors:
         if not x.is_contiguous():
             raise ValueError("rope_into_pages needs contiguous tensors")
-    _launch(q, k, v, q, k, k_pool, v_pool, write, positions, frequencies, 1.0)
 
 
 pages_op = Op(
     "rope_into_pages(Tensor(a!) q, Tensor(b!) k, Tensor v, Tensor positions, Tensor frequencies, Tensor(c!) k_pool, "
     "Tensor(d!) v_pool, Tensor write) -> ()",
     _into_pages,
+    lambda *args: None,
+)
+fp8_pages_op = Op(
+    "rope_into_fp8_pages(Tensor(a!) q, Tensor(b!) k, Tensor(c!) v, Tensor positions, Tensor frequencies, "
+    "Tensor(d!) k_pool, Tensor(e!) v_pool, Tensor(f!) scales, Tensor write) -> ()",
+    _into_fp8_pages,
     lambda *args: None,
 )
