@@ -59,7 +59,7 @@ def test_the_way_from_the_clone_to_a_captioned_folder(run_cli, clone, tiny_model
         verbs.add(arguments[0])
     assert verbs == {"ask", "caption", "vqa", "doctor", "quantize", "train", "data", "eval"}
     rows = (clone / "captions.jsonl").read_text().splitlines()
-    assert len(rows) == len(list((REPOSITORY / "app" / "assets" / "examples").glob("*.png")))
+    assert len(rows) == len(list((REPOSITORY / "app" / "assets" / "examples").glob("*.*g")))
     assert list((clone / "answers.parquet").glob("*.parquet")) and list((clone / "quantised").glob("*.safetensors"))
 
 
