@@ -1,7 +1,4 @@
-"""mmvl-tiny over 2 and 4 gloo ranks says what it says alone, in fp32; a rank killed with -9 ends all within seconds.
-
-Under torchrun this file is also the program that the ranks run.
-"""
+"""mmvl-tiny over 2 and 4 gloo ranks says what it says alone, in fp32; a rank killed with -9 ends all within seconds."""
 
 import json
 import os
@@ -12,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image, ImageDraw
 
 from mmvl import VLM
+from tests.processes import start_ranks
 
 QUESTIONS = ["Transcribe the text.", "What is in the image?", "How many words are there, and which?", "x"]
 
@@ -31,13 +28,10 @@ def answers(vlm: VLM) -> list[str]:
     return [*said, vlm.chat(many[0], max_tokens=12, temperature=0.8, seed=3).text]
 
 
-def main(out: Path, busy: bool) -> None:
-    torch.set_num_threads(1)
-    (out / f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
+def say_and_go_on(out: Path, busy: bool) -> None:
+    """What every rank runs, until it is ended; rank 0 writes what the model said. What they say to stderr is kept."""
+    os.dup2(os.open(out / f"stderr-{os.environ['RANK']}", os.O_WRONLY | os.O_CREAT), sys.stderr.fileno())
     vlm = VLM(device="cpu")
-    if str(out).endswith("ends"):
-        vlm.ask(None, QUESTIONS[0], max_tokens=3)
-        return
     said = {"plain": answers(vlm)}
     if busy:
         said["int8"] = answers(VLM(device="cpu", quantize="int8"))
@@ -54,38 +48,31 @@ def alone():
     return {"plain": answers(VLM(device="cpu")), "int8": answers(VLM(device="cpu", quantize="int8"))}
 
 
-def start(out: Path, world: int, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    environment["OMP_NUM_THREADS"] = "1"
-    return subprocess.Popen([*command, __file__, str(out), *arguments], stderr=subprocess.PIPE, text=True,
-                            env=environment)  # fmt: skip
-
-
 @pytest.mark.parametrize("world, busy, killed", [(2, True, 1), (4, False, 0)])
 def test_ranks_say_the_same_and_end_together(tmp_path, alone, world, busy, killed):
-    run = start(tmp_path, world, *["busy"] * busy)
+    ranks = start_ranks(say_and_go_on, world, tmp_path, busy)
     deadline = time.monotonic() + 200
-    while not (tmp_path / "answers.json").exists() and run.poll() is None and time.monotonic() < deadline:
+    while not (tmp_path / "answers.json").exists() and all(p.is_alive() for p in ranks) and time.monotonic() < deadline:
         time.sleep(0.05)
-    if run.poll() is not None or not (tmp_path / "answers.json").exists():
-        run.kill()
-        pytest.fail(f"no answers: {run.communicate()[1][-3000:]}")
+    told = {rank: tmp_path / f"stderr-{rank}" for rank in range(world)}
+    if not (tmp_path / "answers.json").exists():
+        pytest.fail("no answers: " + "\n".join(path.read_text()[-1000:] for path in told.values() if path.exists()))
     said = json.loads((tmp_path / "answers.json").read_text())
     assert said == {way: alone[way] for way in said} and ("int8" in said) == busy
-    os.kill(int((tmp_path / f"pid-{killed}").read_text()), signal.SIGKILL)
-    _, errors = run.communicate(timeout=60)
-    assert run.returncode == 1
+    ranks[killed].kill()
+    deadline = time.monotonic() + 60
+    for p in ranks:
+        p.join(max(0, deadline - time.monotonic()))
+    errors = "".join(path.read_text() for path in told.values())
+    assert [p.exitcode for p in ranks] == [-signal.SIGKILL if rank == killed else 1 for rank in range(world)], errors
     assert f"mmvl: rank {killed} is gone" in errors, [line for line in errors.splitlines() if "mmvl" in line]
 
 
-def test_ranks_end_well_when_the_first_does(tmp_path):
-    out = tmp_path / "ends"
-    out.mkdir()
-    run = start(out, 2)
-    _, errors = run.communicate(timeout=120)
-    assert run.returncode == 0, errors[-3000:]
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), "busy" in sys.argv)
+def test_a_command_under_torchrun_answers_and_ends(picture_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "mmvl.app.cli", "ask", str(picture_path), "-q", QUESTIONS[1], "--device", "cpu"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    environment["OMP_NUM_THREADS"] = "1"
+    run = subprocess.run([*command, "--max-tokens", "3"], capture_output=True, text=True, timeout=120, env=environment)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.strip(), "rank 0 answers"

@@ -1,14 +1,12 @@
 """Experts and rows spread over 4 gloo ranks equal one process: outputs, balance, counts and all gradients, in fp64.
 
-Under torchrun this file is also the program that the ranks run: it writes one JSON object, scenario -> largest error
-relative to the largest value, where that was, and how many pairs the least used expert and all experts got.
+The ranks run `scenarios`, which writes one JSON object, scenario -> largest error relative to the largest value, where
+that was, and how many pairs the least used expert and all experts got.
 """
 
 import json
-import os
-import subprocess
-import sys
 from itertools import accumulate
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +18,7 @@ from mmvl.text_backbone.expert_parallel import ExpertLayout, drop_over_capacity,
 from mmvl.text_backbone.moe import Experts
 from mmvl.text_backbone.packed import Packed
 from mmvl.text_backbone.sequence_parallel import RowPart
+from tests.processes import run_ranks
 
 WORLD = 4
 CONFIG = TextConfig(
@@ -127,8 +126,7 @@ def scenario(
     return errors[worst], worst, expected.expert_counts_LE.min().item(), expected.expert_counts_LE.sum().item()
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+def scenarios(out: Path) -> None:
     dist.init_process_group("gloo")
     rank, groups = dist.get_rank(), {1: None}
     for size in (2, 4):
@@ -142,21 +140,16 @@ def main() -> None:
         dist.all_gather_object(everyones, scenario(groups, rows, **settings))
         results[name] = max(everyones)
     if rank == 0:
-        with open(sys.argv[1], "w", encoding="utf-8") as f:
-            json.dump(results, f)
+        out.write_text(json.dumps(results))
     dist.barrier()
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What py wrote: all scenarios in one start of 4 processes."""
+    """What rank 0 wrote: all scenarios in one start of 4 processes."""
     out = tmp_path_factory.mktemp("ranks") / "results.json"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD)]
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    environment["OMP_NUM_THREADS"] = "1"
-    run = subprocess.run([*command, __file__, str(out)], capture_output=True, text=True, timeout=200, env=environment)
-    assert run.returncode == 0, run.stderr[-3000:]
+    run_ranks(scenarios, WORLD, out)
     return json.loads(out.read_text())
 
 
@@ -215,7 +208,3 @@ def test_positions_go_on_across_ranks():
     assert positions.tolist() == [i for n in lengths for i in range(n)]
     assert [p.past for p in parts] == [0, 13, 0, 14]
     assert RowPart((16, 16), 1, 2).pack("cpu").part is None, "no document is cut: nothing to exchange"
-
-
-if __name__ == "__main__":
-    main()

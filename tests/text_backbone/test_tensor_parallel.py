@@ -1,13 +1,11 @@
 """A decoder spread over gloo ranks for inference equals one process: prefill in groups, chunks, decode, in fp64.
 
-Under torchrun this file is also the program that the ranks run: it writes one JSON object, case -> largest error.
+The ranks run `cases`, which writes one JSON object, case -> largest error.
 """
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +15,7 @@ from mmvl.text_backbone.config import TextConfig
 from mmvl.text_backbone.decoder import Decoder
 from mmvl.text_backbone.moe import QuantizedStack
 from mmvl.text_backbone.tensor_parallel import FEW, Shard
+from tests.processes import run_ranks
 
 CONFIG = TextConfig(
     hidden_size=24, num_hidden_layers=3, num_attention_heads=8, num_key_value_heads=2, head_dim=8, rotary_dim=4,
@@ -67,8 +66,7 @@ def outputs(decoder: Decoder, x: torch.Tensor) -> list[torch.Tensor]:
     return out
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+def cases(out: Path) -> None:
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     x = torch.randn(2000, 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -80,8 +78,7 @@ def main() -> None:
         dist.all_gather_object(errors, max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs))
         results[name] = max(errors)
     if rank == 0:
-        with open(sys.argv[1], "w", encoding="utf-8") as f:
-            json.dump(results, f)
+        out.write_text(json.dumps(results))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -89,12 +86,8 @@ def main() -> None:
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_together_equal_one_process(tmp_path, world):
     """With 4 ranks two of them share a key/value head."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     out = tmp_path / "results.json"
-    environment["OMP_NUM_THREADS"] = "1"
-    run = subprocess.run([*command, __file__, str(out)], capture_output=True, text=True, timeout=120, env=environment)
-    assert run.returncode == 0, run.stderr[-3000:]
+    run_ranks(cases, world, out)
     errors = json.loads(out.read_text())
     assert set(errors) == set(CASES) and max(errors.values()) < 1e-12, errors
 
@@ -123,7 +116,3 @@ def test_quantised_experts_keep_their_dtypes():
     before = {name: t.dtype for name, t in stack.state_dict().items()}
     assert {name: t.dtype for name, t in stack.to(torch.bfloat16).state_dict().items()} == before
     assert stack.to("meta").w1.is_meta
-
-
-if __name__ == "__main__":
-    main()
