@@ -103,7 +103,8 @@ class Request:
 
     @property
     def decodes(self) -> bool:
-        return self.num_missing == 1 and self.num_tokens > len(self.prompt.token_ids)
+        tokens = self.num_tokens
+        return tokens - self.num_cached == 1 and tokens > len(self.prompt.token_ids)
 
     @property
     def waits_for_host(self) -> bool:

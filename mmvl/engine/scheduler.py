@@ -88,7 +88,9 @@ class Scheduler:
             return self._alone(suspect)
         self._make_way()
         works = [Work(r, r.num_cached, 1) for r in list(self.running) if self._decodes_now(r)]
-        chunks = self._chunks(self.pace.tokens(sum(request.decodes for request in self.running)))
+        answers = sum(request.decodes for request in self.running)
+        some_read = self.waiting or answers < len(self.running)
+        chunks = self._chunks(self.pace.tokens(answers)) if some_read else []
         return works + chunks if chunks else self._with_drafts(works)
 
     def _decodes_now(self, request: Request) -> bool:

@@ -103,15 +103,18 @@ class OneTokenBatch:
     def fill(self, slots: Sequence[int]) -> Tensor:
         """The next token of these sequences, whose pages must be there; the slots on the device (S,)."""
         cache, size, count = self._cache, self._cache.page_size, len(slots)
-        now = self._staged.next()
-        positions, write, lengths, table = (now[name] for name in ("positions", "write", "lengths", "table"))
-        now["slots"][:count], now["slots"][count:] = slots, -1
-        positions[count:], write[count:], lengths[count:] = 0, cache.scratch_row, 1
+        now, at = self._staged.next(), [cache.length(slot) for slot in slots]
+        pages, table = [cache.pages_of(slot) for slot in slots], now["table"]
+        for name, here, for_nobody in (
+            ("positions", at, 0),
+            ("slots", slots, -1),
+            ("write", [row[n // size] * size + n % size for row, n in zip(pages, at, strict=True)], cache.scratch_row),
+            ("lengths", [n + 1 for n in at], 1),
+        ):
+            now[name][:count], now[name][count:] = here, for_nobody
         table[count:, 0] = cache.scratch_row // size
-        for row, slot in enumerate(slots):
-            at, pages = cache.length(slot), cache.pages_of(slot)
-            positions[row], write[row], lengths[row] = at, pages[at // size] * size + at % size, at + 1
-            table[row, : len(pages)] = pages  # what stands behind them nobody reads
+        for row_P, own in zip(table, pages, strict=False):
+            row_P[: len(own)] = own  # what stands behind them nobody reads
         self._staged.send()
         return self._staged.on_device["slots"][:count]
 

@@ -6,6 +6,7 @@ What is sampled stays on the device as the next step's input, so that the host m
 T tokens of the step, W requests in it, S rows that are sampled, D model width, V vocabulary, N cache slots.
 """
 
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,12 +93,12 @@ class Flight:
         self._tokens_S, self._ready = landing.bring(tokens_S)
         self._results: list[Result] | None = None
 
-    @property
+    @functools.cached_property
     def num_tokens(self) -> int:
         """Without the guesses."""
         return sum(work.count - len(work.draft) for work in self.works)
 
-    @property
+    @functools.cached_property
     def num_answers(self) -> int:
         """Requests that are being answered, and got their next token."""
         return sum(w.count - len(w.draft) == 1 and w.start >= w.request.prompt_tokens for w in self.works)
