@@ -21,7 +21,7 @@ def ask_chart(page: Page, chart: Chart, rng: random.Random) -> None:
     text, can_read, clear = _reading(chart)
     at = "in" if chart.time else "for"
     pairs = [(i, j) for i in range(len(cats)) for j in range(len(chart.series))]
-    for i, j in rng.sample(pairs, min(6, len(pairs))):
+    for i, j in rng.sample(pairs, min(16, len(pairs))):
         name, values = chart.series[j]
         if not can_read(values[i]):
             continue
@@ -32,6 +32,7 @@ def ask_chart(page: Page, chart: Chart, rng: random.Random) -> None:
             f"What is the value{of} {at} {shown[i]}?",
             f"How much was the {about}{of} {at} {shown[i]}?",
             f"What is the {about}{of} {at} {shown[i]}?",
+            *_as_people_ask(chart, name, shown[i], rng),
         )
         if chart.shown and values.count(values[i]) == 1 and not many:
             fact(
@@ -171,6 +172,31 @@ def ask_chart(page: Page, chart: Chart, rng: random.Random) -> None:
     page.absent += _strange(chart, shown, rng)
 
 
+def _as_people_ask(chart: Chart, name: str, category: str, rng: random.Random) -> list[str]:
+    """Wordings for a value as readers of statistics pages put them.
+
+    They name whom the whole chart is about, which such a chart often leaves to the page around it.
+    """
+    about, at = chart.about, "in" if chart.time else "for"
+    if chart.series[0][0]:  # several series: the name of one, then the category
+        ways = [f"What was {name}'s {about} {at} {category}?", f"How high was {name} {at} {category}?"]
+        return ways if chart.time else [f"How many {category} answered {name}?", *ways]
+    things = about.removeprefix("number of ")
+    if chart.time:
+        place = rng.choice(COUNTRIES)
+        ways = [
+            f"What was the {about} in {place} in {category}?",
+            f"What was {place}'s {about} in {category}?",
+            f"What is the {about} as of {category}?",
+            f"How much did the {about} amount to in {category}?",
+        ]
+        return ways + ([f"How many {things} did {place} have in {category}?"] * 2 if things != about else [])
+    ways = [f"What was {category}'s {about}?", f"How much does {category} have?", f"What is the {about} of {category}?"]
+    if chart.unit == "%":
+        ways += [f"What percentage is {category}?", f"What percentage of respondents said {category}?"]
+    return ways + ([f"How many {things} does {category} have?"] * 2 if things != about else [])
+
+
 def _reading(chart: Chart):
     """(a value as an answer; whether it can be read; whether of two values one is clearly more), for a reader.
 
@@ -195,6 +221,8 @@ def _strange(chart: Chart, shown: Sequence[str], rng: random.Random) -> list[str
     if chart.time and shown[0][:4].isdigit() and len(shown[0]) == 4:
         years = [int(s[:4]) for s in shown]
         others = [y for y in (years[0] - rng.randint(2, 9), years[-1] + rng.randint(2, 9)) if str(y) not in shown]
-        return [f"What was the {chart.about} in {year}?" for year in others]
-    others = [c for c in rng.sample(COUNTRIES, 4) if c not in shown and all(c not in n for n, _ in chart.series)]
-    return [f"What is the {chart.about} for {country}?" for country in others]
+        ways = ("What was the {about} in {c}?", "How much was the {about} in {c}?", "What is the value in {c}?")
+    else:
+        others = [c for c in rng.sample(COUNTRIES, 4) if c not in shown and all(c not in n for n, _ in chart.series)]
+        ways = ("What is the {about} for {c}?", "What was {c}'s {about}?", "What is the value for {c}?")
+    return [rng.choice(ways).format(about=chart.about, c=other) for other in others]

@@ -91,8 +91,10 @@ def _shading(size: tuple[int, int], rng: random.Random, creases: list, strength:
         light += rng.uniform(-0.16, 0.1) * np.exp(-np.abs(away) / width) * np.sign(away + 1e-3)
     if rng.random() < 0.12 * strength:  # crumpled and smoothed out again: facets of light
         facets = _smooth(random_, shape, rng.randint(6, 14))
-        gy, gx = np.gradient(facets)
-        light += np.clip((gx - gy) * rng.uniform(0.2, 0.8), -0.12, 0.08)
+        depth = rng.uniform(0.2, 0.8)
+        if min(shape) > 1:  # a strip of one coarse pixel has no facets
+            gy, gx = np.gradient(facets)
+            light += np.clip((gx - gy) * depth, -0.12, 0.08)
     if np.ptp(light) < 0.01:
         return None
     field = np.clip(light / max(1.0, float(light.max())) * 255, 50, 255).astype(np.uint8)

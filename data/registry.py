@@ -13,6 +13,7 @@ from mmvl.data.import_tables import import_wikitablequestions
 from mmvl.data.render_charts import render_charts
 from mmvl.data.render_documents import render_documents
 from mmvl.data.render_emoji import render_emoji
+from mmvl.data.render_labelled import render_labelled
 from mmvl.data.render_pages import render_pages
 from mmvl.data.render_receipts import render_receipt_lines, render_receipts
 from mmvl.data.render_scans import render_chart_scans, render_scan_lines, render_scans
@@ -34,6 +35,7 @@ class Tool:
 RENDERERS = {
     "text-lines": Tool(render_text_lines, "One line of print a picture (needs fonts=DIR corpus=DIR)."),
     "documents": Tool(render_documents, "Notes, receipts, letters, labels with questions (fonts=DIR corpus=DIR)."),
+    "labelled": Tool(render_labelled, "Cards, forms, tags of labelled values (fonts=DIR corpus=DIR)."),
     "pages": Tool(render_pages, "Letters, forms, invoices, memos, notes (fonts=DIR corpus=DIR)."),
     "receipts": Tool(render_receipts, "Till slips on worn paper (fonts=DIR corpus=DIR)."),
     "receipt-lines": Tool(render_receipt_lines, "Lines cut out of till slips (fonts=DIR corpus=DIR)."),

@@ -12,14 +12,17 @@ from pathlib import Path
 
 from PIL import Image
 
+from mmvl.data.corpus import Phrases
 from mmvl.data.drawing import assistant, user
+from mmvl.data.fonts import training_fonts
 from mmvl.data.import_documents import FIELDS as ASKED
 from mmvl.data.order import derive
-from mmvl.data.page import CANNOT_SEE, FIELDS
+from mmvl.data.page import CANNOT_SEE, FIELDS, Faces
 from mmvl.data.paper import age, encode_page, warp
 from mmvl.data.parallel import write_shards
 from mmvl.data.public_formats import Receipt, read_charts, read_receipts
 from mmvl.data.render_text_lines import CAPITALS, QUESTIONS
+from mmvl.data.rewrite_scans import rewritten
 from mmvl.data.splits import in_split
 
 # Fields that a receipt lacks if none of these words is on it.
@@ -50,6 +53,9 @@ def render_scans(
     *,
     receipts: str,
     split: str = "train",
+    fonts: str = "",
+    corpus: str = "",
+    rewrite: float = 0.0,
     unanswerable: float = 0.1,
     whole: float = 0.5,
     max_side: int = 1120,
@@ -60,20 +66,28 @@ def render_scans(
 ) -> list[Path]:
     """Write `count` views of real receipts, questions about their fields with each; returns the shards.
 
-    receipts: see `public_formats.read_receipts`; split: of `splits`. unanswerable: share of the questions for fields
+    receipts: see `public_formats.read_receipts`; split: of `splits`. rewrite: share of the views in which other words
+    stand for date, total and company (`rewrite_scans`), printed in the fonts and words of fonts and corpus (see
+    `render_text_lines`). unanswerable: share of the questions for fields
     that none of a receipt's words points to. whole: share of the views whose last question is for all of the text.
     max_side: longest side in pixels; least: how small a view may be beside the scan, which is asked about at the size
     that its canvas allows. wear: up to how worn a view is (1 is ordinary wear of a clean page; scans bring their own).
     """
     if not 0 < least <= 1:
         raise ValueError(f"scans: least is {least}; it is above 0 and at most 1")
+    if rewrite and not (fonts and corpus):
+        raise ValueError("scans: rewrite needs fonts and corpus, the directories of fonts and texts to print with")
     known = _receipts(receipts, split)
+    faces, phrases = (Faces(training_fonts(fonts)), Phrases(corpus)) if rewrite else (None, None)
 
     def make(index: int) -> tuple[dict, dict[str, bytes]]:
         turn, number = divmod(index, len(known))
         receipt = known[number]
         rng = random.Random(derive("scans", seed, turn, receipt.key))
-        image = _view(_opened(receipt.image, "L"), [box for box, _ in receipt.lines], rng, max_side, least)
+        image = _opened(receipt.image, "L")
+        if rewrite and rng.random() < rewrite:
+            receipt, image = rewritten(receipt, image, rng, faces, phrases)
+        image = _view(image, [box for box, _ in receipt.lines], rng, max_side, least)
         image = age(image, rng, rng.uniform(0, wear), receipt=True)
         pairs = [
             (rng.choice(ASKED[name] + FIELDS.get(name, ())), value.strip())

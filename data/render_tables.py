@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+from mmvl.data.ask_tables import ask_table
 from mmvl.data.corpus import Phrases
 from mmvl.data.fonts import held_out_fonts, training_fonts
 from mmvl.data.page import Faces, Page, Views, converse, record_of
@@ -11,7 +12,7 @@ from mmvl.data.paper import age, encode_page
 from mmvl.data.parallel import write_shards
 from mmvl.data.public_formats import RealTable, read_tables
 from mmvl.data.splits import in_split
-from mmvl.data.tables import HELD_OUT_LAYOUTS, LAYOUTS, ask_table, draw_table, invent_table, part_of
+from mmvl.data.tables import HELD_OUT_LAYOUTS, LAYOUTS, draw_table, invent_table, mix_table, part_of
 from mmvl.data.text import clean
 
 
@@ -25,7 +26,9 @@ def render_tables(
     corpus: str,
     tables: str = "",
     real: float = 0.7,
+    mixed: float = 0.0,
     most_rows: int = 24,
+    most_columns: int = 6,
     max_side: int = 800,
     fewest_questions: int = 3,
     most_questions: int = 8,
@@ -39,13 +42,16 @@ def render_tables(
 ) -> list[Path]:
     """Write `count` tables, a conversation about each, and return the shards.
 
-    tables: file or folder of real tables (see `public_formats.read_tables`), a share `real` of all. A table of more
-    than most_rows rows gives a part of them and no questions by people. held_out: only the held-out layouts, fonts,
-    words and tables (split "development" of `splits`); otherwise only the others. Other settings: as for
-    `render_receipts`.
+    tables: file or folder of real tables (see `public_formats.read_tables`), a share `real` of all; mixed: share of
+    these that is mixed of their columns (`tables.mix_table`). A table of more than most_rows rows gives a part of them
+    and no questions by people. Mixed and invented ones have at most most_columns columns and 12 rows. held_out: only
+    the held-out layouts, fonts, words and tables (split "development" of `splits`); otherwise only the others. Other
+    settings: as for `render_receipts`.
     """
     if most_rows < 2:
         raise ValueError(f"tables: most_rows is {most_rows}; it is at least 2")
+    if not 2 <= most_columns <= 20:
+        raise ValueError(f"tables: most_columns is {most_columns}; it is 2 to 20")
     faces = Faces(held_out_fonts(fonts) if held_out else training_fonts(fonts))
     phrases = Phrases(corpus, held_out=held_out)
     layouts = HELD_OUT_LAYOUTS if held_out else LAYOUTS
@@ -54,11 +60,15 @@ def render_tables(
     # Fonts have Latin letters; a table with many others is left out, an odd accent becomes its letter.
     known = [table for table in known if _legible(table) and table.rows]
 
+    few_rows = min(12, most_rows)
+
     def draw(rng: random.Random) -> tuple[Page, RealTable]:
         if known and rng.random() < real:
+            if mixed and rng.random() < mixed and (table := mix_table(rng, known, few_rows, most_columns)).rows:
+                return draw_table(rng, table, layouts, faces, max_side)
             table, _ = part_of(rng.choice(known), rng, rng.choice((most_rows, most_rows, 8, 5)))
         else:
-            table = invent_table(rng, phrases)
+            table = invent_table(rng, phrases, few_rows, most_columns)
         return draw_table(rng, table, layouts, faces, max_side)
 
     drawn = Views(views, draw, "tables", seed, held_out)
@@ -66,9 +76,9 @@ def render_tables(
     def make(index: int) -> tuple[dict, dict[str, bytes]]:
         (page, table), rng = drawn(index)
         page.facts = []  # each view has its own
-        other = rng.choice(known) if known and table.key else invent_table(rng, phrases)
-        names = [" ".join(row[0].split()) for row in other.rows[:3] if row and row[0].isascii()]
-        ask_table(page, table, rng, names)
+        other = rng.choice(known) if known and rng.random() < real else invent_table(rng, phrases)
+        page.absent = []
+        ask_table(page, table, rng, other, looks=max(8, 3 * most_questions))
         pairs = converse(page, rng, fewest_questions, most_questions, unanswerable, whole=whole)
         image = age(page.image, rng, wear) if rng.random() < wear else page.image
         extension, data = encode_page(image, rng, 0.6)

@@ -1,8 +1,7 @@
-"""Tables as pictures: real ones from files or invented, in several layouts, with look-ups, counts and comparisons."""
+"""Tables as pictures, in several layouts: real ones from files, mixed of their columns, invented ones."""
 
 import random
 import unicodedata
-from collections import Counter
 from collections.abc import Sequence
 
 from mmvl.data.charts import number
@@ -40,17 +39,46 @@ _COLUMNS = {
 }
 
 
-def invent_table(rng: random.Random, phrases: Phrases) -> RealTable:
-    """2 to 6 columns, 2 to 12 rows; the first column names the rows."""
+def invent_table(rng: random.Random, phrases: Phrases, most_rows: int = 12, most_columns: int = 6) -> RealTable:
+    """2 columns and rows or more; the first column names the rows."""
     first = rng.choice(("Name", "City", "Team", "Product", "Code"))
-    header = [first, *rng.sample([c for c in _COLUMNS if c != first], rng.randint(1, 5))]
+    header = [first, *rng.sample([c for c in _COLUMNS if c != first], rng.randint(1, most_columns - 1))]
     rows, seen = [], set()
-    for _ in range(rng.randint(2, 12)):
+    for _ in range(rng.choice((rng.randint(2, min(5, most_rows)), rng.randint(2, most_rows)))):
         row = [" ".join(_COLUMNS[c](rng, phrases).split())[:28] for c in header]
         if row[0] not in seen:
             seen.add(row[0])
             rows.append(row)
     return RealTable("", header, rows, [])
+
+
+def mix_table(rng: random.Random, known: Sequence[RealTable], most_rows: int = 12, most_columns: int = 6) -> RealTable:
+    """Columns of several real tables side by side, each in an order of its own: real words, facts that nobody knows.
+
+    2 columns and rows or more; the first column names the rows. Cells of more than 40 characters are left out. No rows
+    at all where the tables do not have that much.
+    """
+    wanted = rng.randint(2, most_columns)
+    most = rng.choice((rng.randint(2, min(5, most_rows)), rng.randint(2, most_rows)))
+    header: list[str] = []
+    columns: list[list[str]] = []
+    for _ in range(60):
+        if len(columns) == wanted:
+            break
+        table = rng.choice(known)
+        c = rng.randrange(len(table.header))
+        name = " ".join(table.header[c].split())
+        cells = [" ".join(row[c].split()) for row in table.rows if c < len(row)]
+        cells = [cell for cell in cells if len(cell) <= 40 and (cell or columns)]
+        if not columns:
+            cells = list({cell.lower(): cell for cell in cells}.values())
+        if not name or len(name) > 28 or name.lower() in map(str.lower, header) or len(cells) < 2:
+            continue
+        rng.shuffle(cells)
+        header.append(name)
+        columns.append(cells)
+    number_of_rows = max(2, min(most, *map(len, columns))) if len(columns) > 1 else 0
+    return RealTable("", header, [list(row) for row in list(zip(*columns, strict=False))[:number_of_rows]], [])
 
 
 def plain(table: RealTable) -> RealTable:
@@ -177,113 +205,3 @@ def draw_table(
     # A cell of several lines is read as a whole, so the rows are noted by cells rather than by printed lines.
     page.read_rows = False
     return page, table
-
-
-def ask_table(page: Page, table: RealTable, rng: random.Random, others: Sequence[str] = ()) -> None:
-    """People's questions on the table, and look-ups, counts, sums and comparisons; rows and the whole to transcribe.
-
-    others: names of rows of another table, asked for in vain.
-    """
-    header, rows, fact = table.header, table.rows, page.fact
-    for question, answers in table.qa:
-        page.facts.append(((question,), ", ".join(answers)))
-    columns = list(zip(*rows, strict=True))
-    used = [c for c in range(len(header)) if header[c] and header.count(header[c]) == 1]
-    keys = [c for c in used if sum(v == 1 for v in Counter(columns[c]).values()) >= max(1, len(rows) * 0.7)]
-    looks = []
-    for _ in range(8 if keys and len(used) > 1 else 0):
-        k = keys[0] if rng.random() < 0.7 else rng.choice(keys)
-        c = rng.choice([c for c in used if c != k])
-        row = rng.choice(rows)
-        if columns[k].count(row[k]) != 1 or not row[k] or not row[c]:
-            continue
-        key, name = row[k], header[c]
-        looks.append(
-            (
-                row[c],
-                f"What is the {name.lower()} of {key}?",
-                f"What is the {name} for {key}?",
-                f"In the row of {key}, what is the {name}?",
-                f"What {name.lower()} does {key} have?",
-            )
-        )
-        if columns[c].count(row[c]) == 1:
-            looks.append(
-                (
-                    key,
-                    f"Which {header[k].lower()} has {row[c]} as {name.lower()}?",
-                    f"What is the {header[k]} where the {name} is {row[c]}?",
-                )
-            )
-    for look in looks:
-        fact(*look)
-    for c in used:
-        values = [number(v) for v in columns[c]]
-        counts = Counter(v for v in columns[c] if v)
-        if counts and counts.most_common(1)[0][1] > 1:
-            value, times = counts.most_common(rng.randint(1, min(3, len(counts))))[-1]
-            fact(
-                str(times),
-                f'How many rows have "{value}" as {header[c]}?',
-                f"How many times does {value} appear under {header[c]}?",
-            )
-        if None in values or len(rows) < 2 or not keys or c in keys[:1]:
-            continue
-        k = keys[0]
-        for best, word in ((max(values), "highest"), (min(values), "lowest")):
-            if values.count(best) == 1 and rows[values.index(best)][k]:
-                fact(
-                    rows[values.index(best)][k],
-                    f"Which {header[k].lower()} has the {word} {header[c].lower()}?",
-                    f"Who or what has the {word} {header[c]}?",
-                )
-                fact(columns[c][values.index(best)], f"What is the {word} {header[c].lower()}?")
-        a, b = rng.sample(range(len(rows)), 2)
-        if (
-            rows[a][k] != rows[b][k]
-            and values[a] != values[b]
-            and not header[c].lower().startswith(("year", "rank", "no"))
-        ):
-            difference = f"{abs(values[a] - values[b]):.2f}".rstrip("0").rstrip(".")
-            fact(difference, f"What is the difference in {header[c].lower()} between {rows[a][k]} and {rows[b][k]}?")
-            more = a if values[a] > values[b] else b
-            fact(rows[more][k], f"Which has the higher {header[c].lower()}, {rows[a][k]} or {rows[b][k]}?")
-        if "year" not in header[c].lower() and "rank" not in header[c].lower() and len(rows) <= 10:
-            fact(
-                f"{sum(values):.2f}".rstrip("0").rstrip("."),
-                f"What is the sum of {header[c].lower()}?",
-                f"What is the total {header[c].lower()}?",
-            )
-    fact(str(len(rows)), "How many rows are there, without the head?", "How many entries does the table have?")
-    fact(str(len(header)), "How many columns does the table have?", "How many columns are there?")
-    at = rng.randrange(len(rows))
-    ordinals = ("first", "second", "third", "fourth", "fifth", "sixth")
-    if at < len(ordinals):
-        fact(" | ".join(rows[at]), f"Read the {ordinals[at]} row.", f"What does the {ordinals[at]} row say?")
-    fact(" | ".join(rows[-1]), "Read the last row.", "What is in the last row?")
-    fact(" | ".join(header), "What are the names of the columns?", "Read the head of the table.")
-    if rows[at][0] and columns[0].count(rows[at][0]) == 1:
-        fact(" | ".join(rows[at]), f"Read the row of {rows[at][0]}.")
-        if at + 1 < len(rows) and rows[at + 1][0]:
-            fact(
-                rows[at + 1][0],
-                f"What comes after {rows[at][0]}?",
-                f"Which {header[0].lower() or 'entry'} is listed below {rows[at][0]}?",
-            )
-    c = rng.choice(used or [0])
-    fact("\n".join(columns[c]), f"Read the column {header[c]}.", f"List all entries under {header[c]}.") if len(
-        rows
-    ) <= 12 else None
-    whole = "\n".join(" | ".join(row) for row in [header, *rows])
-    page.whole = ("Transcribe the table.", "Read the whole table.", "Write the table as text."), whole
-    if len(whole) <= 900:
-        fact(whole, *page.whole[0])
-    page.caption = f"A table of {len(rows)} rows: " + ", ".join(h for h in header if h) + "."
-    page.absent = [
-        f"What is the {name.lower()} of {rows[at][0]}?"
-        for name in rng.sample(list(_COLUMNS), 6)
-        if rows[at][0] and not any(name.lower() in h.lower() for h in header)
-    ]
-    page.absent += [
-        f"What is the {header[c].lower()} of {name}?" for name in others if name and name.lower() not in whole.lower()
-    ]
