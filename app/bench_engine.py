@@ -56,6 +56,9 @@ def engine(
         console.print(
             f"Of transformers' answers {peer_tokens} tokens were made; its median step stands for the others."
         )
+    for line in result["table"]:
+        if "failed" in line:
+            console.print(f"{line['load']}: {line['failed']}", markup=False)
     if "failed" in result:
         console.print(result["failed"], markup=False)
     write(result)

@@ -3,7 +3,7 @@
 A load is a set of prompts of random tokens that come at once, each answered with as many tokens as asked. Measured:
 tokens/s, time to the first token (waiting included), time between tokens, memory; and how often a greedy answer is
 another one beside others than alone. Before, the engine is warmed up as `mmvl serve` does it, and both have answered
-as many short prompts; transformers has tried which batches suit it best.
+as many short prompts; transformers, in a process of its own, has tried which batches suit it best.
 
 The floor is what the weights, states and keys that must be read, or the products that must be made, take at the
 machine's measured ceilings; of the experts those count that were hit.
@@ -17,16 +17,17 @@ from pathlib import Path
 
 import torch
 
-from mmvl.benchmark.engine_contestants import Load, Model, Ours, Progress, Transformers
+from mmvl.benchmark.engine_contestants import Load, Ours, Progress, model_of
+from mmvl.benchmark.engine_peer import NAME as PEER
+from mmvl.benchmark.engine_peer import Peer, PeerError, measure
 from mmvl.benchmark.measure import Stopwatch, ceilings
 from mmvl.benchmark.run import SECONDS, provenance
-from mmvl.benchmark.shapes import shape_of
 from mmvl.engine.graph_rule import weights
 from mmvl.engine.memory import bytes_of_state, bytes_of_token
 from mmvl.text_backbone.config import TextConfig
 
 MIXED = tuple(round(512 * 32 ** (n / 63)) for n in range(64))  # 64 prompts of 512 to 16,384 tokens, evenly in their log
-OURS, PEER = "mmvl", "transformers"
+OURS = "mmvl"
 AGREEMENT = {"requests": 12, "new_tokens": 48}
 
 
@@ -59,9 +60,7 @@ def run(
 
     Raises ValueError or OSError for a model or a shape that cannot be used.
     """
-    if shape is None and (layers is not None or experts is not None):
-        raise ValueError("--layers and --experts are of a --shape; a model directory has its own")
-    what = Model(model, None if shape is None else shape_of(shape, layers), experts)
+    what = model_of(model, shape, layers, experts)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     progress("measuring what the machine can do")
@@ -79,11 +78,14 @@ def run(
     _measure_ours(result, what, device, dtype, chosen, repeats, settings or {}, progress, noted)
     _free(device)
     if peer:
+        named = {"directory": None if model is None else str(model), "shape": shape, "layers": layers}
+        where = f"cuda:{torch.cuda.current_device()}" if device.type == "cuda" else str(device)
+        runs = {"experts": experts, "device": where, "dtype": str(dtype)[6:], "threads": torch.get_num_threads()}
         try:
-            _measure_peer(result, what, device, dtype, chosen, repeats, peer_tokens, progress, noted)
-        except Exception as error:  # a peer may fail in any way
-            result["failed"] = f"{PEER}: {type(error).__name__}: {' '.join(str(error).split())}"[:300]
-    _free(device)
+            with Peer(named | runs, progress) as started:
+                _measure_peer(result, started, chosen, repeats, peer_tokens, progress, noted)
+        except PeerError as error:
+            result["failed"] = f"{PEER}: {error}"
     return result
 
 
@@ -111,17 +113,12 @@ def _measure_ours(result, what, device, dtype, chosen, repeats, settings, progre
         noted()
 
 
-def _measure_peer(result, what, device, dtype, chosen, repeats, peer_tokens, progress, noted) -> None:
-    progress(f"{PEER}: loading")
-    contestant = Transformers(what, device, dtype, progress)
+def _measure_peer(result, peer: Peer, chosen, repeats, peer_tokens, progress, noted) -> None:
     for load in chosen:
-        floor = next(row for row in result["rows"] if row["load"] == load.name)
-        contestant.run(load.warm, sum(load.warm.lengths))
-        budget = contestant.best_budget(load)
-        for repeat in range(repeats):
-            progress(f"{PEER}: {load.name} tokens, {repeat + 1} of {repeats}")
-            row = contestant.run(load, budget, peer_tokens) | {key: floor[key] for key in floor if "floor" in key}
-            result["rows"].append(_named(PEER, load, repeat) | row | {"batch_tokens": budget})
+        ours = next(row for row in result["rows"] if row["load"] == load.name)
+        floor = {key: ours[key] for key in ours if "floor" in key}
+        for row in measure(peer, load, repeats, peer_tokens, progress):
+            result["rows"].append(_named(PEER, load, row["repeat"]) | row | floor)
         noted()
 
 
@@ -139,12 +136,15 @@ def _free(device: torch.device) -> None:
 
 
 def table(rows: Sequence[dict]) -> list[dict]:
-    """A line a load: the medians of ours and of transformers, and how many times its tokens/s ours are."""
+    """A line a load: the medians of ours and of transformers, how many times its tokens/s ours are, and what failed."""
     lines = []
     for load, sequences, length in dict.fromkeys((row["load"], row["sequences"], row["length"]) for row in rows):
         line: dict = {"load": load, "sequences": sequences, "length": length}
         for name in (OURS, PEER):
             group = [row for row in rows if (row["load"], row["name"]) == (load, name)]
+            if failed := [row["failed"] for row in group if "failed" in row]:
+                line["failed"] = f"{name} {failed[-1]}"
+            group = [row for row in group if "tokens_per_second" in row]
             if group:
                 keys = [key for key, value in group[0].items() if isinstance(value, float)]
                 line[name] = {key: statistics.median(row[key] for row in group) for key in keys}

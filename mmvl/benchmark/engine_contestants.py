@@ -3,7 +3,6 @@
 S sequences, L layers, E experts.
 """
 
-import gc
 import random
 import resource
 import statistics
@@ -19,11 +18,11 @@ import torch
 from torch import nn
 
 from mmvl.benchmark.decoder import fill_randomly
-from mmvl.benchmark.shapes import random_decoder
+from mmvl.benchmark.shapes import random_decoder, shape_of
 from mmvl.checkpoint import load_model
 from mmvl.engine import Engine, SamplingParams
 from mmvl.engine.cpu_decode import kernels
-from mmvl.engine.memory import bytes_of_expert, is_out_of_memory
+from mmvl.engine.memory import bytes_of_expert
 from mmvl.engine.ranks import load as load_over_ranks
 from mmvl.engine.ranks import spread
 from mmvl.processor import Processor, Prompt
@@ -32,7 +31,6 @@ from mmvl.text_backbone.names import to_native
 from mmvl.vlm import MMVL_TINY
 
 _FIRST_ID = 16  # special tokens come before
-_PROBE = 8  # tokens of an answer after which a size of batches is judged
 _HIT_CONTEXT, _HIT_STEPS = 128, 4  # tokens of each sequence before experts are counted, and steps over which
 Progress = Callable[[str], None]
 
@@ -85,6 +83,16 @@ class Model:
     def vocabulary(self, processor: Processor, config: TextConfig) -> int:
         """Ids below this can be asked for and answered."""
         return min(processor.valid_vocab_size, config.vocab_size)
+
+
+def model_of(directory: Path | None, shape: str | None, layers: int | None, experts: str | None) -> Model:
+    """What the command's options name: a directory (None: mmvl-tiny), or the first `layers` layers of a shape.
+
+    Raises ValueError for a shape that there is not, or for layers and experts of a directory.
+    """
+    if shape is None and (layers is not None or experts is not None):
+        raise ValueError("--layers and --experts are of a --shape; a model directory has its own")
+    return Model(directory, None if shape is None else shape_of(shape, layers), experts)
 
 
 class Ours:
@@ -179,7 +187,7 @@ class Ours:
 class Transformers:
     """`MiniMaxForCausalLM.generate`, in batches filled up on the left, the longest prompts first."""
 
-    def __init__(self, model: Model, device: torch.device, dtype: torch.dtype, progress: Progress):
+    def __init__(self, model: Model, device: torch.device, dtype: torch.dtype):
         from transformers import MiniMaxConfig, MiniMaxForCausalLM
 
         if model.experts is not None:
@@ -203,42 +211,8 @@ class Transformers:
         self.model.requires_grad_(False).eval()
         if device.type == "cuda":
             self.model.set_experts_implementation("grouped_mm")
-        self.device, self._progress = device, progress
+        self.device = device
         self.vocabulary = model.vocabulary(model.processor(), self.config)
-
-    def best_budget(self, load: Load) -> int:
-        """Tokens of a batch, those that fill it up included, with which the load takes least time.
-
-        Begins with all in one batch and halves, past what does not fit into the memory, until it gets slower; judged by
-        the first `_PROBE` tokens of each answer. Raises MemoryError where not even one request fits.
-        """
-        budget, best = len(load.lengths) * max(load.lengths), None
-        while budget >= max(load.lengths) or best is None:
-            name = f"transformers: {load.name} tokens, batches of up to {budget:,} tokens"
-            self._progress(name)
-            seconds = self._try(load, budget)
-            if seconds is None and budget < max(load.lengths):
-                raise MemoryError(f"transformers: no memory for a request of {max(load.lengths):,} tokens")
-            if seconds is not None:
-                if best is not None and seconds >= best[0]:
-                    break
-                best = seconds, budget
-            budget //= 2
-        return best[1]
-
-    def _try(self, load: Load, budget: int) -> float | None:
-        """About the seconds that the load takes; None where the memory is too small."""
-        row = None
-        try:
-            row = self.run(load, budget, min(load.new_tokens, _PROBE))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        if row is None:  # here the error is gone, and what its traceback held
-            gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-        return None if row is None else row["seconds"]
 
     @torch.inference_mode()
     def run(self, load: Load, budget: int, new_tokens: int | None = None) -> dict[str, float]:

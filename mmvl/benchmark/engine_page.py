@@ -53,6 +53,7 @@ def _loads(results: list[dict]) -> list[str]:
     lines += ["", *(f"- {text[0].upper()}{text[1:]}." for result in results for text in result.get("corrections", []))]
     lines += [f"- Of transformers' answers {result['peer_tokens']} tokens were made; its median step stands for the "
               "others." for result in results if result.get("peer_tokens")]  # fmt: skip
+    lines += [f"- {line['load']}: {line['failed']}." for r in results for line in r["table"] if "failed" in line]
     lines += [f"- Failed: {result['failed']}." for result in results if "failed" in result]
     return [*lines, "", *_measured_by(*results)]
 

@@ -48,7 +48,7 @@ def run(model: Path | None, *, peer: bool, threads: int, repeats: int, progress:
     what, cpu = Model(model), torch.device("cpu")
     contestants: dict = {"mmvl": Ours(what, cpu, torch.float32, {}, progress)}
     if peer:
-        contestants[PEER] = Transformers(what, cpu, torch.float32, progress)
+        contestants[PEER] = Transformers(what, cpu, torch.float32)
     for load in LOADS:
         budget = (sum(load.lengths),)  # all in one batch
         for repeat in range(-1, repeats):  # the first turn warms up

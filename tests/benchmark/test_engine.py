@@ -1,6 +1,7 @@
 """`mmvl bench engine` on a shape that takes no time: what it measures, writes, prints and draws."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from rich.console import Console
 from mmvl.app.bench_engine import engine, printed
 from mmvl.benchmark.decoder import SLICE
 from mmvl.benchmark.engine import MIXED, floors, loads, table
-from mmvl.benchmark.engine_contestants import Load, Transformers, batches
+from mmvl.benchmark.engine_contestants import Load, batches
+from mmvl.benchmark.engine_peer import Peer, PeerError, best_budget, first_budget, measure
 from mmvl.benchmark.shapes import WHOLE, random_decoder, shape_of
 from mmvl.text_backbone.decoder import Decoder
 from mmvl.text_backbone.packed import Packed
@@ -20,8 +22,8 @@ PEAK = {"bytes": 4.3e12, "bf16": 790e12}
 def test_it_measures_both_writes_prints_and_draws(tmp_path, capsys):
     json_path, picture = tmp_path / "e.json", tmp_path / "e.png"
     engine(
-        None, "small", "1,3", "9", 4, mixed=False, repeats=1, peer=True, json_path=json_path, picture=picture,
-        device="cpu",
+        None, "small", "1,3", "9", 4, mixed=False, repeats=1, peer=True, peer_tokens=2, json_path=json_path,
+        picture=picture, device="cpu",
     )  # fmt: skip
     result = json.loads(json_path.read_text())
     assert "failed" not in result, result["failed"]
@@ -38,12 +40,14 @@ def test_it_measures_both_writes_prints_and_draws(tmp_path, capsys):
         assert (
             2 <= line["mmvl"]["experts_hit"] <= 4 and line["transformers"]["step_floor"] == line["mmvl"]["step_floor"]
         )
+        theirs = line["transformers"]  # two tokens were made of each answer, its step stands for the others
+        assert theirs["seconds"] == pytest.approx(theirs["first_token_seconds_worst"] + 3 * theirs["between_seconds"])
         ours, theirs = (line[name]["tokens_per_second"] for name in ("mmvl", "transformers"))
         assert line["times"] == pytest.approx(ours / theirs)
     assert picture.read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert "3 x 9 + 4" in out and "Greedy answers alone and together, float32: 12 of 12 equal (576 compared)." in out
-    assert result["agreement"]["rate"] == 0 and result["warm_up_seconds"] < 1
+    assert result["agreement"]["rate"] == 0 and result["warm_up_seconds"] > 0
 
 
 def test_floors_are_those_of_the_design():
@@ -74,40 +78,104 @@ def test_medians_are_compared():
         row | {"name": name, "repeat": repeat, "tokens_per_second": speed}
         for name, repeat, speed in (("mmvl", 0, 50.0), ("mmvl", 1, 70.0), ("transformers", 0, 20.0))
     ]
+    failed = {"name": "transformers", "repeat": 0, "failed": "failed at a batch of 8 tokens: it died"}
+    [line] = table([*rows[:2], row | failed])
+    assert "transformers" not in line and line["failed"] == "transformers failed at a batch of 8 tokens: it died"
     [line] = table(rows)
     assert (line["mmvl"]["tokens_per_second"], line["transformers"]["tokens_per_second"], line["times"]) == (60, 20, 3)
 
 
-def test_transformers_gets_the_batches_that_suit_it_best(monkeypatch):
+def test_transformers_gets_the_batches_that_suit_it_best():
     prompts = [[0] * n for n in (3, 16, 4, 8, 4)]
     assert [[len(p) for p in batch] for batch in batches(prompts, 16)] == [[16], [8, 4], [4, 3]]
     assert [len(batch) for batch in batches(prompts, 80)] == [5] and len(batches(prompts, 1)) == 5
 
     tried = []
-    contestant = Transformers.__new__(Transformers)
-    contestant.device, contestant._progress = torch.device("cpu"), lambda what: None
 
-    def run(load, budget, new_tokens):
+    def judge(budget):
         tried.append(budget)
-        if budget > 40:
-            raise torch.OutOfMemoryError("too small")
-        return {"seconds": {40: 5.0, 20: 4.0, 10: 6.0}[budget]}
+        return {40: 5.0, 20: 4.0, 10: 6.0}.get(budget)
 
-    monkeypatch.setattr(contestant, "run", run)
-    assert contestant.best_budget(Load((8, 10) * 8, 50)) == 20 and tried == [160, 80, 40, 20, 10]
-    monkeypatch.setattr(contestant, "run", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("too small")))
-    with pytest.raises(MemoryError, match="no memory for a request of 10 tokens"):
-        contestant.best_budget(Load((8, 10), 50))
+    assert best_budget(judge, Load((8, 10) * 8, 50), 160) == 20 and tried == [160, 80, 40, 20, 10]
+    assert best_budget(lambda _: None, Load((8, 10), 50), 20) is None
 
 
-def test_what_transformers_did_not_make_is_taken_from_its_median_step(tmp_path):
-    engine(
-        None, "small", "2", "9", 12, mixed=False, repeats=1, peer=True, peer_tokens=4, json_path=tmp_path / "e.json",
-        picture=None, device="cpu",
-    )  # fmt: skip
-    [row] = [row for row in json.loads((tmp_path / "e.json").read_text())["rows"] if row["name"] == "transformers"]
-    made = row["first_token_seconds_worst"] + 11 * row["between_seconds"]
-    assert row["tokens_per_second"] == pytest.approx(24 / row["seconds"]) and 0.2 < row["seconds"] / made < 5
+def test_the_search_begins_where_memory_says_that_a_batch_fits():
+    """Of the slice on an H200: 0.65 MiB a token, and 48 GiB beside the weights."""
+    asked = []
+
+    def probe(load, free=48 << 30):
+        asked.append(load)
+        return {"batch_bytes": int(0.65 * (1 << 20)) * sum(load.lengths), "free_bytes": free}
+
+    mixed, even = Load(MIXED, 256), Load((1024,) * 64, 64)
+    assert first_budget(mixed, probe) == 65536 and asked == [Load((16384,), 1)]
+    assert first_budget(even, probe) == 65536 and asked[1] == Load((1024,) * 16, 1)
+    assert first_budget(mixed, lambda load: probe(load, free=1 << 30)) == 16384
+    assert first_budget(Load((1024,) * 8, 64), lambda _: pytest.fail("small")) == 8192
+    assert first_budget(mixed, lambda _: None) == first_budget(mixed, lambda _: {}) == 64 * 16384
+
+
+CHILD = """
+import json, os, signal, sys
+setup = json.loads(sys.stdin.readline())
+open(setup["starts"], "a").write("x")
+if setup["broken"]:
+    print("ImportError: no transformers", file=sys.stderr)
+    sys.exit(3)
+print(json.dumps({"ready": True}), flush=True)
+for line in sys.stdin:
+    asked = json.loads(line)
+    budget, row = asked["budget"], {"seconds": 1000.0 / asked["budget"], "tokens_per_second": 5.0}
+    if asked["new_tokens"] > 4 and budget > setup["fits"]:
+        row = None
+    elif asked["new_tokens"] > 4 and budget > setup["works"]:
+        print("a kernel went wrong", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif asked["made"] is not None and budget == setup["says"]:
+        print(json.dumps({"error": "AcceleratorError: CUDA error: misaligned address"}), flush=True)
+        os._exit(1)
+    print(json.dumps({"row": row}), flush=True)
+"""
+
+
+@pytest.fixture
+def rows_of_a_child(tmp_path, monkeypatch):
+    """Rows of a load of 8 x 10 tokens by a child that does what it is told, and how often one was started."""
+    monkeypatch.setattr(Peer, "command", (sys.executable, "-S", "-c", CHILD))
+
+    def rows(**setup):
+        starts, setup = tmp_path / "starts", {"fits": 1e9, "works": 1e9, "says": 0, "broken": False} | setup
+        with Peer({"starts": str(starts)} | setup, lambda what: None) as peer:
+            found = list(measure(peer, Load((10,) * 8, 50), 2, 9, lambda what: None))
+        return found, len(starts.read_text())
+
+    return rows
+
+
+def test_a_peer_that_dies_is_started_again_with_smaller_batches(rows_of_a_child):
+    died = "failed at a batch of {} tokens: SIGSEGV: a kernel went wrong".format
+    rows, starts = rows_of_a_child(fits=40, works=20)  # 80 does not fit, 40 kills, 20 is faster than 10
+    assert [(row["repeat"], row["batch_tokens"], row["failed"]) for row in rows] == [
+        (0, 20, died(40)),
+        (1, 20, died(40)),
+    ]
+    assert starts == 2
+    rows, starts = rows_of_a_child(works=0)
+    assert rows == [{"repeat": 0, "failed": "; ".join(map(died, (80, 40, 20, 10)))}] and starts == 2 + 5 - 1
+
+
+def test_what_a_peer_says_before_it_ends_is_in_its_rows(rows_of_a_child):
+    rows, starts = rows_of_a_child(says=80)
+    said = "failed at a batch of 80 tokens: AcceleratorError: CUDA error: misaligned address"
+    assert [(row["batch_tokens"], row["failed"]) for row in rows] == [(40, said)] * 2 and starts == 2
+
+
+def test_a_peer_without_memory_or_that_cannot_start_says_so(rows_of_a_child):
+    rows, starts = rows_of_a_child(fits=5)
+    assert rows == [{"repeat": 0, "failed": "no memory for a request of 10 tokens"}] and starts == 1
+    with pytest.raises(PeerError, match="^exit code 3: ImportError: no transformers$"):
+        rows_of_a_child(broken=True)
 
 
 @pytest.mark.parametrize("experts", [None, "int8", "int4", "fp8"])

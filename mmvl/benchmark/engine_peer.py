@@ -1,0 +1,237 @@
+"""transformers' `generate` in a process of its own, for `mmvl bench engine`.
+
+A fault of CUDA's stays with the process in which it happened, and must not end the run.
+
+The child (this file as a program) loads the model and answers one load after another; both sides write a JSON object a
+line. It says itself when memory ran out and lives on; anything else ends it, and then another one is started for the
+next smaller batches.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from mmvl.benchmark.engine_contestants import Load, Progress, Transformers, batches, model_of
+from mmvl.engine.memory import is_out_of_memory
+
+NAME = "transformers"
+_JUDGED = 8  # tokens of an answer after which a size of batches is judged
+_PROBED = 16384  # tokens of the batch that tells how much memory a token takes
+_OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class PeerError(Exception):
+    """The child cannot be started; what it said last."""
+
+
+class PeerEnded(PeerError):
+    """The child ended with a load; what it said last."""
+
+
+class Peer:
+    """The child, seen from the benchmark. Start it by `with`; it is started again when it has ended."""
+
+    command: Sequence[str] = (sys.executable, "-m", "mmvl.benchmark.engine_peer")
+
+    def __init__(self, setup: dict, progress: Progress):
+        """setup: the arguments of `model_of`; and `device`, `dtype`, `threads`."""
+        self._setup, self._progress = setup, progress
+        self._child: subprocess.Popen | None = None
+
+    def __enter__(self) -> "Peer":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._end()
+
+    def run(self, load: Load, budget: int, new_tokens: int | None = None) -> dict | None:
+        """What `Transformers.run` measures; None where the memory is too small.
+
+        Raises PeerEnded if the child ends, PeerError if none can be started.
+        """
+        if self._child is None:
+            self._start()
+        self._write({"lengths": load.lengths, "new_tokens": load.new_tokens, "budget": budget, "made": new_tokens})
+        return self._answer()["row"]
+
+    def _start(self) -> None:
+        self._progress(f"{NAME}: loading")
+        self._said = tempfile.TemporaryFile(mode="w+b")
+        self._child = subprocess.Popen(
+            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True,
+            env={name: value for name, value in os.environ.items() if name not in _OF_A_RANK},
+        )  # fmt: skip
+        self._write(self._setup)
+        try:
+            self._answer()
+        except PeerEnded as error:
+            raise PeerError(str(error)) from None
+
+    def _write(self, message: dict) -> None:
+        with contextlib.suppress(BrokenPipeError):  # reading says why
+            self._child.stdin.write(json.dumps(message) + "\n")
+            self._child.stdin.flush()
+
+    def _answer(self) -> dict:
+        line = self._child.stdout.readline()
+        if line.endswith("\n"):
+            answer = json.loads(line)
+            if "error" not in answer:
+                return answer
+            self._end()
+            raise PeerEnded(answer["error"])
+        code = self._child.wait()
+        self._said.seek(0)
+        last = (self._said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+        self._end()
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        raise PeerEnded(f"{how}: {last}"[:300])
+
+    def _end(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            for file in (self._child.stdin, self._child.stdout, self._said):
+                with contextlib.suppress(BrokenPipeError):
+                    file.close()
+            self._child = None
+
+
+def measure(peer: Peer, load: Load, repeats: int, made: int | None, progress: Progress) -> Iterator[dict]:
+    """Rows of a load with the batches that suit the peer best; `made` tokens of each answer are made (None: all).
+
+    A row has the batch's tokens, and in `failed` with which batches the child ended, if it did. Where none works there
+    is one row, of nothing but that. Raises PeerError.
+    """
+    failures: list[str] = []
+    whole = len(load.lengths) * max(load.lengths)
+
+    def attempt(load: Load, budget: int, new_tokens: int | None) -> dict | None:
+        try:
+            return peer.run(load, budget, new_tokens)
+        except PeerEnded as error:
+            failures.append(f"failed at a batch of {min(budget, whole):,} tokens: {error}")
+            return None
+
+    def judge(budget: int) -> float | None:
+        progress(f"{NAME}: {load.name} tokens, batches of up to {budget:,} tokens")
+        row = attempt(load, budget, min(load.new_tokens, _JUDGED))
+        return None if row is None else row["seconds"]
+
+    attempt(load.warm, sum(load.warm.lengths), None)
+    budget = best_budget(judge, load, first_budget(load, lambda batch: attempt(batch, sum(batch.lengths), None)))
+    for repeat in range(repeats):
+        row = None
+        while row is None and budget is not None:
+            progress(f"{NAME}: {load.name} tokens, {repeat + 1} of {repeats}")
+            row = attempt(load, budget, made)
+            if row is None:
+                budget = budget // 2 if budget > max(load.lengths) else None
+        if row is None:
+            break
+        said = {"failed": "; ".join(failures)} if failures else {}
+        yield row | {"repeat": repeat, "batch_tokens": budget} | said
+    if budget is None:
+        said = "; ".join(failures) or f"no memory for a request of {max(load.lengths):,} tokens"
+        yield {"repeat": repeat, "failed": said}
+
+
+def first_budget(load: Load, probe: Callable[[Load], dict | None]) -> int:
+    """Tokens of the largest batch that memory should hold: all of the load's, halved until they fit.
+
+    `probe` runs a small batch, whose row tells what memory it took and what there is. Where it does not tell, or all of
+    the load is small, it is all of the load.
+    """
+    whole = budget = len(load.lengths) * max(load.lengths)
+    probed = max(max(load.lengths), _PROBED)
+    if 2 * probed > whole:
+        return whole
+    [batch, *_] = batches([[0] * length for length in load.lengths], probed)
+    row = probe(Load((len(batch[0]),) * len(batch), 1))
+    if row is None or "free_bytes" not in row:
+        return whole
+    of_a_token = row["batch_bytes"] / (len(batch) * len(batch[0]))
+    while budget // 2 >= probed and budget * of_a_token > row["free_bytes"]:
+        budget //= 2
+    return budget
+
+
+def best_budget(judge: Callable[[int], float | None], load: Load, budget: int) -> int | None:
+    """Tokens of a batch, those that fill it up included, with which the load takes least time; None if none works.
+
+    Begins with `budget` and halves, past what does not work, until it gets slower. judge: about the seconds that the
+    load takes; None where it does not fit or fails.
+    """
+    best = None
+    while budget >= max(load.lengths) or best is None:
+        seconds = judge(budget)
+        if seconds is None and budget <= max(load.lengths):
+            break
+        if seconds is not None:
+            if best is not None and seconds >= best[0]:
+                break
+            best = seconds, budget
+        budget //= 2
+    return None if best is None else best[1]
+
+
+def _serve() -> None:
+    """The child: a setup, then loads, from its input; an answer to each on its output, and nothing else there."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever prints
+
+    def say(**message) -> None:
+        out.write(json.dumps(message) + "\n")
+        out.flush()
+
+    try:
+        setup = json.loads(sys.stdin.readline())
+        device, dtype = torch.device(setup.pop("device")), getattr(torch, setup.pop("dtype"))
+        torch.set_num_threads(setup.pop("threads"))
+        directory = setup.pop("directory")
+        model = model_of(None if directory is None else Path(directory), **setup)
+        contestant = Transformers(model, device, dtype)
+        say(ready=True)
+        for line in sys.stdin:
+            asked = json.loads(line)
+            say(
+                row=_run(contestant, Load(tuple(asked["lengths"]), asked["new_tokens"]), asked["budget"], asked["made"])
+            )
+    except Exception as error:
+        traceback.print_exc()
+        say(error=f"{type(error).__name__}: {' '.join(str(error).split())}"[:300])
+        os._exit(1)  # after a fault of CUDA's nothing else is sure to end
+
+
+def _run(contestant: Transformers, load: Load, budget: int, made: int | None) -> dict | None:
+    """The load's row, with the bytes that its largest batch took and those there are; None if they are too few."""
+    device, cuda = contestant.device, contestant.device.type == "cuda"
+    before = torch.cuda.memory_allocated(device) if cuda else 0
+    row = None
+    try:
+        row = contestant.run(load, budget, made)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    if row is None:  # here the error is gone, and what its traceback held
+        gc.collect()
+        if cuda:
+            torch.cuda.empty_cache()
+    elif cuda:
+        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - before
+        row |= {"batch_bytes": torch.cuda.max_memory_allocated(device) - before, "free_bytes": free}
+    return row
+
+
+if __name__ == "__main__":
+    _serve()
