@@ -17,6 +17,7 @@ from mmvl.kernels.paged_attention import plan_pages
 from mmvl.kernels.paged_attention import supported as paged_supported
 
 from .config import TextConfig
+from .key_store import KeyStore, bytes_of_token
 from .packed import KeyIndex, Packed, to_device
 from .pages import PageBook
 from .state_store import StateStore
@@ -36,11 +37,10 @@ class _Kept:
 
 @dataclass(frozen=True)
 class _Swapped:
-    """A sequence in host memory: its length, its pages' keys and values (layers, tokens, G, K), its states."""
+    """A sequence in host memory: its length, its keys and values as their store gave them, its states."""
 
     length: int
-    keys: torch.Tensor
-    values: torch.Tensor
+    keys: list[torch.Tensor]
     states: torch.Tensor
 
 
@@ -49,7 +49,8 @@ class HybridCache:
 
     Use: `allocate` a slot; then `pack` the sequences to run and give the result to `Decoder.forward`, which writes the
     pools and advances the lengths; `free` the slot at the end. After a forward that failed half-way the slots in it
-    hold half-written states: free them. `dtype` is that of keys and values and should be the model's.
+    hold half-written states: free them. `dtype` is the model's, and that of keys and values unless `kv_dtype` is
+    another: torch.float8_e4m3fn, half as large as bf16 and as near as kernels/fp8_keys.py says.
 
     `checkpoint` keeps a sequence as it now is, in one of `max_checkpoints` places: a copy of its states, and a hold on
     its pages, which are shared, not copied. `resume` starts another sequence from there; only a last page that is not
@@ -75,19 +76,19 @@ class HybridCache:
         checkpoint_dtype: torch.dtype | None = None,
         device,
         dtype: torch.dtype,
+        kv_dtype: torch.dtype | None = None,
     ):
         if min(max_sequences, max_tokens, page_size) < 1:
             raise ValueError(
                 f"the cache needs room: max_sequences={max_sequences}, max_tokens={max_tokens}, page_size={page_size}"
             )
-        self.page_size, self.device, self.dtype = page_size, torch.device(device), dtype
+        self.page_size, self.device = page_size, torch.device(device)
         self.group = config.num_attention_heads // config.num_key_value_heads
         num_pages = -(-max_tokens // page_size)
         # on a GPU one page more, for what nobody reads: the keys of rows that fill up a CUDA graph's batch
         rows = (num_pages + (self.device.type == "cuda")) * page_size
-        shape = (len(config.softmax_layers), rows, config.num_key_value_heads, config.head_dim)
-        self._keys = torch.zeros(shape, device=device, dtype=dtype)
-        self._values = torch.zeros(shape, device=device, dtype=dtype)
+        self._token_bytes = bytes_of_token(config, kv_dtype or dtype)
+        self._keys = KeyStore(config, rows, device, kv_dtype or dtype)
         state_dtype = torch.promote_types(dtype, torch.float32)
         layers, heads = len(config.lightning_layers), (config.num_attention_heads, config.head_dim, config.head_dim)
         self._states = torch.zeros((layers, max_sequences, *heads), device=device, dtype=state_dtype)
@@ -101,6 +102,11 @@ class HybridCache:
         self._kept: dict[int, _Kept] = {}
         self._swapped: dict[int, _Swapped] = {}
         self._drafted: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """That of keys and values."""
+        return self._keys.dtype
 
     @property
     def free_slots(self) -> int:
@@ -125,7 +131,7 @@ class HybridCache:
     @property
     def num_bytes(self) -> int:
         """Device memory held by the pools."""
-        return sum(pool.nbytes for pool in (self._keys, self._values, self._states)) + self._store.num_bytes
+        return self._keys.num_bytes + self._states.nbytes + self._store.num_bytes
 
     def allocate(self) -> int:
         """A slot for a new, empty sequence (state zero). Raises CacheFull if all are taken."""
@@ -169,7 +175,7 @@ class HybridCache:
     @property
     def scratch_row(self) -> int:
         """A row of the pools that nobody reads."""
-        return self._keys.shape[1] - 1
+        return self._keys.keys.shape[1] - 1
 
     def checkpoint(self, slot: int) -> int:
         """Keep the sequence as it now is, and return the checkpoint's number. Raises CacheFull without a free place."""
@@ -195,9 +201,7 @@ class HybridCache:
         if rest:
             [page] = self._book.take(1)
             self._pages[slot].append(page)
-            for pool in (self._keys, self._values):
-                old, new = kept.pages[whole] * self.page_size, page * self.page_size
-                pool[:, new : new + rest] = pool[:, old : old + rest]
+            self._keys.copy(kept.pages[whole] * self.page_size, page * self.page_size, rest)
         return slot
 
     def forget(self, checkpoint: int) -> None:
@@ -208,9 +212,8 @@ class HybridCache:
     def swap_out(self, slot: int, key: int) -> None:
         """Move a sequence to the host's memory under `key`, and free its slot and pages."""
         assert key not in self._swapped, key
-        rows_U = self._rows(slot)
-        keys, values = (pool.index_select(1, rows_U).cpu() for pool in (self._keys, self._values))
-        self._swapped[key] = _Swapped(self._lengths[slot], keys, values, self._states[:, slot].to("cpu", copy=True))
+        keys, states = self._keys.take(self._rows(slot)), self._states[:, slot].to("cpu", copy=True)
+        self._swapped[key] = _Swapped(self._lengths[slot], keys, states)
         self.free(slot)
 
     def swap_in(self, key: int) -> int:
@@ -220,9 +223,7 @@ class HybridCache:
             raise CacheFull(f"the cache has {self._book.free} free pages, {swapped.length} tokens are to come back")
         slot = self._new_slot([], swapped.length)
         self._pages[slot] = self._book.take(self._pages_of(swapped.length))
-        rows_U = self._rows(slot)
-        for pool, part in ((self._keys, swapped.keys), (self._values, swapped.values)):
-            pool.index_copy_(1, rows_U, part.to(self.device))
+        self._keys.put(self._rows(slot), swapped.keys)
         self._states[:, slot].copy_(swapped.states)
         self.forget_swapped(key)
         return slot
@@ -233,8 +234,7 @@ class HybridCache:
 
     def swapped_bytes(self, num_tokens: int) -> int:
         """Host memory that a sequence of so many tokens takes when it is swapped out."""
-        of_token = 2 * self._keys[:, :1].nbytes
-        return self._states[:, :1].nbytes + num_tokens * of_token
+        return self._states[:, :1].nbytes + num_tokens * self._token_bytes
 
     def pack(self, wanted, draft: bool = False) -> Packed:
         """A packed batch of `[(slot, number of new tokens), ...]`, with pages reserved for the new tokens.
@@ -321,20 +321,21 @@ class HybridCache:
 
     def extend_keys(self, layer: int, packed: Packed, k_TGK: torch.Tensor, v_TGK: torch.Tensor):
         """Store new keys and values; returns all of the batch's (U, G, K); `layer` counts softmax layers only."""
-        together = []
-        for pool, new_TGK in ((self._keys[layer], k_TGK), (self._values[layer], v_TGK)):
-            pool.index_copy_(0, packed.keys.pages.write_T, new_TGK.detach().to(pool.dtype))
-            together.append(new_TGK if packed.keys.read_U is None else pool.index_select(0, packed.keys.read_U))
-        return together
+        new = self._keys.write(layer, packed.keys.pages.write_T, k_TGK, v_TGK)
+        return new if packed.keys.read_U is None else self._keys.read(layer, packed.keys.read_U, k_TGK.dtype)
 
     def key_pools(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of all pages (N, G, K), for kernels that read them through the batch's page plan."""
-        return self._keys[layer], self._values[layer]
+        return self._keys.keys[layer], self._keys.values[layer]
+
+    def key_scales(self, layer: int) -> torch.Tensor | None:
+        """If they are in fp8, the scales (N, G, 2) of both."""
+        return None if self._keys.scales is None else self._keys.scales[layer]
 
     def has_kernels(self, q_THK: torch.Tensor) -> bool:
         """Whether such kernels exist for these queries. They give no gradients."""
         supported = paged_supported(q_THK, self.group) and self._keys.dtype != torch.float64
-        return not torch.is_grad_enabled() and choose(None, q_THK, self._keys, supported=supported) == TRITON
+        return not torch.is_grad_enabled() and choose(None, q_THK, self._keys.keys, supported=supported) == TRITON
 
     def _index_keys(self, packed: Packed) -> KeyIndex:
         """Once per batch, with one copy to the device."""

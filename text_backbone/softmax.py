@@ -61,9 +61,12 @@ class SoftmaxLayer(nn.Module):
 
     def _attend_in_pages(self, q_THK, k_TGK, v_TGK, packed, rotary, cache):
         k_pool_NGK, v_pool_NGK = cache.key_pools(self.pool_index)
-        rope_into_pages(q_THK, k_TGK, v_TGK, rotary, k_pool_NGK, v_pool_NGK, packed.keys.pages.write_T)
+        scales_NG2, write_T = cache.key_scales(self.pool_index), packed.keys.pages.write_T
+        rope_into_pages(q_THK, k_TGK, v_TGK, rotary, k_pool_NGK, v_pool_NGK, write_T, scales_NG2=scales_NG2)
         long_alone = len(packed.lengths) == 1 and packed.lengths[0] >= LONG_SEQUENCE
         if any(packed.starts) or (self.head_dim >= WIDE_HEAD and not long_alone):
-            return paged_attention(q_THK, k_pool_NGK, v_pool_NGK, packed.keys.pages, scale=self.head_dim**-0.5)
-        cu, lengths = packed.cu_seqlens_S1, packed.lengths  # the new keys are all there are, and lie together
+            plan, scale = packed.keys.pages, self.head_dim**-0.5
+            return paged_attention(q_THK, k_pool_NGK, v_pool_NGK, plan, scale, scales_NG2=scales_NG2)
+        # the new keys are all there are, lie together, and are what their pages hold
+        cu, lengths = packed.cu_seqlens_S1, packed.lengths
         return softmax_attention(q_THK, k_TGK, v_TGK, cu, cu, lengths, lengths, scale=self.head_dim**-0.5)

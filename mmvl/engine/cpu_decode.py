@@ -53,10 +53,11 @@ class CpuDecode:
 
     @classmethod
     def of(cls, decoder, cache: HybridCache) -> "CpuDecode | None":
-        """For a small plain decoder in fp32 on the CPU; None for any other."""
+        """For a small plain decoder in fp32 on the CPU, its keys too; None for any other."""
         if not isinstance(decoder, Decoder) or decoder.shard is not None or decoder.config.shared_intermediate_size:
             return None
-        plain = all(isinstance(layer.block_sparse_moe.experts, Experts) for layer in decoder.model.layers)
+        plain = cache.kv_dtype == torch.float32
+        plain &= all(isinstance(layer.block_sparse_moe.experts, Experts) for layer in decoder.model.layers)
         weights = list(decoder.parameters())
         small = sum(w.nbytes for w in weights) <= LARGEST
         if not plain or not small or any(w.device.type != "cpu" or w.dtype != torch.float32 for w in weights):

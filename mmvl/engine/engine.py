@@ -16,6 +16,7 @@ from mmvl.engine.memory import (
     checkpoint_spacing,
     choose_sizes,
     is_out_of_memory,
+    kv_dtype_of,
     largest_step,
     workspace_bytes,
 )
@@ -47,6 +48,8 @@ class Engine:
         max_sequences full contexts need, at most 65,536 unless one context alone is longer.
     max_batch_tokens: most tokens of one step; longer prompts are prefilled in chunks, and beside answers in shorter
         ones (`pace.py`). None: up to 32,768 on a GPU, as its memory allows, else 2,048.
+    kv_cache_dtype: "auto" keeps keys and values in the model's dtype, "fp8" in half of bf16's memory, less exactly, for
+        twice as many cached tokens; on a CPU decoding is then slower (without `cpu_decode.py`).
     prefix_cache: "exact", "int8" (four times as many checkpoints, not exact) or "off".
     draft_tokens: most tokens of a draft by prompt look-up; 0 is off.
     swap_bytes: host memory for requests that have to wait; None: a part of what there is on a GPU, else none. Without
@@ -67,6 +70,7 @@ class Engine:
         max_sequences: int | None = None,
         max_cached_tokens: int | None = None,
         max_batch_tokens: int | None = None,
+        kv_cache_dtype: str = "auto",
         prefix_cache: str = "exact",
         draft_tokens: int = 7,
         swap_bytes: int | None = None,
@@ -83,6 +87,7 @@ class Engine:
             raise ValueError(f"graph_tokens is {graph_tokens}; it can be 0 to {LARGEST:,}")
         if prefix_cache not in PREFIX_CACHES:
             raise ValueError(f"prefix_cache is {prefix_cache!r}; it can be {', '.join(PREFIX_CACHES)}")
+        kv_dtype = kv_dtype_of(kv_cache_dtype, model)
         max_batch_tokens = max_batch_tokens or largest_step(model)
         self.model, self.processor, self.draft_tokens = model, processor, draft_tokens
         decoder = model.language_model
@@ -91,7 +96,7 @@ class Engine:
         self.sizes = choose_sizes(
             decoder.cache_config,
             model.device,
-            model.dtype,
+            kv_dtype,
             max_sequences=max_sequences,
             max_cached_tokens=max_cached_tokens,
             prefix_cache=prefix_cache,
@@ -107,8 +112,9 @@ class Engine:
             checkpoint_dtype=torch.int8 if prefix_cache == "int8" else None,
             device=model.device,
             dtype=model.dtype,
+            kv_dtype=kv_dtype,
         )
-        gap, interval = checkpoint_spacing(decoder.config, model.dtype)
+        gap, interval = checkpoint_spacing(decoder.config, kv_dtype)
         self.prefixes = PrefixCache(self.cache, gap=gap, interval=interval)
         self.counters = Counters()
         swap_bytes = self.sizes.swap_bytes if swap_bytes is None else swap_bytes

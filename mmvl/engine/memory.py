@@ -10,10 +10,14 @@ from dataclasses import dataclass
 import torch
 
 from mmvl.kernels.experts_quantized import WORKSPACE
+from mmvl.kernels.fp8_keys import DTYPE as FP8
+from mmvl.kernels.fp8_keys import check_device
 from mmvl.model import TILES_AT_ONCE
 from mmvl.text_backbone.config import TextConfig
+from mmvl.text_backbone.key_store import bytes_of_token
 
 PAGE_SIZE = 64
+KV_CACHE_DTYPES = ("auto", "fp8")
 MOST_SEQUENCES = {"cuda": 256, "cpu": 32}
 MOST_CPU_TOKENS = 65_536  # unless one context alone is longer
 LONGEST_CPU_CONTEXT = 262_144
@@ -34,9 +38,14 @@ class Sizes:
     swap_bytes: int
 
 
-def bytes_of_token(config: TextConfig, dtype: torch.dtype) -> int:
-    """Keys and values of one token in all softmax layers."""
-    return 2 * len(config.softmax_layers) * config.num_key_value_heads * config.head_dim * dtype.itemsize
+def kv_dtype_of(kv_cache_dtype: str, model) -> torch.dtype:
+    """What keys and values are kept in. Raises ValueError for an unknown name, or a device that cannot."""
+    if kv_cache_dtype not in KV_CACHE_DTYPES:
+        raise ValueError(f"kv_cache_dtype is {kv_cache_dtype!r}; it can be {', '.join(KV_CACHE_DTYPES)}")
+    if kv_cache_dtype == "auto":
+        return model.dtype
+    check_device(model.device)
+    return FP8
 
 
 def bytes_of_state(config: TextConfig) -> int:
@@ -120,7 +129,7 @@ def choose_sizes(
 ) -> Sizes:
     """Pools for this model on this device; what is given is taken as it is.
 
-    prefix_cache: "exact", "int8" or "off". activations: bytes that the largest step takes.
+    dtype: of keys and values. prefix_cache: "exact", "int8" or "off". activations: bytes that the largest step takes.
 
     Raises ValueError where the memory left is too small for one sequence.
     """

@@ -27,7 +27,7 @@ def step(decoder, cache, wanted):
 def books(cache):
     return (
         cache.free_slots, cache.free_pages, {slot: cache.length(slot) for slot in cache._pages},
-        {slot: list(pages) for slot, pages in cache._pages.items()}, cache._keys.clone(), cache._states.clone(),
+        {slot: list(pages) for slot, pages in cache._pages.items()}, cache._keys.keys.clone(), cache._states.clone(),
     )  # fmt: skip
 
 

@@ -18,20 +18,21 @@ def decoder(make_config, make_decoder):
     return make_decoder(make_config())
 
 
-def one_shot(decoder, ids, dtype=torch.float32):
+def one_shot(decoder, ids, dtype=torch.float32, **settings):
     """Hidden states and lightning states of one sequence, alone and at once."""
-    cache = HybridCache(decoder.config, max_sequences=1, max_tokens=len(ids), device="cpu", dtype=dtype)
+    cache = HybridCache(decoder.config, max_sequences=1, max_tokens=len(ids), device="cpu", dtype=dtype, **settings)
     slot = cache.allocate()
     hidden = decoder(decoder.embed(ids), cache.pack([(slot, len(ids))]), cache).hidden_TD
     return hidden, cache.state(slot)
 
 
-def in_rounds(decoder, sequences, chunks, page_size=4, dtype=torch.float32, first_rounds=None):
+def in_rounds(decoder, sequences, chunks, page_size=4, dtype=torch.float32, first_rounds=None, **settings):
     """Sequence s in chunks of chunks[s] tokens, one a round from round first_rounds[s] (default 0) on."""
     needed = sum(-(-len(ids) // page_size) * page_size for ids in sequences)
     cache = HybridCache(
-        decoder.config, max_sequences=len(sequences), max_tokens=needed, page_size=page_size, device="cpu", dtype=dtype
-    )
+        decoder.config, max_sequences=len(sequences), max_tokens=needed, page_size=page_size, device="cpu", dtype=dtype,
+        **settings,
+    )  # fmt: skip
     slots = [cache.allocate() for _ in sequences]
     hidden = [[] for _ in sequences]
     chunks = [[0] * wait + list(c) for wait, c in zip(first_rounds or [0] * len(chunks), chunks, strict=True)]
@@ -78,6 +79,19 @@ def test_a_prompt_beside_sequences_with_a_past(decoder, rmse_ratio):
     hidden, _ = in_rounds(decoder, sequences, [[30, 40], [64, 1, 1], [40]], first_rounds=(1, 0, 1))
     for ids, out in zip(sequences, hidden, strict=True):
         assert rmse_ratio(out, one_shot(decoder, ids)[0]) < 1e-5
+
+
+@torch.no_grad()
+def test_with_keys_in_fp8(make_config, make_decoder, rmse_ratio):
+    """In fp64, where no rounding noise decides to which of two neighbours a key is rounded."""
+    decoder, settings = make_decoder(make_config(), torch.float64), {"kv_dtype": torch.float8_e4m3fn}
+    chunks = [[30, 40], [64, 1, 1], [40], [1] * 20]
+    sequences = draw_ids([sum(c) for c in chunks], decoder.config.vocab_size)
+    hidden, states = in_rounds(decoder, sequences, chunks, dtype=torch.float64, first_rounds=(1, 0, 1, 0), **settings)
+    for ids, out, state in zip(sequences, hidden, states, strict=True):
+        alone, alone_state = one_shot(decoder, ids, torch.float64, **settings)
+        assert rmse_ratio(out, alone) < 1e-12 and rmse_ratio(state, alone_state) < 1e-12
+        assert 1e-4 < rmse_ratio(alone, one_shot(decoder, ids, torch.float64)[0]) < 0.04
 
 
 @torch.no_grad()
