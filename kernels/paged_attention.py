@@ -172,14 +172,17 @@ def _decode_candidates(K, page, dtype):
 
 
 def _prefill(K, page, dtype):
-    return {"keys": _keys(page, dtype), "num_warps": 8 if dtype.startswith("float32") else 4, "num_stages": 3}
+    """`ahead`: pages are looked up a step before; on an H200 8% faster with 8 warps, much slower with 4."""
+    ahead = K == 128 and page >= 64 and dtype in ("bfloat16", "float16")
+    wide = ahead or dtype.startswith("float32")
+    return {"keys": _keys(page, dtype), "num_warps": 8 if wide else 4, "num_stages": 3, "ahead": int(ahead)}
 
 
 def _prefill_candidates(K, page, dtype):
     return [
-        {"keys": keys, "num_warps": warps, "num_stages": stages}
+        {"keys": keys, "num_warps": warps, "num_stages": stages, "ahead": ahead}
         for keys in (32, 64) if keys <= page
-        for warps, stages in ((8, 2), (8, 3), (8, 4), (4, 3))
+        for warps, stages, ahead in ((8, 2, 0), (8, 3, 0), (8, 3, 1), (4, 3, 0), (4, 4, 0))
     ]  # fmt: skip
 
 

@@ -19,15 +19,18 @@ LONG = 2048  # keys
 
 @triton.jit
 def _step(
-    q, acc, total, most, k_ptr, v_ptr, scales_ptr, row_ptr, start, limit, g, scale,
+    q, acc, total, most, k_ptr, v_ptr, scales_ptr, row_ptr, page, start, limit, g, scale,
     G: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, PAGE: tl.constexpr, N: tl.constexpr, MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One step of the online softmax, over keys start..start + N; row i of the tile sees keys up to limit[i]."""
+    """One step of the online softmax, over keys start..start + N; row i of the tile sees keys up to limit[i].
+
+    page: the one that the step begins in.
+    """
     n = tl.arange(0, N)
     d = tl.arange(0, KP)
     if PAGE % N == 0:  # then a step never leaves its page
-        row = tl.load(row_ptr + start // PAGE).to(tl.int64) * PAGE + start % PAGE + n
+        row = page.to(tl.int64) * PAGE + start % PAGE + n
     else:
         inside = start + n <= tl.max(limit, axis=0)
         row = tl.load(row_ptr + (start + n) // PAGE, mask=inside, other=0).to(tl.int64) * PAGE + (start + n) % PAGE
@@ -74,9 +77,12 @@ def _attend(
     q_ptr, k_ptr, v_ptr, scales_ptr, table_ptr, lengths_ptr, cu_new_ptr, work_ptr, o_ptr, part_ptr, lse_ptr,
     P, split_keys, scale,
     H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, PAGE: tl.constexpr, M: tl.constexpr,
-    N: tl.constexpr, PRECISION: tl.constexpr,
+    N: tl.constexpr, AHEAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Program (w, g, part): the tile w of key head g, over one part of its keys or (no `part_ptr`) over all of them."""
+    """Program (w, g, part): the tile w of key head g, over one part of its keys or (no `part_ptr`) over all of them.
+
+    AHEAD: the next step's page is looked up a step before, so that the loads of its keys wait for nothing.
+    """
     GROUP: tl.constexpr = H // G
     TILE: tl.constexpr = M // GROUP
     w = tl.program_id(0)
@@ -107,15 +113,23 @@ def _attend(
     acc = tl.zeros((M, KP), tl.float32)
     total = tl.zeros((M,), tl.float32)
     most = tl.full((M,), float("-inf"), tl.float32)
+    if AHEAD:
+        following = tl.load(row_ptr + low // PAGE, mask=low < high, other=0)
     for start in range(low, open_end, N):
+        if AHEAD:
+            page = following
+            following = tl.load(row_ptr + (start + N) // PAGE, mask=start + N < high, other=0)
+        else:
+            page = tl.load(row_ptr + start // PAGE)
         acc, total, most = _step(
-            q, acc, total, most, k_ptr, v_ptr, scales_ptr, row_ptr, start, limit, g, scale, G, K, KP, PAGE, N, False,
-            PRECISION,
+            q, acc, total, most, k_ptr, v_ptr, scales_ptr, row_ptr, page, start, limit, g, scale, G, K, KP, PAGE, N,
+            False, PRECISION,
         )  # fmt: skip
     for start in range(open_end, high, N):
+        page = tl.load(row_ptr + start // PAGE)
         acc, total, most = _step(
-            q, acc, total, most, k_ptr, v_ptr, scales_ptr, row_ptr, start, limit, g, scale, G, K, KP, PAGE, N, True,
-            PRECISION,
+            q, acc, total, most, k_ptr, v_ptr, scales_ptr, row_ptr, page, start, limit, g, scale, G, K, KP, PAGE, N,
+            True, PRECISION,
         )  # fmt: skip
     some = total > 0
     acc = acc / tl.where(some, total, 1.0)[:, None]
@@ -196,7 +210,7 @@ def _forward(q, k_pool, v_pool, table, lengths, cu_new, work, page_size, num_sho
             lse = torch.empty(num_short, G, splits, rows, dtype=torch.float32, device=q.device)
         _launch_attend(
             (num_short, G, splits), (*tensors, short, o, part, lse), (table.shape[1], split_keys, scale),
-            (*shape, rows, keys, precision), num_warps=p["num_warps"], num_stages=p["num_stages"],
+            (*shape, rows, keys, False, precision), num_warps=p["num_warps"], num_stages=p["num_stages"],
         )  # fmt: skip
         if splits > 1:
             _launch_join(
@@ -208,7 +222,8 @@ def _forward(q, k_pool, v_pool, table, lengths, cu_new, work, page_size, num_sho
         rows = max(paged.TILE_ROWS, 16) if q.dtype != torch.float32 else paged.TILE_ROWS
         _launch_attend(
             (len(long), G, 1), (*tensors, long, o, None, None), (table.shape[1], 0, scale),
-            (*shape, rows, p["keys"], precision), num_warps=p["num_warps"], num_stages=p["num_stages"],
+            (*shape, rows, p["keys"], bool(p["ahead"]), precision),
+            num_warps=p["num_warps"], num_stages=p["num_stages"],
         )  # fmt: skip
     return o
 

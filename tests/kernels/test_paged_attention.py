@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from mmvl.kernels import tuning
 from mmvl.kernels.paged_attention import paged_attention, plan_pages
 
 cuda = torch.cuda.is_available()
@@ -66,6 +67,26 @@ def test_equals_fp64(starts, lengths, H, G, K, page, dtype, rmse_ratio):
     assert out.dtype == dtype and rmse_ratio(out, expected) < DTYPES[dtype]
     reference = paged_attention(q.double(), k_pool.double(), v_pool.double(), plan, K**-0.5)
     assert rmse_ratio(reference, expected) < 1e-12
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("page, keys", [(16, 16), (32, 16), (5, 16)])
+def test_pages_looked_up_ahead_are_the_same(page, keys):
+    """Chunks that end in the middle of a page, at its end and within the first step."""
+    starts, lengths = [0, 7, 90, 31, 64], [40, 1, 70, 33, 32]
+    q, k_pool, v_pool, plan = build(starts, lengths, 8, 1, 16, page, torch.float16)
+    found = []
+    for ahead in (0, 1):
+        config = {"keys": keys, "num_warps": 4, "num_stages": 3, "ahead": ahead}
+        with tuning.forced("paged_prefill", config):
+            found.append(paged_attention(q, k_pool, v_pool, plan, 0.25, backend="triton"))
+    assert torch.equal(*found) and found[0].isfinite().all()
+
+
+@pytest.mark.parametrize(("K", "dtype", "ahead"), [(128, "bfloat16", 1), (128, "float32", 0), (64, "bfloat16", 0)])
+def test_pages_are_looked_up_ahead_where_that_was_measured(K, dtype, ahead):
+    config = tuning.declared()["paged_prefill"].default_at({"K": K, "page": 64, "dtype": dtype})
+    assert config["ahead"] == ahead and config["num_warps"] == (8 if ahead or dtype == "float32" else 4)
 
 
 @pytest.mark.skipif(not cuda, reason="too long for Triton's interpreter")
