@@ -32,8 +32,8 @@ render receipts receipts 50000 31 "${asked[@]}" --set most_questions=12
 render pages pages 40000 32 "${asked[@]}" --set most_questions=12
 # Small tables and cards teach in a few hundred tokens which cell and which label is meant.
 render tables small-tables 150000 40 --set views=3 --set unanswerable=0.15 --set real=0.6 "${real[@]}" \
-  --set max_side=360 --set most_rows=5 --set most_columns=4 --set fewest_questions=8 --set most_questions=20
-render labelled labelled 150000 41 --set views=2 --set fewest_questions=6 --set most_questions=16
+  --set max_side=320 --set most_rows=5 --set most_columns=4 --set fewest_questions=8 --set most_questions=20
+render labelled labelled 150000 41 --set max_side=440 --set views=2 --set fewest_questions=6 --set most_questions=16
 render receipt-lines receipt-lines 400000 34 --set capitals=0.1
 # Three lines in ten are words in random order: with sentences alone the model guesses words instead of reading them.
 render text-lines lines 800000 16 --set running_text=0.4 --set min_size=11 --set max_size=34
