@@ -34,6 +34,15 @@ def check_quantize(option: typer.CallbackParam, kind: str | None) -> str | None:
     return kind
 
 
+def _check_kv_cache_dtype(name: str) -> str:
+    if name != "auto":
+        from mmvl.engine.memory import KV_CACHE_DTYPES  # it brings torch
+
+        if name not in KV_CACHE_DTYPES:
+            raise UsageError(f"--kv-cache-dtype: it can be {', '.join(KV_CACHE_DTYPES)}; not {name!r}")
+    return name
+
+
 Model = Annotated[
     Path | None, typer.Option("--model", metavar="DIR", help="Model in Hugging Face layout.  [default: mmvl-tiny]")
 ]
@@ -62,6 +71,15 @@ Quantize = Annotated[
         metavar="KIND",
         callback=check_quantize,
         help="Experts as int8, int4 or fp8 while they are loaded.  [default: as stored]",
+    ),
+]
+KvCacheDtype = Annotated[
+    str,
+    typer.Option(
+        "--kv-cache-dtype",
+        metavar="auto|fp8",
+        callback=_check_kv_cache_dtype,
+        help="Keys and values as the model computes, or in fp8: twice the tokens in the same memory.",
     ),
 ]
 Question = Annotated[str, typer.Option("-q", "--question", metavar="TEXT", help="What to ask about the files.")]

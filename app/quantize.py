@@ -42,11 +42,9 @@ def quantize(
     seconds = time.monotonic() - began
     print(f"{source} ({before / 1e9:,.3f} GB) -> {dest} ({after / 1e9:,.3f} GB) in {seconds:.1f} s", file=sys.stderr)
     if check is not None:
-        import torch
+        from mmvl.quantize_check import Way, compare
 
-        from mmvl.quantize_check import compare
-
-        rows = compare(source, {"quantised": (dest, torch.float32, None)}, task=check, limit=questions, device=where)
+        rows = compare(source, {"quantised": Way(dest)}, task=check, limit=questions, device=where)
         _report(rows, {"task": check, "questions": questions}, where, json_file)
 
 
@@ -56,30 +54,28 @@ def bench_quantize(
     ] = None,
     check: Annotated[str, typer.Option("--check", metavar="TASK", help="Its answers and its score.")] = "print-lines",
     questions: Questions = 100,
-    tokens: Annotated[
-        int, typer.Option(metavar="N", help="Tokens through two layers of the full width; 0: none.")
-    ] = 0,
+    tokens: Annotated[int, typer.Option(metavar="N", help="Tokens through two layers of the full width; 0: none.")] = 0,
     experts: Annotated[int, typer.Option(min=2, metavar="N", help="Experts that these layers have.")] = 4,
     new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Of each answer that is timed.")] = 64,
     json_file: Json = None,
     device: Device = None,
 ) -> None:
-    """Measure what quantising costs: every kind on a model and, with random weights, on layers of the full width."""
+    """Measure what quantising costs: every kind, and keys in fp8, on a model and on random layers of the full width."""
     import torch
     from rich.console import Console
 
     from mmvl.benchmark.decoder import SLICE
     from mmvl.quantize import KINDS, quantize_model
-    from mmvl.quantize_check import compare, compare_layers, speeds
+    from mmvl.quantize_check import FP8_KEYS, Way, compare, compare_layers, speeds
     from mmvl.vlm import MMVL_TINY
 
     source, where, console = model or MMVL_TINY, _device(device), Console(stderr=True)
     with tempfile.TemporaryDirectory() as folder:
-        others: dict = {"bfloat16": (source, torch.bfloat16, NONE)}
+        others = {"bfloat16": Way(source, torch.bfloat16, NONE), FP8_KEYS: Way(source, torch.float32, NONE, "fp8")}
         for kind, rest in (*((kind, "keep") for kind in KINDS), ("int8", "all")):
             name = f"{kind} experts" if rest == "keep" else "int8 all"
             quantize_model(source, Path(folder, name), experts=kind, rest=rest, device=where)
-            others[name] = Path(folder, name), torch.float32, None
+            others[name] = Way(Path(folder, name))
         rows = compare(source, others, task=check, limit=questions, device=where, progress=console.print)
     ways = {str(dtype)[6:]: (dtype, NONE) for dtype in (torch.float32, torch.bfloat16)}
     ways |= {f"{kind} in memory": (torch.float32, kind) for kind in KINDS}

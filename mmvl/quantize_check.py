@@ -1,4 +1,4 @@
-"""What quantised weights cost: how far next-token distributions are from those of the weights that they came from.
+"""What quantised weights, or keys in fp8, cost: how far next-token distributions are from those without.
 
 On a model: over the answers of an evaluation task, each token predicted from the true ones before it. On layers of any
 shape, with random weights: over random embeddings. Distances are Kullback-Leibler divergences KL(before || after), in
@@ -12,22 +12,36 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmvl.checkpoint import load_model
+from mmvl.engine.memory import kv_dtype_of
 from mmvl.evaluation.run import choose, evaluate
 from mmvl.evaluation.tasks import TASKS
+from mmvl.kernels.fp8_keys import DTYPE as FP8
 from mmvl.model import ImageBatch, VLModel
 from mmvl.processor import Processor, Prompt
 from mmvl.quantize import quantize_decoder
+from mmvl.text_backbone.cache import HybridCache
 from mmvl.text_backbone.config import TextConfig
 from mmvl.text_backbone.decoder import Decoder
 from mmvl.text_backbone.packed import Packed
 from mmvl.vlm import VLM
 
+FP8_KEYS = "fp8 keys and values"
 Progress = Callable[[str], None]
+
+
+class Way(NamedTuple):
+    """A model, and how it is loaded and run."""
+
+    directory: Path
+    dtype: torch.dtype | None = torch.float32
+    quantize: str | None = None
+    kv_cache_dtype: str = "auto"
 
 
 def distances(before_RV: Tensor, after_RV: Tensor, chosen_R: Tensor | None = None) -> dict[str, float]:
@@ -54,7 +68,7 @@ def distances(before_RV: Tensor, after_RV: Tensor, chosen_R: Tensor | None = Non
 
 def compare(
     reference: Path,
-    others: dict[str, tuple[Path, torch.dtype | None, str | None]],
+    others: dict[str, Way],
     *,
     task: str = "print-lines",
     limit: int = 100,
@@ -63,7 +77,7 @@ def compare(
     scores: bool = True,
     progress: Progress = lambda what: None,
 ) -> list[dict]:
-    """Compare models with `reference` on a task: a row for each of name -> (directory, dtype, quantize), itself first.
+    """Compare models with `reference` on a task: a row for each of `others` by name, itself first.
 
     `scores`: also let those of the reference's dtype answer the questions, and score that. Only one model is in memory
     at a time.
@@ -81,20 +95,23 @@ def compare(
         for e in examples
     ]
     rows, before_RV = [], None
-    for name, (directory, of, quantize) in {"reference": (reference, dtype, "none"), **others}.items():
+    for name, way in {"reference": Way(reference, dtype, "none"), **others}.items():
         progress(f"{name}: log probabilities of {len(prompts)} answers")
-        model = load_model(directory, device, of, quantize=quantize)
+        model = load_model(way.directory, device, way.dtype, quantize=way.quantize)
         if not isinstance(model, VLModel):
-            raise ValueError(f"{directory} holds a text model without the vision half; the check asks about pictures")
-        after_RV, chosen_R = answer_logits(model, prompts)
+            raise ValueError(
+                f"{way.directory} holds a text model without the vision half; the check asks about pictures"
+            )
+        after_RV, chosen_R = answer_logits(model, prompts, way.kv_cache_dtype)
         del model
         row = {"name": name}
         if before_RV is None:
             before_RV = after_RV
         row |= distances(before_RV, after_RV, chosen_R)
-        if scores and of == dtype:
+        if scores and way.dtype == dtype:
             progress(f"{name}: answering")
-            result = evaluate(task, directory, limit, device=device, progress=False)
+            engine = {"kv_cache_dtype": way.kv_cache_dtype}
+            result = evaluate(task, way.directory, limit, device=device, progress=False, engine=engine)
             row["scores"] = [{"metric": s.metric, "value": s.interval.value, "n": s.n} for s in result.scores[:3]]
         rows.append(row)
     return rows
@@ -133,18 +150,26 @@ def speeds(
 
 
 @torch.inference_mode()
-def answer_logits(model: VLModel, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+def answer_logits(model: VLModel, prompts: Sequence[Prompt], kv_cache_dtype: str = "auto") -> tuple[Tensor, Tensor]:
     """Logits (R, V) on the CPU wherever the next token is the assistant's, and those tokens (R,)."""
     logits, chosen = [], []
     for prompt in prompts:
         ids_T = torch.tensor(prompt.token_ids, device=model.device)
         images = ImageBatch.from_images(prompt.images)
-        packed = Packed.from_lengths((len(ids_T),), model.device)
-        hidden_TD = model(ids_T, packed, images and images.to(model.device)).hidden_TD
+        packed, cache = _with_cache(model.language_model, len(ids_T), model, kv_dtype_of(kv_cache_dtype, model))
+        hidden_TD = model(ids_T, packed, images and images.to(model.device), cache=cache).hidden_TD
         at_R = torch.tensor(prompt.loss_mask, device=model.device).nonzero()[:, 0]
         logits.append(model.language_model.logits(hidden_TD[at_R - 1]).cpu())
         chosen.append(ids_T[at_R].cpu())
     return torch.cat(logits), torch.cat(chosen)
+
+
+def _with_cache(decoder: Decoder, tokens: int, like, kv_dtype: torch.dtype) -> tuple[Packed, HybridCache]:
+    """For one sequence, on the device and in the dtype of `like`."""
+    cache = decoder.new_cache(
+        max_sequences=1, max_tokens=tokens, device=like.device, dtype=like.dtype, kv_dtype=kv_dtype
+    )
+    return cache.pack([(cache.allocate(), tokens)]), cache
 
 
 @torch.inference_mode()
@@ -157,7 +182,8 @@ def compare_layers(
     dtype: torch.dtype,
     progress: Progress = lambda what: None,
 ) -> list[dict]:
-    """Random weights of a shape, as `init_weights` draws them, over random embeddings: a row a kind.
+    """Random weights of a shape, as `init_weights` draws them, over random embeddings: a row a kind, and one with keys
+    in fp8 and weights as they were.
 
     `experts_error` is the relative error of the first layer's experts alone, which the residual dilutes in the logits.
     """
@@ -177,4 +203,6 @@ def compare_layers(
             row = distances(before_RV, decoder.logits(decoder(x_TD, packed).hidden_TD).cpu())
             off_TD = experts(x_TD)[0].double() - before_TD
             rows.append({"name": kind, **row, "experts_error": (off_TD.norm() / before_TD.norm()).item()})
-    return rows
+    progress(f"{FP8_KEYS}: {tokens} tokens")
+    after_RV = decoder.logits(decoder(x_TD, *_with_cache(decoder, tokens, x_TD, FP8)).hidden_TD).cpu()
+    return [*rows, {"name": FP8_KEYS, **distances(before_RV, after_RV)}]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mmvl.app.options import Device, Model, Quantize
+from mmvl.app.options import Device, KvCacheDtype, Model, Quantize
 from mmvl.app.server.command import settings_of
 
 FIRST_PORT, LAST_PORT = 7860, 7959
@@ -18,6 +18,7 @@ def chat(
     model: Model = None,
     device: Device = None,
     quantize: Quantize = None,
+    kv_cache_dtype: KvCacheDtype = "auto",
     host: Annotated[
         str | None,
         typer.Option(
@@ -52,7 +53,8 @@ def chat(
     from mmvl.app.server.app import create_app
     from mmvl.app.server.run import open_model, run_app
 
-    app = create_app(open_model(model, device=device, quantize=quantize), settings)
+    vlm = open_model(model, device=device, quantize=quantize, engine={"kv_cache_dtype": kv_cache_dtype})
+    app = create_app(vlm, settings)
     mount_page(app)
 
     def ready(url: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mmvl.app.errors import UsageError, one_line, usage
-from mmvl.app.options import Device, Model, Quantize
+from mmvl.app.options import Device, KvCacheDtype, Model, Quantize
 
 
 def _option(*names: str, default: object, metavar: str, text: str):
@@ -18,6 +18,7 @@ def serve(
     model: Model = None,
     device: Device = None,
     quantize: Quantize = None,
+    kv_cache_dtype: KvCacheDtype = "auto",
     max_sequences: Annotated[
         int, typer.Option("--max-sequences", min=1, metavar="N", help="Answers that are written at the same time.")
     ] = 32,
@@ -136,7 +137,8 @@ def serve(
         from mmvl.app.server.app import create_app
         from mmvl.app.server.run import open_model, run_app
 
-        vlm = open_model(model, device=device, quantize=quantize, max_sequences=max_sequences)
+        engine = {"kv_cache_dtype": kv_cache_dtype}
+        vlm = open_model(model, device=device, quantize=quantize, max_sequences=max_sequences, engine=engine)
         app = create_app(vlm, settings)
         name = app.state.service.names[0]
 

@@ -91,6 +91,7 @@ def evaluate(
     data=None,
     split: str | None = None,
     page=None,
+    engine: dict | None = None,
 ) -> Result:
     """Run a task, greedy, `batch_size` questions at a time.
 
@@ -98,7 +99,7 @@ def evaluate(
     depend on the model. json_path: file for the scores and every prediction, compressed if it ends in .gz. progress: a
     bar on stderr and the table on stdout. data: the set of a task that the user brings. split: "development" (see
     data/splits.py), "train" or "all" of it; None is the task's own. page: file for an HTML page to look through the
-    answers.
+    answers. engine: settings of `mmvl.engine.Engine`.
 
     Raises:
         ValueError: unknown task or split, limit below 1, data that is missing, not wanted or not of the format.
@@ -116,7 +117,7 @@ def evaluate(
     if not whole:
         raise ValueError(f"{data} has no questions in its split {split!r}; --split all takes everything")
     examples = choose(whole, limit)
-    vlm = VLM(model, device=device, max_sequences=batch_size)
+    vlm = VLM(model, device=device, max_sequences=batch_size, engine=engine)
     about = {"data": {"name": data.resolve().name, "split": split, "examples": len(whole)}} if data else {}
     result = _run(chosen, examples, vlm, limit, batch_size, progress, data, about)
     if json_path is not None:
