@@ -36,6 +36,7 @@ from mmvl.engine.warm_up import Progress, warm_up
 from mmvl.model import VLModel
 from mmvl.processor import Processor, Prompt
 from mmvl.text_backbone.cache import CacheFull
+from mmvl.text_backbone.tensor_parallel import FEW
 
 PREFIX_CACHES = ("exact", "int8", "off")
 
@@ -91,6 +92,11 @@ class Engine:
         max_batch_tokens = max_batch_tokens or largest_step(model)
         self.model, self.processor, self.draft_tokens = model, processor, draft_tokens
         decoder = model.language_model
+        if graph_tokens is None:
+            graph_tokens = chunk_tokens_of(decoder, model.dtype)
+        # over ranks, of more tokens each has a share, by counts that the host has to know
+        most = max_batch_tokens if decoder.ranks == 1 else min(max_batch_tokens, FEW)
+        self.graph_tokens = min(graph_tokens, most) if graphs and gpu else 0
         self.expert_workspace = workspace_bytes(model, expert_workspace)
         decoder.limit_workspace(self.expert_workspace)
         self.sizes = choose_sizes(
@@ -100,7 +106,8 @@ class Engine:
             max_sequences=max_sequences,
             max_cached_tokens=max_cached_tokens,
             prefix_cache=prefix_cache,
-            activations=activation_bytes(model, max_batch_tokens, self.expert_workspace),
+            # a graph keeps what its step takes
+            activations=activation_bytes(model, max_batch_tokens + self.graph_tokens, self.expert_workspace),
         )
         self.max_sequences, self.num_pages = self.sizes.max_sequences, self.sizes.num_pages
         self.context = min(model.config.text.max_position_embeddings, (self.num_pages - 1) * PAGE_SIZE)
@@ -130,7 +137,7 @@ class Engine:
         sampler = Sampler(processor.valid_vocab_size, [processor.image_id])
         self.graphs, cpu = None, None
         if graphs and gpu:
-            self.graphs = self._new_graphs((draft_tokens and draft_tokens + 1, verified), graph_tokens)
+            self.graphs = self._new_graphs((draft_tokens and draft_tokens + 1, verified))
         elif graphs:
             cpu = CpuDecode.of(decoder, self.cache)
         self._stepper = Stepper(
@@ -141,12 +148,9 @@ class Engine:
         self._flights: deque[Flight] = deque()
         self._landed = 0.0  # when the last one did
 
-    def _new_graphs(self, drafts: tuple[int, int], chunks: int | None) -> StepGraphs | SpreadGraphs:
-        decoder = self.model.language_model
-        if chunks is None:
-            chunks = chunk_tokens_of(decoder, self.model.dtype)
-        chunks = min(chunks, self.pace.most)
-        settings = (self.cache, decoder.config.hidden_size, self.model.dtype, self.max_sequences, drafts, chunks)
+    def _new_graphs(self, drafts: tuple[int, int]) -> StepGraphs | SpreadGraphs:
+        decoder, sizes = self.model.language_model, (self.max_sequences, drafts, self.graph_tokens)
+        settings = (self.cache, decoder.config.hidden_size, self.model.dtype, *sizes)
         return decoder.new_graphs(*settings) if isinstance(decoder, SpreadDecoder) else StepGraphs(decoder, *settings)
 
     def warm_up(self, progress: Progress = lambda what: None) -> None:
