@@ -14,7 +14,7 @@ from mmvl.app.chat.in_thread import in_thread
 from mmvl.app.server import ServerSettings, create_app
 
 FOLDER = Path(__file__).parent
-EXAMPLE, FOLLOW_UP = 4, "Who wrote the note?"
+EXAMPLE, FOLLOW_UP = 0, "What is the address?"
 PATIENCE = 120_000  # milliseconds
 
 
