@@ -9,7 +9,7 @@ demo: $(VENV)/.base
 	$(BIN)/mmvl demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 chat: $(VENV)/.base
 	$(BIN)/mmvl chat

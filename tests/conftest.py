@@ -1,6 +1,11 @@
 """What several test folders share: a tiny model directory with random weights, and a picture to ask it about."""
 
+import functools
+import gc
+import http.server
 import os
+import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +31,37 @@ SENTENCES = [
     "Is there a red circle, a blue triangle or a green rectangle? Yes, there is.",
     "naïve café — äöü ß, 日本語の文字, emoji 🙂🎉 and Ελληνικά",
 ]
+
+# The files that take longest, the longest first. They begin first, and of two that run at once one ends early: so that
+# none is left for the end of a run, where nothing else would run beside it.
+LONGEST = (
+    "training/test_parallel.py", "engine/test_ranks.py", "app/chat/test_browser.py", "benchmark/test_training.py",
+    "kernels/test_lightning_attention.py", "training/test_kill.py", "app/test_readme_commands.py",
+    "training/test_contrastive.py", "training/test_ranks.py", "kernels/test_experts_quantized.py",
+    "app/batch/test_cluster.py", "training/test_train.py", "engine/test_graphs.py", "app/batch/test_kill.py",
+    "app/test_bench.py", "kernels/test_experts_triton.py", "benchmark/test_run.py", "text_backbone/test_over_ranks.py",
+    "mmvl/test_media.py", "app/batch/test_workers.py", "app/batch/test_memory.py", "app/server/test_server_drain.py",
+    "app/server/test_server_limits.py", "app/server/test_server_media.py", "text_backbone/test_tensor_parallel.py",
+    "kernels/test_paged_attention.py", "test_wheel.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """`LONGEST` first; the other files in their order."""
+    place = {Path(__file__).parent / name: i for i, name in enumerate(LONGEST)}
+    for path in place:
+        assert path.is_file(), f"{__file__}: LONGEST names {path}, which is not there"
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: a collection of garbage that looks at all of it again takes 0.2 s each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # libraries look at the end what is left of theirs
 
 
 @pytest.fixture(scope="session")
@@ -88,3 +124,25 @@ def picture_path(tmp_path_factory):
     ImageDraw.Draw(picture).rectangle((10, 10, 40, 30), fill="red")
     picture.save(path)
     return path
+
+
+@pytest.fixture
+def web():
+    """web(folder) -> address of a server of that folder."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    servers = []
+
+    def serve(folder) -> str:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()

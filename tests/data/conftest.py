@@ -46,28 +46,3 @@ def fonts(tmp_path_factory):
     lato.save(path / "deeper" / "held.ttf")
     (path / "broken.ttf").write_bytes(b"no font")
     return path
-
-
-@pytest.fixture
-def web():
-    """web(folder) -> address of a server of that folder."""
-    import functools
-    import http.server
-    import threading
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments):
-            pass
-
-    servers = []
-
-    def serve(folder) -> str:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield serve
-    for server in servers:
-        server.shutdown()
-        server.server_close()
