@@ -43,7 +43,7 @@ class StepGraphs:
     max_sequences: the largest batch. drafts: most tokens of a sequence with its draft, and of a step with drafts;
     chunk_tokens: most of a step with chunks. 0 for none.
 
-    Use: `prepare` or `fits`, then `run`; or `takes`, then `run_ragged`, and of a draft `accept`. Where capturing fails,
+    Use: `prepare`, then `run`; or `takes`, then `run_ragged`, and of a draft `accept`. Where capturing fails,
     a warning says so, and steps of this kind are not taken from then on.
     """
 

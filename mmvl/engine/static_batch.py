@@ -162,8 +162,8 @@ class RaggedBatch:
         lengths = (tokens, *(0,) * (rows - 1))
         self.packed = Packed(
             lengths=lengths, starts=(1,) * rows, cu_seqlens_S1=on["cu_new"], positions_T=on["positions"],
-            plan=BlockPlan((tokens, *(0,) * (sequences - 1)), cache.device, fixed=segments), slots=(-1,) * rows,
-            slots_S=on["slots"],
+            plan=BlockPlan((tokens, *(0,) * (sequences - 1)), cache.device, fixed=segments),
+            slots=(-1,) * rows, slots_S=on["slots"],
             keys=KeyIndex(plan, lengths, True), draft=draft, static=True, source_S=None if draft else on["source"],
         )  # fmt: skip
 

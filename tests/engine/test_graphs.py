@@ -1,4 +1,4 @@
-"""Steps as CUDA graphs, run without a graph: on the CPU, through Triton's interpreter. The capture needs a GPU."""
+"""Steps as CUDA graphs. Without a GPU nothing is captured: the batches run on the CPU, through Triton's interpreter."""
 
 import random
 
@@ -22,12 +22,16 @@ CONFIG = TextConfig(
     postnorm=True, max_position_embeddings=256,
 )  # fmt: skip
 SEQUENCES, TOKENS, PAGE = 4, 400, 16
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
 
 
 class Again(StepGraphs):
-    """What a graph would replay is computed again."""
+    """Without a GPU what a graph would replay is computed again."""
 
     def _record(self, compute):
+        if CUDA:
+            return super()._record(compute)
         result = compute()
 
         class Graph:
@@ -44,11 +48,19 @@ class Refuses(StepGraphs):
         raise RuntimeError("no room for a graph, say")
 
 
+@pytest.fixture(autouse=True)
+def inference():
+    with torch.no_grad():
+        yield
+
+
 @pytest.fixture
 def kernels(monkeypatch):
     """Those that a graph needs, on the CPU; for what is measured against it the references run."""
 
     def on():
+        if CUDA:
+            return
         for module in (paged_attention, rope, lightning_attention):
             monkeypatch.setattr(module, "choose", lambda *args, **kwargs: TRITON)
         monkeypatch.setattr(HybridCache, "has_kernels", lambda *args: True)
@@ -60,12 +72,12 @@ def kernels(monkeypatch):
 def decoder():
     decoder = Decoder(CONFIG)
     decoder.init_weights(seed=0)
-    return decoder.requires_grad_(False)
+    return decoder.to(DEVICE).requires_grad_(False)
 
 
 def new_cache():
     return HybridCache(
-        CONFIG, max_sequences=SEQUENCES, max_tokens=TOKENS, page_size=PAGE, device="cpu", dtype=torch.float32
+        CONFIG, max_sequences=SEQUENCES, max_tokens=TOKENS, page_size=PAGE, device=DEVICE, dtype=torch.float32
     )  # fmt: skip
 
 
@@ -75,7 +87,7 @@ def filled(decoder, lengths):
     slots = [cache.allocate() for _ in lengths]
     for slot, length in zip(slots, lengths, strict=True):
         if length:
-            ids_T = (torch.arange(length) * 7 + slot) % 64
+            ids_T = (torch.arange(length, device=DEVICE) * 7 + slot) % 64
             decoder(decoder.embed(ids_T), cache.pack([(slot, length)]), cache)
     return cache, slots
 
@@ -91,14 +103,14 @@ def close(got, want):
 
 def test_a_batch_of_one_token_each_with_rows_to_spare(decoder, kernels):
     lengths = (15, 16, 33)  # the next token fills a page, begins one, is within one
-    x_SD = decoder.embed(torch.tensor([3, 4, 5]))
+    x_SD = decoder.embed(torch.tensor([3, 4, 5], device=DEVICE))
     plain, slots = filled(decoder, lengths)
     expected = [decoder(x_SD, plain.pack([(slot, 1) for slot in slots]), plain).hidden_TD for _ in range(2)]
 
     cache, slots = filled(decoder, lengths)
     kernels()
     batch = OneTokenBatch(cache, rows=5, pages=4)
-    x_BD = torch.cat((x_SD, torch.zeros(2, 32)))
+    x_BD = torch.cat((x_SD, x_SD.new_zeros(2, 32)))
     for want in expected:
         for slot in slots:
             cache.reserve(slot, 1)
@@ -118,7 +130,7 @@ def test_chunks_filled_up_to_a_power_of_two_leave_output_and_state_exact(decoder
     plain, slots = filled(decoder, (0, 15, 33))
     cache, _ = filled(decoder, (0, 15, 33))
     wanted = [(slot, count) for slot, count in zip(slots, counts, strict=True) if count]
-    x_TD = decoder.embed(torch.arange(sum(counts)) * 5 % 64)
+    x_TD = decoder.embed(torch.arange(sum(counts), device=DEVICE) * 5 % 64)
     want = decoder(x_TD, plain.pack(wanted), plain).hidden_TD
 
     kernels()
@@ -141,7 +153,7 @@ def test_drafts_leave_what_held(decoder, kernels, counts, held):
     lengths = (15, 16, 33)[: len(counts)]
     plain, slots = filled(decoder, lengths)
     cache, _ = filled(decoder, lengths)
-    x_TD = decoder.embed(torch.arange(sum(counts)) * 5 % 64)
+    x_TD = decoder.embed(torch.arange(sum(counts), device=DEVICE) * 5 % 64)
     packed = plain.pack(list(zip(slots, counts, strict=True)), draft=True)
     want = decoder(x_TD, packed, plain).hidden_TD
     plain.accept(packed, held)
@@ -227,7 +239,7 @@ class Knows:
 def test_an_engine_with_graphs_says_what_one_without_says(decoder, kernels, tiny_model_dir):
     """Chunks, an answer beside them, drafts; the host one step behind."""
     processor = Processor.from_pretrained(tiny_model_dir)
-    model = _TextOnly(decoder, torch.device("cpu"), torch.float32)
+    model = _TextOnly(decoder, DEVICE, torch.float32)
     prompts = [Prompt([10 + (n * k) % 50 for n in range(20 + k)]) for k in (1, 9)]
     params = [SamplingParams(max_tokens=6, ignore_eos=True, temperature=t, seed=1) for t in (0.0, 2.0)]
     asked, kinds = [], []
