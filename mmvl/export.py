@@ -44,19 +44,6 @@ def places(config: VLConfig | TextConfig) -> dict[str, Place]:
     return places_of({name: tuple(t.shape) for name, t in state.items()}, config)
 
 
-def load_checkpoint(checkpoint: Path, device: torch.device | str = "cpu") -> VLModel:
-    """The model (fp32 master weights) of a training checkpoint.
-
-    Raises:
-        FileNotFoundError, ValueError
-    """
-    model = VLModel(load_config(checkpoint / MODEL))
-    with Checkpoint(checkpoint) as source, torch.no_grad():
-        for name, p in model.named_parameters():
-            source.read(name, "weight", Box.whole(p.shape), 0, p.view(-1))
-    return model.to(device)
-
-
 def export(
     checkpoint: Path,
     directory: Path,

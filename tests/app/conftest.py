@@ -13,6 +13,7 @@ from PIL import Image
 
 from mmvl.app import cli
 from mmvl.vlm import Answer
+from tests.waiting import wait_until
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -114,3 +115,9 @@ def picture_folder(tmp_path) -> Path:
     (folder / "damaged.png").write_bytes((folder / "red.png").read_bytes()[:50])
     (folder / "notes.txt").write_text("not a picture")
     return folder
+
+
+@pytest.fixture(scope="session")
+def until():
+    """until(condition, seconds=20.0) waits for it."""
+    return wait_until

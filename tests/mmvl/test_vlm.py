@@ -14,6 +14,7 @@ import mmvl.engine.runner
 from mmvl.engine import Engine, SamplingParams
 from mmvl.processor import Prompt
 from mmvl.vlm import VLM, Answer, user_turn
+from tests.waiting import wait_until
 
 SEEDED = {"temperature": 3.0, "max_tokens": 24, "seed": 5}
 
@@ -30,13 +31,6 @@ def slow(vlm, monkeypatch):
     step = Engine.step
     monkeypatch.setattr(Engine, "step", lambda engine: time.sleep(0.005) or step(engine))
     return vlm
-
-
-def wait_until(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
 
 
 def idle(vlm) -> bool:

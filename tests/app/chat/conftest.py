@@ -15,6 +15,7 @@ from mmvl.app.chat import mount_page
 from mmvl.app.chat.in_thread import in_thread
 from mmvl.app.server import ServerSettings, create_app
 from mmvl.engine.request import Update
+from tests.waiting import wait_until
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -162,16 +163,3 @@ def load(tab, url: str) -> None:
     tab.goto(url)
     expect(tab.locator("#box textarea")).to_be_visible(timeout=30_000)
     expect(tab.locator("#history p")).to_contain_text("this browser")
-
-
-def wait_until(true, seconds: float = 15.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
-
-
-@pytest.fixture(scope="session")
-def until():
-    """until(condition, seconds=15.0) waits for it."""
-    return wait_until

@@ -17,6 +17,7 @@ from PIL import Image
 from mmvl import VLM
 from mmvl.app.server import ServerSettings, create_app
 from mmvl.app.server.run import web_server_config
+from tests.waiting import wait_until
 
 MODEL = "tiny"
 
@@ -75,23 +76,10 @@ def running(vlm, fetcher=None, **settings):
         loop.close()
 
 
-def wait_until(true, seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
-
-
 @pytest.fixture(scope="session")
 def serve():
     """serve(vlm, **settings) -> a context with a `Served` (test modules cannot import a conftest)."""
     return running
-
-
-@pytest.fixture(scope="session")
-def until():
-    """until(condition, seconds=10.0) waits for it."""
-    return wait_until
 
 
 @pytest.fixture(scope="session")
