@@ -12,6 +12,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from mmvl.training.build import VISION, load_tokenizer, read_model_config, visio
 from mmvl.training.checkpoints import Checkpoint, Writer
 from mmvl.training.engine import GuardedAdamW
 from mmvl.training.guard import BadLoss, LossGuard, stopped
+from mmvl.training.loader import stop_workers
 from mmvl.training.pairs import Numbers, PairBatch, Pairs
 from mmvl.training.ranks import Ranks
 from mmvl.training.recipe import ContrastiveRecipe
@@ -201,7 +203,8 @@ class ContrastiveStage:
         stop: list[int] = []
         before = {s: signal.signal(s, lambda number, _: stop.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
-            self._loop(stop)
+            with closing(self._batches()) as batches:
+                self._loop(stop, batches)
             self.save()
         except BadLoss:
             self.writer.finish()  # one that was begun before is whole and good
@@ -239,7 +242,7 @@ class ContrastiveStage:
                 signal.signal(s, signal.SIG_IGN)
 
         data = self.recipe.data
-        return iter(
+        loader = iter(
             DataLoader(
                 self.pairs,
                 batch_sampler=Numbers(self.step, data.batch_pairs, self.ranks.rank, self.ranks.world),
@@ -249,14 +252,17 @@ class ContrastiveStage:
                 multiprocessing_context="fork" if data.workers else None,
             )
         )
+        try:
+            yield from loader
+        finally:
+            stop_workers(loader)
 
-    def _loop(self, stop: list[int]) -> None:
+    def _loop(self, stop: list[int], batches: Iterator[PairBatch]) -> None:
         recipe, ranks = self.recipe, self.ranks
         size, pad, patches = recipe.data.batch_pairs, self.model.ids.pad, self.vision.patches
         steps = -(-recipe.budget.pairs // size)
         start, saved, began = time.monotonic() - self.seconds, time.monotonic(), time.monotonic()
         here = self.step  # of the last log line, or where this process began
-        batches = self._batches()
         while self.step < steps:
             batch = next(batches)
             if isinstance(batch, ValueError):

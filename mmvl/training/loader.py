@@ -241,6 +241,12 @@ class PackedBatches(IterableDataset):
                 yield made, v
 
 
+def stop_workers(batches) -> None:
+    """End the processes of a DataLoader's iterator now, whoever else still holds it (a traceback does)."""
+    if hasattr(batches, "_shutdown_workers"):
+        batches._shutdown_workers()
+
+
 class Loader:
     """Batches with the state that resumes after each: `for batch in loader`, then `loader.state`.
 
@@ -301,7 +307,14 @@ class Loader:
         )
 
     def __iter__(self) -> Iterator[Batch]:
+        """Close it, or the processes stay: they leave signals to the trainer, also those of an ending interpreter."""
         batches = iter(self._loader)
+        try:
+            yield from self._read(batches)
+        finally:
+            stop_workers(batches)
+
+    def _read(self, batches) -> Iterator[Batch]:
         for turn in itertools.cycle(range(len(self._turns))):
             watch = threading.Timer(self._data.stall_seconds, self._stalled, (turn, self._data.stall_seconds))
             watch.daemon = True

@@ -175,13 +175,13 @@ class PreferenceStage(Stage):
             self._check()
         return self._ended()
 
-    def _loop(self, stop: list[int]) -> None:
+    def _loop(self, stop: list[int], batches: Iterator[Batch]) -> None:
         if not self.history:
             self._check()  # before the first step: what the others are measured against
         if reason := self._ended():  # the stage had come to its end before this process began
             self.console.print(f"{self.recipe.name} has ended: {reason}", highlight=False, soft_wrap=True)
             return
-        super()._loop(stop)
+        super()._loop(stop, batches)
 
     def _ended(self) -> str | None:
         spec = self.recipe.preference

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -211,7 +213,8 @@ class Stage:
         stop: list[int] = []
         before = {s: signal.signal(s, lambda number, _: stop.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
-            self._loop(stop)
+            with closing(iter(self.loader)) as batches:
+                self._loop(stop, batches)
             self._finish()
         except BadLoss:
             self.writer.finish()  # one that was begun before is whole and good
@@ -228,10 +231,9 @@ class Stage:
             raise KeyboardInterrupt
         return self.out
 
-    def _loop(self, stop: list[int]) -> None:
+    def _loop(self, stop: list[int], batches: Iterator[Batch]) -> None:
         recipe, ranks, count = self.recipe, self.ranks, len(self.names)
         start, saved = time.monotonic() - self.seconds, time.monotonic()
-        batches = iter(self.loader)
         while (spent := progress(self.ledger.tokens, self.seconds, recipe.budget)) < 1.0:
             lr = self._set_lr(spent)
             self.profile.before(self.step)

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import multiprocessing
 import shutil
 import time
 
@@ -230,9 +231,21 @@ def test_data_that_cannot_be_used_end_it_with_one_line(data, processor, workers,
             record = {"source": "bad", "kind": "interleaved", "content": [{"type": "image", "file": "0.png"}]}
             writer.write(record, {"0.png": b"no picture"})
     spoilt = over(data, (tmp_path / "bad", 1.0)).model_copy(update={"workers": workers})
+    before = set(multiprocessing.active_children())
     with pytest.raises(ValueError, match="source 'bad': 100 unusable samples in a row, the last: sample bad") as e:
         take(Loader(spoilt, processor, seed=0), 1)
     assert "\n" not in str(e.value) and "Traceback" not in str(e.value)
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_its_processes_end_whoever_holds_the_iterator(data, processor, tmp_path):
+    """They leave SIGTERM to the trainer; one that is left over would be waited for without end when Python exits."""
+    before = set(multiprocessing.active_children())
+    batches = iter(Loader(data.model_copy(update={"workers": 1}), processor, seed=0))
+    next(batches)
+    assert set(multiprocessing.active_children()) > before
+    batches.close()
+    assert set(multiprocessing.active_children()) <= before
 
 
 @pytest.mark.parametrize("workers", [0, 1])
