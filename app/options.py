@@ -77,9 +77,9 @@ KvCacheDtype = Annotated[
     str,
     typer.Option(
         "--kv-cache-dtype",
-        metavar="auto|fp8",
+        metavar="auto|int8|fp8",
         callback=_check_kv_cache_dtype,
-        help="Keys and values as the model computes, or in fp8: twice the tokens in the same memory.",
+        help="Keys and values as the model computes, or in 8 bits: twice the tokens in the same memory.",
     ),
 ]
 Question = Annotated[str, typer.Option("-q", "--question", metavar="TEXT", help="What to ask about the files.")]

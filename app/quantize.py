@@ -60,18 +60,19 @@ def bench_quantize(
     json_file: Json = None,
     device: Device = None,
 ) -> None:
-    """Measure what quantising costs: every kind, and keys in fp8, on a model and on random layers of the full width."""
+    """Measure what quantising costs: every kind, and keys in 8 bits, on a model and on random layers of full width."""
     import torch
     from rich.console import Console
 
     from mmvl.benchmark.decoder import SLICE
     from mmvl.quantize import KINDS, quantize_model
-    from mmvl.quantize_check import FP8_KEYS, Way, compare, compare_layers, speeds
+    from mmvl.quantize_check import KEYS, Way, compare, compare_layers, speeds
     from mmvl.vlm import MMVL_TINY
 
     source, where, console = model or MMVL_TINY, _device(device), Console(stderr=True)
     with tempfile.TemporaryDirectory() as folder:
-        others = {"bfloat16": Way(source, torch.bfloat16, NONE), FP8_KEYS: Way(source, torch.float32, NONE, "fp8")}
+        others = {"bfloat16": Way(source, torch.bfloat16, NONE)}
+        others |= {name: Way(source, torch.float32, NONE, kind) for kind, name in KEYS.items()}
         for kind, rest in (*((kind, "keep") for kind in KINDS), ("int8", "all")):
             name = f"{kind} experts" if rest == "keep" else "int8 all"
             quantize_model(source, Path(folder, name), experts=kind, rest=rest, device=where)

@@ -17,7 +17,7 @@ import torch
 
 from . import tuning
 from .backend import REFERENCE, choose
-from .fp8_keys import read_fp8_rows
+from .keys_8bit import read_8bit_rows
 
 TILE_ROWS = 128  # (token, query head) pairs of one tile of a prompt
 SHORT_ROWS = 64  # sequences with no more of them have their keys split
@@ -118,7 +118,7 @@ def paged_attention(
 ) -> torch.Tensor:
     """softmax(scale * q k^T) v over each sequence's pages, causal; (T, H, K) in the dtype of `q_THK`. No gradient.
 
-    With `scales_NG2` (bf16, of keys and of values) the pools are in fp8 as fp8_keys.py has it. `scale` must be
+    With `scales_NG2` (bf16, of keys and of values) the pools are in 8 bits as keys_8bit.py has it. `scale` must be
     positive. Raises ValueError if the heads do not match the plan.
     """
     H, G = q_THK.shape[1], k_pool_NGK.shape[1]
@@ -148,7 +148,7 @@ def _reference(q_THK, k_pool_NGK, v_pool_NGK, plan, scale, scales_NG2):
     if scales_NG2 is None:
         k_UGK, v_UGK = (pool.index_select(0, rows_U).to(q_THK.dtype) for pool in pools)
     else:
-        k_UGK, v_UGK = (read_fp8_rows(pool, scales_NG2, n, rows_U, q_THK.dtype) for n, pool in enumerate(pools))
+        k_UGK, v_UGK = (read_8bit_rows(pool, scales_NG2, n, rows_U, q_THK.dtype) for n, pool in enumerate(pools))
     new, keys = (tuple(cu.diff().tolist()) for cu in (plan.cu_new_S1, plan.cu_keys_S1))
     return softmax_attention(q_THK, k_UGK, v_UGK, plan.cu_new_S1, plan.cu_keys_S1, new, keys, scale)
 

@@ -11,7 +11,7 @@ import triton.language as tl
 from . import paged_attention as paged
 from . import tuning
 from .custom_op import Launcher, Op, multiprocessors
-from .fp8_keys_triton import key_scale, value_scale
+from .keys_8bit_triton import key_scale, value_scale
 
 MAX_SPLITS = 128
 LONG = 2048  # keys
@@ -35,7 +35,7 @@ def _step(
         inside = start + n <= tl.max(limit, axis=0)
         row = tl.load(row_ptr + (start + n) // PAGE, mask=inside, other=0).to(tl.int64) * PAGE + (start + n) % PAGE
     at = row * (G * K) + g * K
-    if scales_ptr is not None:  # of keys in fp8; they and the values are exact in q's dtype without their scales
+    if scales_ptr is not None:  # of keys in 8 bits; they and the values are exact in q's dtype without their scales
         if MASKED:
             scales = tl.load(scales_ptr + row * G + g, mask=start + n <= tl.max(limit, axis=0), other=0)
         else:
@@ -173,9 +173,10 @@ def _join(
 _launch_attend, _launch_join = Launcher(_attend), Launcher(_join)
 
 
-def _shape(q, page_size, scales):
+def _shape(q, page_size, k_pool, scales):
     dtype = str(q.dtype).removeprefix("torch.")
-    return {"K": q.shape[-1], "page": page_size, "dtype": dtype if scales is None else f"{dtype}, keys in fp8"}
+    kind = "" if scales is None else f", keys in {'int8' if k_pool.dtype == torch.int8 else 'fp8'}"
+    return {"K": q.shape[-1], "page": page_size, "dtype": dtype + kind}
 
 
 def _forward(q, k_pool, v_pool, table, lengths, cu_new, work, page_size, num_short, short_rows, num_keys, scale,
@@ -193,7 +194,7 @@ def _forward(q, k_pool, v_pool, table, lengths, cu_new, work, page_size, num_sho
     scale *= 1.4426950408889634  # powers of 2 are cheaper
     tensors = (q, k_pool, v_pool, scales, table, lengths, cu_new)
     short, long = work[:num_short], work[num_short:]
-    of = _shape(q, page_size, scales)
+    of = _shape(q, page_size, k_pool, scales)
     if num_short:
         p = tuning.config("paged_decode", **of)
         rows, keys = max(16, triton.next_power_of_2(short_rows)), p["keys"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from .backend import REFERENCE, choose
-from .fp8_keys import write_fp8_rows
+from .keys_8bit import write_8bit_rows
 
 
 def rope_frequencies(rotary_dim: int, theta: float, device) -> torch.Tensor:
@@ -103,7 +103,7 @@ def rope_into_pages(
     """Rotate queries and keys in place, and store keys and values at rows `write_T` (int64) of the pools; no gradient.
 
     The pools may have another dtype than the new keys: they are rounded as they are stored. With `scales_NG2` (bf16, of
-    keys and of values) the pools are in fp8 as fp8_keys.py has it, and the new keys and values become what was stored.
+    keys and of values) the pools are as keys_8bit.py has it, and the new keys and values become what was stored.
     """
     if choose(backend, q_THK, k_TGK, v_TGK, k_pool_NGK, supported=_supported(q_THK)) == REFERENCE:
         rotated = rope(q_THK, k_TGK, rotary, backend=REFERENCE)
@@ -114,15 +114,15 @@ def rope_into_pages(
             if scales_NG2 is None:
                 pool.index_copy_(0, write_T, new.to(pool.dtype))
             else:
-                new.copy_(write_fp8_rows(pool, scales_NG2, which, write_T, new))
+                new.copy_(write_8bit_rows(pool, scales_NG2, which, write_T, new))
         return
-    from .rope_triton import fp8_pages_op, pages_op
+    from .rope_triton import pages_8bit_op, pages_op
 
     tensors = (q_THK, k_TGK, v_TGK, rotary.positions_T, rotary.frequencies_R, k_pool_NGK, v_pool_NGK)
     if scales_NG2 is None:
         pages_op(*tensors, write_T)
     else:
-        fp8_pages_op(*tensors, scales_NG2, write_T)
+        pages_8bit_op(*tensors, scales_NG2, write_T)
 
 
 def _supported(q_THK) -> bool:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .custom_op import Launcher, Op
-from .fp8_keys_triton import exponent_of, power_of_two, rounded_to_e4m3
+from .keys_8bit_triton import exponent_of, largest_of, power_of_two, rounded
 
 
 @triton.jit
@@ -53,15 +53,9 @@ def _rotate(
 
 
 @triton.jit
-def _largest(x):
-    """Of [tokens, heads, dims], over the dims."""
-    return tl.max(tl.abs(x), axis=2)[:, :, None]
-
-
-@triton.jit
-def _store_fp8(x, exponent, x_ptr, pool_ptr, at, stored, mask):
-    """Part of some heads: in e4m3 to the pool, and as that reads to where it came from."""
-    x = rounded_to_e4m3(x, exponent)
+def _store_8bit(x, exponent, x_ptr, pool_ptr, at, stored, mask):
+    """Part of some heads: in 8 bits to the pool, and as that reads to where it came from."""
+    x = rounded(x, exponent, pool_ptr.dtype.element_ty == tl.int8)
     tl.store(pool_ptr + stored, x.to(pool_ptr.dtype.element_ty), mask=mask)
     tl.store(x_ptr + at, (x * power_of_two(exponent)).to(x_ptr.dtype.element_ty), mask=mask)
 
@@ -74,7 +68,7 @@ def _store_scale(exponent, scales_ptr, row, head, heads, WHICH: tl.constexpr, ma
 
 
 @triton.jit
-def _keys_to_fp8(
+def _keys_to_8bit(
     k_ptr, pool_ptr, scales_ptr, token, row, cos, sin, heads, first_head,
     HEADS: tl.constexpr, K: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr, mask,
 ):  # fmt: skip
@@ -93,11 +87,12 @@ def _keys_to_fp8(
     first = (a * cos - b * sin).to(k_ptr.dtype.element_ty).to(tl.float32)
     second = (b * cos + a * sin).to(k_ptr.dtype.element_ty).to(tl.float32)
     rest = tl.load(k_ptr + at + j, mask=other, other=0.0).to(tl.float32)
-    largest = tl.maximum(tl.maximum(_largest(first), _largest(second)), _largest(rest))
-    exponent = exponent_of(largest)
-    _store_fp8(first, exponent, k_ptr, pool_ptr, at + i, stored + i, pair)
-    _store_fp8(second, exponent, k_ptr, pool_ptr, at + i + R, stored + i + R, pair)
-    _store_fp8(rest, exponent, k_ptr, pool_ptr, at + j, stored + j, other)
+    nan: tl.constexpr = tl.PropagateNan.ALL
+    largest = tl.maximum(tl.maximum(largest_of(first), largest_of(second), nan), largest_of(rest), nan)
+    exponent = exponent_of(largest, pool_ptr.dtype.element_ty == tl.int8)
+    _store_8bit(first, exponent, k_ptr, pool_ptr, at + i, stored + i, pair)
+    _store_8bit(second, exponent, k_ptr, pool_ptr, at + i + R, stored + i + R, pair)
+    _store_8bit(rest, exponent, k_ptr, pool_ptr, at + j, stored + j, other)
     _store_scale(exponent, scales_ptr, row, head, heads, 0, mask)
 
 
@@ -135,7 +130,7 @@ def _rope(
                         k_ptr, k_out_ptr, k_pool_ptr, token, row, cos, sin, G, head, HEADS, K, R, HALF, REST, COPY, mask
                     )
                 else:
-                    _keys_to_fp8(
+                    _keys_to_8bit(
                         k_ptr, k_pool_ptr, scales_ptr, token, row, cos, sin, G, head, HEADS, K, R, HALF, REST, mask
                     )
                 heads = head + tl.arange(0, HEADS)
@@ -149,8 +144,8 @@ def _rope(
                     tl.store(v_pool_ptr + stored, v.to(v_pool_ptr.dtype.element_ty), mask=whole)
                 else:
                     v = v.to(tl.float32)
-                    exponent = exponent_of(_largest(v))
-                    _store_fp8(v, exponent, v_ptr, v_pool_ptr, new, stored, whole)
+                    exponent = exponent_of(largest_of(v), v_pool_ptr.dtype.element_ty == tl.int8)
+                    _store_8bit(v, exponent, v_ptr, v_pool_ptr, new, stored, whole)
                     _store_scale(exponent, scales_ptr, row, heads, G, 1, mask)
 
 
@@ -216,7 +211,7 @@ def _into_pages(q, k, v, positions, frequencies, k_pool, v_pool, write):
     _launch(q, k, v, q, k, k_pool, v_pool, None, write, positions, frequencies, 1.0)
 
 
-def _into_fp8_pages(q, k, v, positions, frequencies, k_pool, v_pool, scales, write):
+def _into_8bit_pages(q, k, v, positions, frequencies, k_pool, v_pool, scales, write):
     _check(q, k, v, k_pool, v_pool, scales)
     _launch(q, k, v, q, k, k_pool, v_pool, scales.view(torch.int16), write, positions, frequencies, 1.0)
 
@@ -233,9 +228,9 @@ pages_op = Op(
     _into_pages,
     lambda *args: None,
 )
-fp8_pages_op = Op(
-    "rope_into_fp8_pages(Tensor(a!) q, Tensor(b!) k, Tensor(c!) v, Tensor positions, Tensor frequencies, "
+pages_8bit_op = Op(
+    "rope_into_8bit_pages(Tensor(a!) q, Tensor(b!) k, Tensor(c!) v, Tensor positions, Tensor frequencies, "
     "Tensor(d!) k_pool, Tensor(e!) v_pool, Tensor(f!) scales, Tensor write) -> ()",
-    _into_fp8_pages,
+    _into_8bit_pages,
     lambda *args: None,
 )

@@ -1,4 +1,4 @@
-"""What quantised weights, or keys in fp8, cost: how far next-token distributions are from those without.
+"""What quantised weights, or keys in 8 bits, cost: how far next-token distributions are from those without.
 
 On a model: over the answers of an evaluation task, each token predicted from the true ones before it. On layers of any
 shape, with random weights: over random embeddings. Distances are Kullback-Leibler divergences KL(before || after), in
@@ -21,7 +21,7 @@ from mmvl.checkpoint import load_model
 from mmvl.engine.memory import kv_dtype_of
 from mmvl.evaluation.run import choose, evaluate
 from mmvl.evaluation.tasks import TASKS
-from mmvl.kernels.fp8_keys import DTYPE as FP8
+from mmvl.kernels.keys_8bit import KINDS as KEY_KINDS
 from mmvl.model import ImageBatch, VLModel
 from mmvl.processor import Processor, Prompt
 from mmvl.quantize import quantize_decoder
@@ -31,7 +31,7 @@ from mmvl.text_backbone.decoder import Decoder
 from mmvl.text_backbone.packed import Packed
 from mmvl.vlm import VLM
 
-FP8_KEYS = "fp8 keys and values"
+KEYS = {kind: f"{kind} keys and values" for kind in KEY_KINDS}
 Progress = Callable[[str], None]
 
 
@@ -182,8 +182,8 @@ def compare_layers(
     dtype: torch.dtype,
     progress: Progress = lambda what: None,
 ) -> list[dict]:
-    """Random weights of a shape, as `init_weights` draws them, over random embeddings: a row a kind, and one with keys
-    in fp8 and weights as they were.
+    """Random weights of a shape, as `init_weights` draws them, over random embeddings: a row a kind, and one for
+    each kind of keys with the weights as they were.
 
     `experts_error` is the relative error of the first layer's experts alone, which the residual dilutes in the logits.
     """
@@ -203,6 +203,8 @@ def compare_layers(
             row = distances(before_RV, decoder.logits(decoder(x_TD, packed).hidden_TD).cpu())
             off_TD = experts(x_TD)[0].double() - before_TD
             rows.append({"name": kind, **row, "experts_error": (off_TD.norm() / before_TD.norm()).item()})
-    progress(f"{FP8_KEYS}: {tokens} tokens")
-    after_RV = decoder.logits(decoder(x_TD, *_with_cache(decoder, tokens, x_TD, FP8)).hidden_TD).cpu()
-    return [*rows, {"name": FP8_KEYS, **distances(before_RV, after_RV)}]
+    for kind, name in KEYS.items():
+        progress(f"{name}: {tokens} tokens")
+        hidden_TD = decoder(x_TD, *_with_cache(decoder, tokens, x_TD, KEY_KINDS[kind])).hidden_TD
+        rows.append({"name": name, **distances(before_RV, decoder.logits(hidden_TD).cpu())})
+    return rows

@@ -50,7 +50,7 @@ class HybridCache:
     Use: `allocate` a slot; then `pack` the sequences to run and give the result to `Decoder.forward`, which writes the
     pools and advances the lengths; `free` the slot at the end. After a forward that failed half-way the slots in it
     hold half-written states: free them. `dtype` is the model's, and that of keys and values unless `kv_dtype` is
-    another: torch.float8_e4m3fn, half as large as bf16 and as near as kernels/fp8_keys.py says.
+    another: torch.float8_e4m3fn or torch.int8, half as large as bf16 and as near as kernels/keys_8bit.py says.
 
     `checkpoint` keeps a sequence as it now is, in one of `max_checkpoints` places: a copy of its states, and a hold on
     its pages, which are shared, not copied. `resume` starts another sequence from there; only a last page that is not
@@ -329,7 +329,7 @@ class HybridCache:
         return self._keys.keys[layer], self._keys.values[layer]
 
     def key_scales(self, layer: int) -> torch.Tensor | None:
-        """If they are in fp8, the scales (N, G, 2) of both."""
+        """If they are in 8 bits, the scales (N, G, 2) of both."""
         return None if self._keys.scales is None else self._keys.scales[layer]
 
     def has_kernels(self, q_THK: torch.Tensor) -> bool:

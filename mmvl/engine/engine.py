@@ -49,8 +49,8 @@ class Engine:
         max_sequences full contexts need, at most 65,536 unless one context alone is longer.
     max_batch_tokens: most tokens of one step; longer prompts are prefilled in chunks, and beside answers in shorter
         ones (`pace.py`). None: up to 32,768 on a GPU, as its memory allows, else 2,048.
-    kv_cache_dtype: "auto" keeps keys and values in the model's dtype, "fp8" in half of bf16's memory, less exactly, for
-        twice as many cached tokens; on a CPU decoding is then slower (without `cpu_decode.py`).
+    kv_cache_dtype: "auto" keeps keys and values in the model's dtype, "int8" and "fp8" in half of bf16's memory, less
+        exactly, for twice as many cached tokens; on a CPU decoding is then slower (without `cpu_decode.py`).
     prefix_cache: "exact", "int8" (four times as many checkpoints, not exact) or "off".
     draft_tokens: most tokens of a draft by prompt look-up; 0 is off.
     swap_bytes: host memory for requests that have to wait; None: a part of what there is on a GPU, else none. Without

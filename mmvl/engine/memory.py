@@ -10,14 +10,13 @@ from dataclasses import dataclass
 import torch
 
 from mmvl.kernels.experts_quantized import WORKSPACE
-from mmvl.kernels.fp8_keys import DTYPE as FP8
-from mmvl.kernels.fp8_keys import check_device
+from mmvl.kernels.keys_8bit import KINDS, check_device
 from mmvl.model import TILES_AT_ONCE
 from mmvl.text_backbone.config import TextConfig
 from mmvl.text_backbone.key_store import bytes_of_token
 
 PAGE_SIZE = 64
-KV_CACHE_DTYPES = ("auto", "fp8")
+KV_CACHE_DTYPES = ("auto", *KINDS)
 MOST_SEQUENCES = {"cuda": 256, "cpu": 32}
 MOST_CPU_TOKENS = 65_536  # unless one context alone is longer
 LONGEST_CPU_CONTEXT = 262_144
@@ -44,8 +43,8 @@ def kv_dtype_of(kv_cache_dtype: str, model) -> torch.dtype:
         raise ValueError(f"kv_cache_dtype is {kv_cache_dtype!r}; it can be {', '.join(KV_CACHE_DTYPES)}")
     if kv_cache_dtype == "auto":
         return model.dtype
-    check_device(model.device)
-    return FP8
+    check_device(model.device, KINDS[kv_cache_dtype])
+    return KINDS[kv_cache_dtype]
 
 
 def bytes_of_state(config: TextConfig) -> int:

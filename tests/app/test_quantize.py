@@ -32,6 +32,7 @@ def test_all_kinds_are_measured(run_cli, tiny_model_dir, tmp_path):
     assert result.code == 0, result.err
     found = json.loads(out.read_text())
     assert [row["name"] for row in found["rows"]] == [
-        "reference", "bfloat16", "fp8 keys and values", "int8 experts", "int4 experts", "fp8 experts", "int8 all",
+        "reference", "bfloat16", "fp8 keys and values", "int8 keys and values",
+        "int8 experts", "int4 experts", "fp8 experts", "int8 all",
     ]  # fmt: skip
     assert all(row["tokens_per_second_8"] > 0 for row in found["speed"]) and found["commit"]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from mmvl.checkpoint import load_model, read_tensors, save_model
 from mmvl.kernels.experts_quantized import KINDS, dequantize_weight, quantize_weight
 from mmvl.quantize import chosen, quantize_decoder, quantize_model
-from mmvl.quantize_check import FP8_KEYS, Way, compare, compare_layers, distances
+from mmvl.quantize_check import KEYS, Way, compare, compare_layers, distances
 from mmvl.safetensors_stream import FlatTensor
 from mmvl.text_backbone.config import TextConfig
 from mmvl.text_backbone.moe import QuantizedStack
@@ -169,19 +169,20 @@ def test_distances():
 
 
 def test_finer_kinds_are_nearer(quantised, tiny_model_dir):
-    others = {kind: Way(quantised[kind]) for kind in KINDS} | {FP8_KEYS: Way(tiny_model_dir, kv_cache_dtype="fp8")}
+    others = {kind: Way(quantised[kind]) for kind in KINDS}
+    others |= {name: Way(tiny_model_dir, kv_cache_dtype=kind) for kind, name in KEYS.items()}
     rows = {row["name"]: row for row in compare(tiny_model_dir, others, limit=3, scores=False)}
     assert rows["reference"]["kl_mean"] == 0
     assert 0 < rows["int8"]["kl_mean"] < rows["fp8"]["kl_mean"] < rows["int4"]["kl_mean"] < 0.1
-    assert 0 < rows[FP8_KEYS]["kl_mean"] < rows["int4"]["kl_mean"]
+    assert 0 < rows[KEYS["int8"]]["kl_mean"] < rows[KEYS["fp8"]]["kl_mean"] < rows["int4"]["kl_mean"]
     config = TextConfig(
         hidden_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=32, rotary_dim=16,
         vocab_size=64, intermediate_size=128, num_local_experts=4, num_experts_per_tok=2, attn_type_list=(0, 1),
         postnorm=True,
     )  # fmt: skip
     rows = compare_layers(config, KINDS, tokens=20, device="cpu", dtype=torch.float32)
-    keys = rows.pop()
-    assert keys["name"] == FP8_KEYS and 0 < keys["logits_error"] < 0.05
+    int8, fp8 = rows.pop(), rows.pop()
+    assert [fp8["name"], int8["name"]] == [*KEYS.values()] and 0 < int8["logits_error"] < fp8["logits_error"] < 0.05
     for error in ("logits_error", "experts_error"):
         int8, int4, fp8 = (row[error] for row in rows)
         assert 0 < int8 < fp8 < int4 < 0.5

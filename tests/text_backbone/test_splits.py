@@ -81,10 +81,11 @@ def test_a_prompt_beside_sequences_with_a_past(decoder, rmse_ratio):
         assert rmse_ratio(out, one_shot(decoder, ids)[0]) < 1e-5
 
 
+@pytest.mark.parametrize("kv_dtype", [torch.float8_e4m3fn, torch.int8])
 @torch.no_grad()
-def test_with_keys_in_fp8(make_config, make_decoder, rmse_ratio):
+def test_with_keys_in_8_bits(make_config, make_decoder, rmse_ratio, kv_dtype):
     """In fp64, where no rounding noise decides to which of two neighbours a key is rounded."""
-    decoder, settings = make_decoder(make_config(), torch.float64), {"kv_dtype": torch.float8_e4m3fn}
+    decoder, settings = make_decoder(make_config(), torch.float64), {"kv_dtype": kv_dtype}
     chunks = [[30, 40], [64, 1, 1], [40], [1] * 20]
     sequences = draw_ids([sum(c) for c in chunks], decoder.config.vocab_size)
     hidden, states = in_rounds(decoder, sequences, chunks, dtype=torch.float64, first_rounds=(1, 0, 1, 0), **settings)

@@ -61,7 +61,7 @@ def test_what_it_prints_can_be_read_again_and_hides_keys(run_cli, tmp_path, monk
         (["--device", "abacus"], "unknown device 'abacus'"),
         (["--device", "cpu,cpu"], "unknown device 'cpu,cpu'"),
         (["--quantize", "int3"], "int8, int4, fp8, or none; not 'int3'"),
-        (["--kv-cache-dtype", "fp4"], "auto, fp8; not 'fp4'"),
+        (["--kv-cache-dtype", "fp4"], "auto, fp8, int8; not 'fp4'"),
         (["--api-key-file", "{tmp}/missing"], "missing"),
         (["--api-key-file", "{tmp}/short"], "8 printable"),
         (["--api-key-file", "{tmp}/empty"], "no key"),

@@ -1,4 +1,4 @@
-"""Keys in fp8: any schedule gives the same text, pages are half as large, and what cannot be is refused.
+"""Keys in 8 bits: any schedule gives the same text, pages are half as large, and what cannot be is refused.
 
 In fp64, where no rounding noise decides to which of two neighbours a key is rounded.
 """
@@ -43,7 +43,7 @@ def tokens(engine, prompts):
 
 @pytest.fixture(scope="module")
 def alone(parts, prompts):
-    settings = {"kv_cache_dtype": "fp8", "max_sequences": 1, "draft_tokens": 0, "prefix_cache": "off"}
+    settings = {"kv_cache_dtype": "int8", "max_sequences": 1, "draft_tokens": 0, "prefix_cache": "off"}
     return tokens(Engine(*parts, **settings), prompts)
 
 
@@ -58,13 +58,13 @@ def alone(parts, prompts):
     ids=["at once", "in chunks", "swapped out", "computed again"],
 )
 def test_the_same_tokens_by_any_schedule(parts, prompts, alone, settings):
-    engine = Engine(*parts, kv_cache_dtype="fp8", **settings)
+    engine = Engine(*parts, kv_cache_dtype="int8", **settings)
     assert tokens(engine, prompts) == alone
     assert (engine.stats().preemptions_total > 0) == ("max_cached_tokens" in settings)
 
 
 def test_the_same_tokens_behind_a_prefix_that_was_kept(parts, prompts, alone):
-    engine = Engine(*parts, kv_cache_dtype="fp8")
+    engine = Engine(*parts, kv_cache_dtype="int8")
     assert tokens(engine, prompts) == alone
     before = engine.stats().prefix_hit_tokens
     assert tokens(engine, prompts) == alone
@@ -92,8 +92,8 @@ def test_pages_get_twice_as_many(monkeypatch):
 
 
 def test_what_cannot_be_is_refused(parts, monkeypatch):
-    with pytest.raises(ValueError, match="kv_cache_dtype is 'int3'; it can be auto, fp8"):
+    with pytest.raises(ValueError, match="kv_cache_dtype is 'int3'; it can be auto, fp8, int8"):
         Engine(*parts, kv_cache_dtype="int3")
     monkeypatch.setattr(type(parts[0]), "device", property(lambda model: torch.device("mps")))
-    with pytest.raises(ValueError, match="fp8 are for cuda and cpu, not for mps"):
+    with pytest.raises(ValueError, match="8 bits are for cuda and cpu, not for mps"):
         Engine(*parts, kv_cache_dtype="fp8")
