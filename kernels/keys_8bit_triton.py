@@ -31,9 +31,10 @@ def rounded(x, exponent, INT8: tl.constexpr):
     """
     x = x * power_of_two(254 - exponent)
     if INT8:
-        return (x + 12582912.0) - 12582912.0  # 1.5 * 2^23, whose last bit weighs 1
-    own = tl.maximum((x.to(tl.int32, bitcast=True) >> 23) & 255, 121)  # no less than that of 2^-6
-    large = (((own + 20) << 23) | 0x400000).to(tl.float32, bitcast=True)  # whose last bit weighs an eighth of own
+        large = 12582912.0  # 1.5 * 2^23, whose last bit weighs 1
+    else:
+        own = tl.maximum((x.to(tl.int32, bitcast=True) >> 23) & 255, 121)  # no less than that of 2^-6
+        large = (((own + 20) << 23) | 0x400000).to(tl.float32, bitcast=True)  # whose last bit weighs an eighth of own
     return (x + large) - large
 
 
