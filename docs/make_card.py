@@ -2,7 +2,7 @@
 
     python docs/make_card.py RESULTS [--data FOLDER]
 
-RESULTS: folder of what `mmvl eval --json` wrote (and of latency.json, see `aims`). FOLDER: the rendered sets that were
+RESULTS: folder of what `mmvl eval --json` wrote (and of speed.json, see `aims`). FOLDER: the rendered sets that were
 asked about; then answers.png is drawn beside the card, right and wrong answers under their pictures. Only pictures
 that mmvl drew are shown: scans and charts of public sets are not ours to give on. The table of all scores is
 make_tables.py's.
@@ -13,79 +13,14 @@ import io
 import json
 import textwrap
 from pathlib import Path
-from typing import NamedTuple
 
-from make_tables import CARD, MODEL, STAGES, between, find_results, percent
+from make_tables import CARD, MODEL, STAGES, aims, between, find_results, speed_of
 from PIL import Image, ImageDraw
 
 from mmvl.data.shards import read_shard
 from mmvl.evaluation.draw import font
 
 DRAWN = ("receipts", "pages", "screens")  # sets without a table or a chart of somebody else
-
-
-class Aim(NamedTuple):
-    """A goal: of which task over which set (""; its own), the row of its scores, at least or at most what."""
-
-    what: str
-    task: str
-    data: str
-    metric: str
-    least: float | None = None
-    most: float | None = None
-
-
-AIMS = (
-    Aim("lines of print, unseen fonts", "print-lines", "", "character error rate", most=0.02),
-    Aim("lines of real receipts", "receipt-lines", "receipts.tar", "character error rate without case", most=0.06),
-    Aim("rendered pages, unseen layouts", "rendered", "pages", "ANLS", least=0.85),
-    Aim("rendered receipts, unseen layouts", "rendered", "receipts", "ANLS", least=0.85),
-    Aim("real receipts, date", "receipts", "receipts.tar", "date right", least=0.80),
-    Aim("real receipts, total", "receipts", "receipts.tar", "total right", least=0.75),
-    Aim("real receipts, company", "receipts", "receipts.tar", "company right", least=0.60),
-    Aim("real charts", "chartqa", "charts.tar", "relaxed accuracy", least=0.40),
-    Aim("rendered charts, unseen styles", "rendered", "charts", "relaxed accuracy", least=0.70),
-    Aim("real tables, all questions", "tables", "tables-train.jsonl.gz", "denotation accuracy", least=0.25),
-    Aim(
-        "real tables, look-up", "tables", "tables-train.jsonl.gz", "denotation accuracy, look-up questions", least=0.60
-    ),
-    Aim("shapes and colours", "easy-vqa", "", "accuracy", least=0.99),
-    Aim("emoji in an unseen style", "captions", "emoji", "right name within 5 words", least=0.50),
-    Aim("stamps held out", "captions", "stamps", "right name within 5 words", least=0.50),
-    Aim(
-        "refusals where there is no answer", "refusals", "", "refused where the answer is not in the image", least=0.80
-    ),
-    Aim("refusals where there is one", "refusals", "", "false refusals", most=0.05),
-)
-SPEED = (
-    ("first token of a page, two cores", "first_token_seconds", "{:.2f} s", None, 2.0),
-    ("tokens a second, two cores", "tokens_per_second", "{:.0f}", 30.0, None),
-    ("memory", "peak_mib", "{:,.0f} MiB", None, 1430.5),  # 1.5 GB
-)
-
-
-def aims(results: list[dict], speed: dict | None) -> str:
-    """Markdown: a row an aim, and beside it what came out. speed: first_token_seconds, tokens_per_second, peak_mib."""
-    lines = ["| what | aim | measured | 95% interval | met |", "|---|---:|---:|---:|---|"]
-    for aim in AIMS:
-        found = [r for r in results if r["task"] == aim.task and r.get("data", {}).get("name", "") == aim.data]
-        scores = [score for r in found for score in r["scores"] if score["metric"] == aim.metric]
-        goal = f"at least {percent(aim.least)}" if aim.most is None else f"at most {percent(aim.most)}"
-        if not scores:
-            lines.append(f"| {aim.what} | {goal} | not measured | | |")
-            continue
-        [score] = scores
-        low, high = percent(score["low"]), percent(score["high"])
-        value, met = percent(score["value"]), _met(score["value"], aim.least, aim.most)
-        lines.append(f"| {aim.what} | {goal} | {value} | {low} to {high} | {met} |")
-    for what, key, form, least, most in SPEED if speed else ():
-        goal = f"at least {form.format(least)}" if most is None else f"at most {form.format(most)}"
-        lines.append(f"| {what} | {goal} | {form.format(speed[key])} | | {_met(speed[key], least, most)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _met(value: float, least: float | None, most: float | None) -> str:
-    return "yes" if (least is None or value >= least) and (most is None or value <= most) else "no"
 
 
 def failures(results: list[dict], number: int = 4) -> str:
@@ -143,7 +78,7 @@ def draw_answers(results: list[dict], data: Path, out: Path, each: int = 2) -> i
     for n, row in enumerate(rows):
         for k, card in enumerate(row):
             sheet.paste(card, (edge + k * (card.width + edge), edge + sum(heights[:n])))
-    sheet.quantize(64).save(out, optimize=True)
+    sheet.quantize(128, Image.Quantize.FASTOCTREE).save(out, optimize=True)
     return len(cards)
 
 
@@ -163,9 +98,7 @@ def _card(picture: Image.Image, row: dict, right: bool, width: int = 300) -> Ima
 
 def write(results_folder: Path, data: Path | None, card: Path = CARD) -> None:
     """Put the parts between their markers in the card, `<!-- aims -->` to `<!-- end of aims -->` and so on."""
-    results = find_results(results_folder)
-    timed = results_folder / "latency.json"
-    speed = json.loads(timed.read_text(encoding="utf-8")) if timed.is_file() else None
+    results, speed = find_results(results_folder), speed_of(results_folder)
     page = card.read_text(encoding="utf-8")
     parts = {"aims": aims(results, speed), "failures": failures(results), "stages": stages(card.parent / "training")}
     for name, text in parts.items():
@@ -182,8 +115,7 @@ if __name__ == "__main__":
     parser.add_argument("--show", action="store_true", help="print the aims and write nothing")
     options = parser.parse_args()
     if options.show:
-        latency = options.results / "latency.json"
-        print(aims(find_results(options.results), json.loads(latency.read_text()) if latency.is_file() else None))
+        print(aims(find_results(options.results), speed_of(options.results)))
     else:
         write(options.results, options.data)
         print(f"{MODEL / 'README.md'} is written")

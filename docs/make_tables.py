@@ -10,6 +10,7 @@ import gzip
 import json
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 REPOSITORY = Path(__file__).parent.parent
 MODEL = REPOSITORY / "mmvl" / "models" / "mmvl-tiny"
@@ -31,15 +32,85 @@ def find_results(folder: Path = MODEL) -> list[dict]:
     return [result for result in found if "task" in result and "scores" in result]
 
 
-def table(results: list[dict], full: bool) -> str:
-    """Markdown: a row a score, then the commands that measured them. Not `full`: no scores of parts of a task."""
+class Aim(NamedTuple):
+    """A goal: of which task over which set (""; its own), the row of its scores, at least or at most what."""
+
+    what: str
+    task: str
+    data: str
+    metric: str
+    least: float | None = None
+    most: float | None = None
+
+
+AIMS = (
+    Aim("lines of print, unseen fonts", "print-lines", "", "character error rate", most=0.02),
+    Aim("lines of real receipts", "receipt-lines", "receipts.tar", "character error rate without case", most=0.06),
+    Aim("rendered pages, unseen layouts", "rendered", "pages", "ANLS", least=0.85),
+    Aim("rendered receipts, unseen layouts", "rendered", "receipts", "ANLS", least=0.85),
+    Aim("real receipts, date", "receipts", "receipts.tar", "date right", least=0.80),
+    Aim("real receipts, total", "receipts", "receipts.tar", "total right", least=0.75),
+    Aim("real receipts, company", "receipts", "receipts.tar", "company right", least=0.60),
+    Aim("real charts", "chartqa", "charts.tar", "relaxed accuracy", least=0.40),
+    Aim("rendered charts, unseen styles", "rendered", "charts", "relaxed accuracy", least=0.70),
+    Aim("real tables, all questions", "tables", "tables-train.jsonl.gz", "denotation accuracy", least=0.25),
+    Aim(
+        "real tables, look-up", "tables", "tables-train.jsonl.gz", "denotation accuracy, look-up questions", least=0.60
+    ),
+    Aim("shapes and colours", "easy-vqa", "", "accuracy", least=0.99),
+    Aim("emoji in an unseen style", "captions", "emoji", "right name within 5 words", least=0.50),
+    Aim("stamps held out", "captions", "stamps", "right name within 5 words", least=0.50),
+    Aim(
+        "refusals where there is no answer", "refusals", "", "refused where the answer is not in the image", least=0.80
+    ),
+    Aim("refusals where there is one", "refusals", "", "false refusals", most=0.05),
+)
+SPEED = (
+    ("first token of a page, two cores", "first_token_seconds", "{:.2f} s", None, 2.0),
+    ("tokens a second, two cores", "tokens_per_second", "{:.0f}", 30.0, None),
+    ("memory", "peak_mib", "{:,.0f} MiB", None, 1430.5),  # 1.5 GB
+)
+
+
+def aims(results: list[dict], speed: dict | None) -> str:
+    """Markdown: a row an aim, and beside it what came out. speed: what speed.json of the results holds."""
+    lines = ["| what | aim | measured | 95% interval | questions | met |", "|---|---:|---:|---:|---:|---|"]
+    for aim in AIMS:
+        found = [r for r in results if r["task"] == aim.task and r.get("data", {}).get("name", "") == aim.data]
+        scores = [score for r in found for score in r["scores"] if score["metric"] == aim.metric]
+        goal = f"at least {percent(aim.least)}" if aim.most is None else f"at most {percent(aim.most)}"
+        if not scores:
+            lines.append(f"| {aim.what} | {goal} | not measured | | | |")
+            continue
+        [score] = scores
+        low, high = percent(score["low"]), percent(score["high"])
+        value, met = percent(score["value"]), _met(score["value"], aim.least, aim.most)
+        lines.append(f"| {aim.what} | {goal} | {value} | {low} to {high} | {score['n']:,} | {met} |")
+    for what, key, form, least, most in SPEED if speed else ():
+        goal = f"at least {form.format(least)}" if most is None else f"at most {form.format(most)}"
+        lines.append(f"| {what} | {goal} | {form.format(speed[key])} | | | {_met(speed[key], least, most)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _met(value: float, least: float | None, most: float | None) -> str:
+    return "yes" if (least is None or value >= least) and (most is None or value <= most) else "no"
+
+
+def speed_of(folder: Path = MODEL / "results") -> dict | None:
+    """first_token_seconds, tokens_per_second and peak_mib of a page on two cores, if they were measured."""
+    path = folder / "speed.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def table(results: list[dict]) -> str:
+    """Markdown: a row a score, then the commands that measured them."""
     lines = ["| task | measure | value | 95% interval | questions |", "|---|---|---:|---:|---:|"]
     for result in results:
+        name = " ".join(filter(None, (result["task"], result.get("data", {}).get("name", ""))))
         for score in result["scores"]:
-            if not full and score["n"] < result["scores"][0]["n"]:
-                continue
-            value, low, high = (percent(score[key]) for key in ("value", "low", "high"))
-            lines.append(f"| {result['task']} | {score['metric']} | {value} | {low} to {high} | {score['n']:,} |")
+            written = "{:.2f}".format if "CIDEr" in score["metric"] else percent
+            value, low, high = (written(score[key]) for key in ("value", "low", "high"))
+            lines.append(f"| {name} | {score['metric']} | {value} | {low} to {high} | {score['n']:,} |")
     lines += ["", "```", *(command(result) for result in results), "```"]
     return "\n".join(lines) + "\n"
 
@@ -226,9 +297,12 @@ def between(page: str, new: str, begin: str, end: str) -> str:
     return changed
 
 
-def with_table(page: str, results: list[dict], full: bool = False) -> str:
-    """A page with the table of scores between its markers. Raises ValueError if they are not there once."""
-    return between_markers(page, table(results, full))
+def with_table(page: str, results: list[dict], full: bool = False, speed: dict | None = None) -> str:
+    """A page with every score between its markers (`full`), or with what was aimed at and what came out.
+
+    Raises ValueError if the markers are not there once.
+    """
+    return between_markers(page, table(results) if full else aims(results, speed))
 
 
 if __name__ == "__main__":
@@ -237,7 +311,8 @@ if __name__ == "__main__":
     from mmvl.training.report import draw_loss
 
     for page in (README, CARD):
-        page.write_text(with_table(page.read_text(encoding="utf-8"), find_results(), page == CARD), encoding="utf-8")
+        text = with_table(page.read_text(encoding="utf-8"), find_results(), page == CARD, speed_of())
+        page.write_text(text, encoding="utf-8")
     metrics = {stage: MODEL / "training" / stage / "metrics.jsonl" for stage in STAGES}
     draw_loss({stage: path for stage, path in metrics.items() if path.is_file()}, MODEL / "loss.png")
     page = between_markers(TRAINING.read_text(encoding="utf-8"), training_tables())

@@ -160,8 +160,12 @@ def draw_loss(runs: dict[str, Path], picture: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(runs), figsize=(6.4 * len(runs), 4.2), squeeze=False, layout="constrained")
-    for axis, (name, path) in zip(axes[0], runs.items(), strict=True):
+    columns = min(len(runs), 4)
+    rows = -(-len(runs) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(6.4 * columns, 4.2 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(runs) :]:
+        axis.remove()
+    for axis, (name, path) in zip(axes.flat, runs.items(), strict=False):
         records = read_metrics(path)
         tokens = [r["tokens"] / 1e6 for r in records]
         axis.plot(tokens, [r["loss"] for r in records], color="black", linewidth=1.6, label="all")
@@ -174,7 +178,7 @@ def draw_loss(runs: dict[str, Path], picture: Path) -> None:
             axis.plot(*zip(*points, strict=True), linewidth=0.9, alpha=0.8, label=source)
         axis.set(title=name, xlabel="millions of tokens consumed", ylabel="nats per target", yscale="log")
         axis.grid(alpha=0.3, which="both")
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=7, ncols=2)
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=110)
     plt.close(figure)
