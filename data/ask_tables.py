@@ -119,6 +119,8 @@ class _Asked:
         row = rng.choice(self.rows)
         if not self.names_one(k, row) or not row[c].strip():
             return
+        if k != self.keys[0] and self.cells[row[k].lower()] > 1:  # another column's cell could be meant
+            return
         if rng.random() < 0.75:
             self.fact(row[c], *self.ways(row[k], c, row[c]))
         elif self.names_one(c, row):
@@ -165,9 +167,11 @@ class _Asked:
             return
         value = rng.choice(values)
         times, things = values.count(value), self.header[0].lower() or "row"
-        if times > 1:
-            self.fact(str(times), f'How many rows have "{value}" as {name}?', f"How many {things} have {value}?",
-                      f"How many times does {value} appear under {name}?", f"How many are {value}?")  # fmt: skip
+        if times > 1 and value.strip("-\u2013\u2014 "):
+            ways = [f'How many rows have "{value}" as {name}?', f"How many times does {value} appear under {name}?"]
+            if self.cells[value.lower()] == times:
+                ways += [f"How many {things} have {value}?", f"How many are {value}?"]
+            self.fact(str(times), *ways)
         if len(self.rows) <= 12:
             different = len({v.lower() for v in values})
             self.fact(str(different), f"How many different {name.lower()} entries are there?")
@@ -255,7 +259,8 @@ class _Asked:
             key = _like(key, [row[k] for row in self.rows], rng)
         else:
             key = rng.choice(names) if names else ""
-        if key and not any(key.lower() in cell or cell in key.lower() for cell in self.cells if len(cell) > 2):
+        near = any(key.lower() in cell or cell in key.lower() for cell in self.cells if len(cell) > 2)
+        if key and not near and key.lower() not in self.cells:
             self._absent(*self.ways(key, c, self.rows[0][c]))
 
     def _absent(self, *questions: str) -> None:
@@ -265,7 +270,7 @@ class _Asked:
 def _like(key: str, keys: Sequence[str], rng: random.Random) -> str:
     """A name such as the rows have, of parts of two of them, or another number; empty where that cannot be made."""
     if key.isdigit():
-        return str(int(key) + rng.choice((-1, 1)) * rng.randint(1, 12))
+        return str(abs(int(key) + rng.choice((-1, 1)) * rng.randint(1, 12)))
     words, others = key.split(), rng.choice(keys).split()
     if len(words) < 2 or len(others) < 2 or words[0] == others[0]:
         return ""

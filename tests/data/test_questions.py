@@ -82,6 +82,15 @@ def test_refusals_are_asked_in_the_words_of_look_ups():
         assert not there or re.search(r"rider|laps", words), question
 
 
+def test_no_row_that_is_there_is_asked_for_in_vain():
+    rows = [[str(n), f"Song {n}"] for n in range(1, 13)]
+    for seed in range(30):
+        page = Page.blank(8, 8, "table", "")
+        ask_table(page, RealTable("", ["Rank", "Song"], rows, []), random.Random(seed))
+        for question in page.absent:
+            assert not {n for n, _ in rows} & set(re.findall(r"\d+", question)), question
+
+
 def test_mixed_tables_have_real_cells_and_new_rows():
     known = [TABLE, OTHER, RealTable("", ["Town", "Year"], [[f"T{n}", str(1990 + n)] for n in range(9)], [])]
     cells = {c for t in known for row in t.rows for c in row}
