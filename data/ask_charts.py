@@ -180,7 +180,7 @@ def _as_people_ask(chart: Chart, name: str, category: str, rng: random.Random) -
     about, at = chart.about, "in" if chart.time else "for"
     if chart.series[0][0]:  # several series: the name of one, then the category
         ways = [f"What was {name}'s {about} {at} {category}?", f"How high was {name} {at} {category}?"]
-        return ways if chart.time else [f"How many {category} answered {name}?", *ways]
+        return ways if chart.time or chart.unit != "%" else [f"What share of {category} said {name}?", *ways]
     things = about.removeprefix("number of ")
     if chart.time:
         place = rng.choice(COUNTRIES)

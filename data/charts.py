@@ -13,8 +13,19 @@ from mmvl.data.invented import proper
 from mmvl.data.public_formats import RealTable
 
 KINDS = (
-    "bar", "bar", "bar", "horizontal", "horizontal", "grouped", "grouped", "stacked", "stacked-horizontal", "line",
-    "line", "lines", "pie",
+    "bar",
+    "bar",
+    "bar",
+    "horizontal",
+    "horizontal",
+    "grouped",
+    "grouped",
+    "stacked",
+    "stacked-horizontal",
+    "line",
+    "line",
+    "lines",
+    "pie",
 )
 
 
@@ -44,21 +55,28 @@ _TOPICS = (
     ("Share of respondents", "%", "share of respondents", 1, 90),
     ("Revenue in million U.S. dollars", "", "revenue", 5, 9000),
     ("Number of employees", "", "number of employees", 100, 90000),
-    ("Unemployment rate", "%", "unemployment rate", 2, 25), ("Population in millions", "", "population", 0.5, 200),
-    ("Sales in billion euros", "", "sales", 0.3, 80), ("Market share", "%", "market share", 1, 60),
-    ("Inflation rate", "%", "inflation rate", 0.2, 12), ("Production in thousand tons", "", "production", 10, 5000),
+    ("Unemployment rate", "%", "unemployment rate", 2, 25),
+    ("Population in millions", "", "population", 0.5, 200),
+    ("Sales in billion euros", "", "sales", 0.3, 80),
+    ("Market share", "%", "market share", 1, 60),
+    ("Inflation rate", "%", "inflation rate", 0.2, 12),
+    ("Production in thousand tons", "", "production", 10, 5000),
     ("Exports in million dollars", "", "exports", 20, 9000),
     ("Number of visitors in thousands", "", "number of visitors", 5, 8000),
-    ("Average price in dollars", "", "average price", 1, 400), ("Units sold in millions", "", "units sold", 0.5, 60),
+    ("Average price in dollars", "", "average price", 1, 400),
+    ("Units sold in millions", "", "units sold", 0.5, 60),
     ("Life expectancy in years", "", "life expectancy", 45, 85),
-    ("Number of users in millions", "", "number of users", 1, 900), ("Fertility rate", "", "fertility rate", 1, 6),
+    ("Number of users in millions", "", "number of users", 1, 900),
+    ("Fertility rate", "", "fertility rate", 1, 6),
     ("Birth rate per 1,000 inhabitants", "", "birth rate", 6, 40),
     ("Expenditure in billion dollars", "", "expenditure", 1, 700),
     ("Energy use in terawatt hours", "", "energy use", 1, 900),
     ("Average temperature", "", "average temperature", 1, 35),
     ("Number of deaths", "", "number of deaths", 20, 60000),
-    ("Net income in million dollars", "", "net income", 10, 4000), ("Attendance", "", "attendance", 900, 90000),
-    ("Share of GDP", "%", "share of GDP", 1, 70), ("Number of stores", "", "number of stores", 5, 3000),
+    ("Net income in million dollars", "", "net income", 10, 4000),
+    ("Attendance", "", "attendance", 900, 90000),
+    ("Share of GDP", "%", "share of GDP", 1, 70),
+    ("Number of stores", "", "number of stores", 5, 3000),
     ("Passengers in millions", "", "passengers", 1, 120),
 )
 
@@ -69,7 +87,13 @@ COUNTRIES = (
 Austria Greece Portugal Ireland Egypt Kenya Nigeria Ghana Chile Peru Colombia Argentina Vietnam Thailand Indonesia
 Malaysia Australia Iceland Hungary Romania Bulgaria Belgium Israel Iran Iraq Nepal Laos""".split()
     + [
-        "United States", "United Kingdom", "South Korea", "South Africa", "New Zealand", "Saudi Arabia", "Czechia",
+        "United States",
+        "United Kingdom",
+        "South Korea",
+        "South Africa",
+        "New Zealand",
+        "Saudi Arabia",
+        "Czechia",
         "Sri Lanka",
     ]
 )
@@ -131,7 +155,7 @@ def invent_chart(rng: random.Random, phrases: Phrases) -> Chart:
     if many:
         pools = [a for a in _ANSWERS if len(a) >= series_number and a[0] not in categories]
         pool = rng.choice(
-            (rng.choice(pools), rng.sample(COUNTRIES, 8), [str(rng.randint(1990, 2021) + i) for i in range(6)])
+            (rng.choice(pools), rng.sample(COUNTRIES, 8), [str(year) for year in rng.sample(range(1990, 2024), 6)])
         )
         names = [n for n in pool if n not in categories][:series_number]
         while len(names) < 2:

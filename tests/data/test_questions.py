@@ -9,7 +9,7 @@ from PIL import Image
 
 from mmvl.data.ask_charts import ask_chart
 from mmvl.data.ask_tables import ask_table
-from mmvl.data.charts import Chart
+from mmvl.data.charts import Chart, invent_chart
 from mmvl.data.corpus import Phrases
 from mmvl.data.fonts import training_fonts
 from mmvl.data.labelled import HELD_OUT_LAYOUTS, LAYOUTS, draw_labelled
@@ -127,6 +127,12 @@ def test_labelled_by_name(fonts, corpus, tmp_path):
         assert 0.1 < np.mean([a == CANNOT_SEE for a in answers]) < 0.5
         layouts = {s.json["meta"]["layout"] for s in samples}
         assert layouts <= set(HELD_OUT_LAYOUTS if held_out else LAYOUTS)
+
+
+def test_no_series_has_anothers_name(phrases):
+    for seed in range(200):
+        names = [name for name, _ in invent_chart(random.Random(seed), phrases).series]
+        assert len(set(names)) == len(names)
 
 
 def test_a_chart_about_whom_the_page_around_it_says():
