@@ -37,17 +37,18 @@ def result(**more) -> dict:
 def test_an_aim_is_met_missed_or_not_measured(make_card):
     scores = [{"metric": "ANLS", "value": 0.9} | SCORE]
     rows = make_card.aims([result(scores=scores)], {"first_token_seconds": 1.5, "tokens_per_second": 9, "peak_mib": 1})
-    assert "| rendered pages, unseen layouts | at least 85.0% | 90.0% | 80.0% to 95.0% | yes |" in rows
-    assert "| lines of print, unseen fonts | at most 2.0% | not measured | | |" in rows
-    assert "| first token of a page, two cores | at most 2.00 s | 1.50 s | | yes |" in rows
-    assert "| tokens a second, two cores | at least 30 | 9 | | no |" in rows
+    assert "| rendered pages, unseen layouts | at least 85.0% | 90.0% | 80.0% to 95.0% | 4 | yes |" in rows
+    assert "| lines of print, unseen fonts | at most 2.0% | not measured | | | |" in rows
+    assert "| first token of a page, two cores | at most 2.00 s | 1.50 s | | | yes |" in rows
+    assert "| tokens a second, two cores | at least 30 | 9 | | | no |" in rows
 
 
 def test_every_aim_names_a_task(make_card):
     from mmvl.evaluation.tasks import TASKS
 
-    assert {aim.task for aim in make_card.AIMS} <= set(TASKS)
-    assert all((aim.least is None) != (aim.most is None) for aim in make_card.AIMS)
+    aims = sys.modules["make_tables"].AIMS
+    assert {aim.task for aim in aims} <= set(TASKS)
+    assert all((aim.least is None) != (aim.most is None) for aim in aims)
 
 
 def test_failures_are_wrong_answers_without_markup(make_card):

@@ -4,7 +4,7 @@ The results are those of `Decoder.forward` up to rounding. It is to the CPU what
 surface. Until the kernels are compiled, which takes some seconds once for a processor, nothing `fits`, and the decoder
 itself decodes.
 
-S sequences, T tokens, D model width, V vocabulary, H heads, K head dim.
+S sequences, T tokens, D model width, V vocabulary, H heads, K head dim, E experts, R rows of a weight, N their length.
 """
 
 import functools
@@ -139,8 +139,26 @@ class _Layer:
             self.attention += (*map(_numpy, cache.key_pools(self.index)), cache.page_size)
         self.experts = (_numpy(layer.post_attention_layernorm.weight), eps)
         self.experts += (layer.mlp_alpha, layer.mlp_beta, layer.postnorm)
-        self.experts += tuple(_numpy(w) for w in (moe.gate.weight, moe.experts.w1, moe.experts.w3, moe.experts.w2))
-        self.experts += (moe.top_k,)
+        weights = [w.detach() for w in (moe.experts.w1, moe.experts.w3, moe.experts.w2)]
+        packed = [in_8_bits(w) for w in weights]
+        if None in packed:
+            packed = [(w, torch.ones(w.shape[:2])) for w in weights]
+        weights, scales = zip(*packed, strict=True)
+        self.experts += (_numpy(moe.gate.weight), *map(_numpy, weights), *map(_numpy, scales), moe.top_k)
+
+
+def in_8_bits(w_ERN: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Whole numbers of 8 bits (E, R, N) and a scale a row (E, R) whose products are these weights, nearly to the bit;
+    None if there are none: so are weights that were shipped as int8, which here are read as such again."""
+    whole_ERN, scale_ER = torch.empty_like(w_ERN, dtype=torch.int8), torch.empty(w_ERN.shape[:2])
+    for w_RN, whole_RN, scale_R in zip(w_ERN, whole_ERN, scale_ER, strict=True):
+        torch.linalg.vector_norm(w_RN, float("inf"), dim=-1, out=scale_R).div_(127)
+        scale_R1 = scale_R[:, None]
+        rounded_RN = (w_RN / scale_R1.clamp_min(torch.finfo(torch.float32).tiny)).round_()
+        whole_RN.copy_(rounded_RN)
+        if not (rounded_RN.mul_(scale_R1).sub_(w_RN).abs_() <= 1e-4 * scale_R1).all():
+            return None
+    return whole_ERN, scale_ER
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmvl.engine import cpu_decode
-from mmvl.engine.cpu_decode import FEW, CpuDecode
+from mmvl.engine.cpu_decode import FEW, CpuDecode, in_8_bits
 from mmvl.text_backbone.config import TextConfig
 from mmvl.text_backbone.decoder import Decoder
 
@@ -23,10 +23,19 @@ UNLIKE = replace(
 )  # fmt: skip
 
 
-def make(config, lengths, dtype=torch.float32):
-    """A decoder with random weights, its cache with a sequence of each length, and the slots."""
+def make(config, lengths, dtype=torch.float32, whole=False):
+    """A decoder with random weights, its cache with a sequence of each length, and the slots.
+
+    whole: the experts' weights are whole numbers of 8 bits times a scale a row, as if they had been shipped so.
+    """
     decoder = Decoder(config).to(dtype).requires_grad_(False)
     decoder.init_weights(seed=0)
+    for layer in decoder.model.layers if whole else ():
+        experts = layer.block_sparse_moe.experts
+        for weight in (experts.w1, experts.w3, experts.w2):
+            scale = weight.abs().amax(-1, keepdim=True) / 127
+            weight.copy_((weight / scale).round() * scale)
+        experts.w1[0, 0] = 0
     cache = decoder.new_cache(max_sequences=8, max_tokens=1024, page_size=16, device="cpu", dtype=dtype)
     slots = [cache.allocate() for _ in lengths]
     for slot, length in zip(slots, lengths, strict=True):
@@ -41,10 +50,12 @@ def compiled():
 
 @pytest.mark.parametrize("config", [CONFIG, UNLIKE, replace(CONFIG, head_dim=32, rotary_dim=32)])
 @pytest.mark.parametrize("lengths", [(1,), (15, 16, 100, 33)])  # the next token fills a page, begins one, is within one
+@pytest.mark.parametrize("whole", [False, True])
 @torch.no_grad()
-def test_it_computes_what_the_decoder_does_step_after_step(config, lengths):
-    decoder, cache, slots = make(config, lengths)
-    plain_decoder, plain, plain_slots = make(config, lengths)
+def test_it_computes_what_the_decoder_does_step_after_step(config, lengths, whole):
+    decoder, cache, slots = make(config, lengths, whole=whole)
+    plain_decoder, plain, plain_slots = make(config, lengths, whole=whole)
+    assert (in_8_bits(decoder.model.layers[0].block_sparse_moe.experts.w1) is not None) == whole
     fast = CpuDecode.of(decoder, cache)
     for step in range(18):
         x_SD = decoder.embed((torch.arange(len(slots)) * 5 + step) % 60)
@@ -80,6 +91,19 @@ def test_a_draft_leaves_the_states_until_it_is_known_what_held():
     for slot, other in zip(slots, plain_slots, strict=True):
         assert cache.length(slot) == plain.length(other)
         torch.testing.assert_close(cache.state(slot), plain.state(other), rtol=2e-5, atol=2e-5)
+
+
+def test_weights_of_8_bits_are_found_and_others_are_not():
+    generator = torch.Generator().manual_seed(1)
+    whole_ERN = torch.randint(-127, 128, (2, 3, 16), generator=generator)
+    whole_ERN[..., 0] = 127  # as the largest of a row is by its scale
+    scale_ER = torch.rand((2, 3), generator=generator) + 1e-3
+    scale_ER[1, 1] = 0
+    found_ERN, found_ER = in_8_bits(whole_ERN * scale_ER[..., None])
+    assert found_ERN.dtype == torch.int8 and found_ER.is_contiguous()
+    torch.testing.assert_close(found_ERN * found_ER[..., None], whole_ERN * scale_ER[..., None], rtol=1e-6, atol=0)
+    assert in_8_bits(torch.randn((2, 3, 16), generator=generator)) is None
+    assert in_8_bits(torch.full((1, 2, 4), float("nan"))) is None
 
 
 @torch.no_grad()
