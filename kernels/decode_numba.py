@@ -1,8 +1,9 @@
 """The layers of the decoder for a few tokens on a CPU, compiled by Numba: one call for a half of a layer.
 
 Starting the hundreds of torch's operations of a small model's decode step takes longer than their work. A call here is
-all of an attention or all of the experts, on one thread, and reads every weight once, as it lies in the checkpoint.
-What they compute is defined in lightning_decode.py, softmax_attention.py, rope.py, experts.py and norm.py; fp32 only.
+all of an attention or all of the experts, on one thread, and reads every weight once, where it lies in memory.
+What they compute is defined in lightning_decode.py, softmax_attention.py, rope.py, experts.py and norm.py; in fp32, but
+that the weights of experts may be whole numbers of 8 bits times a scale a row.
 
 Importing this file compiles it: some seconds once for a processor, then Numba finds it in its cache on the disk.
 
