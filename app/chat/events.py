@@ -26,6 +26,7 @@ from mmvl.app.pages import checked_question
 from mmvl.app.server.service import Service
 
 SAVED_EVERY = 30  # updates of an answer: two seconds
+LAST_SENT = 0.1  # seconds in which Gradio surely sends an answer's last update
 BUSY = "The answer before is still being written: press Stop first."
 
 
@@ -114,7 +115,12 @@ class Events:
                     yield changes
 
     async def _write(self, session: Session, turn: Turn, settings: tuple, clear: bool = False) -> AsyncIterator[dict]:
-        """Has a turn answered, and draws it as it grows."""
+        """Has a turn answered, and draws it as it grows.
+
+        Gradio sends the last update twice, the second time whole: it must be one that the page can take twice. (Updates
+        before are sent as changes to the one before, and the page may make them before it has drawn that one: what only
+        one of two updates says can be lost on a busy machine.)
+        """
         talk, parts = session.talk, self.parts
         system, *sampling = settings
         talk.system = system or ""
@@ -124,9 +130,8 @@ class Events:
         try:
             async for changes in self._updates(session, turn, writing, clear):
                 yield changes
-            yield {self.parts.live: gr.skip()}  # Gradio sends the last update once more, when others may have followed
         finally:
-            drawn.set()
+            asyncio.get_running_loop().call_later(LAST_SENT, drawn.set)
 
     async def _updates(self, session: Session, turn: Turn, writing: Writing, clear: bool) -> AsyncIterator[dict]:
         talk, parts = session.talk, self.parts

@@ -4,6 +4,7 @@
 const list = element.querySelector("ul");
 const told = element.querySelector("p");
 let opened = null; // id of the conversation that the page shows
+const deleted = new Set(); // ids: the last update of an answer can come after its conversation was deleted
 
 function database() {
   return new Promise((resolve, reject) => {
@@ -43,6 +44,7 @@ function got(request) {
 const digests = (record) => record.turns.flatMap((turn) => turn.files.map((file) => file.digest));
 
 async function save({ record, files }) {
+  if (deleted.has(record.id)) return;
   const known = new Set(await stores("readonly", (_, store) => got(store.getAllKeys())));
   const fetched = [];
   for (const file of files) {
@@ -81,6 +83,8 @@ async function open(id) {
 }
 
 async function forget(id) {
+  deleted.add(id);
+  await saving;
   await stores("readwrite", async (talks, store) => {
     await got(talks.delete(id));
     const left = new Set((await got(talks.getAll())).flatMap((talk) => digests(talk.record)));
@@ -137,6 +141,7 @@ function changed() {
 let saving = Promise.resolve(); // one after the other: the last one wins
 watch("value", () => {
   const { id, keep } = props.value;
+  if (id !== opened) deleted.delete(id); // it was imported again
   opened = id;
   sessionStorage.setItem("mmvl-open", id);
   saving = saving.then(() => guarded(() => (keep ? save(keep) : draw())));

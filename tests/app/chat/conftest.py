@@ -116,47 +116,34 @@ def window(browser):
 
 
 @pytest.fixture(scope="module")
-def first_tab(window, url):
-    """The tab that most tests use, on the page."""
-    tab = window.new_page()
-    load(tab, url)
-    return tab
+def first_tab(window):
+    """The tab that most tests use."""
+    return window.new_page()
 
 
 @pytest.fixture
-def context(window, url, first_tab):
+def context(window, url, vlm, first_tab):
     """A browser that remembers nothing; `asked_for` are the addresses of all its requests. Its new tabs are closed."""
-    kinds = "indexeddb,local_storage"
-    window.new_cdp_session(first_tab).send("Storage.clearDataForOrigin", {"origin": url, "storageTypes": kinds})
-    window.asked_for.clear()
     yield window
+    # Tabs go before what they keep: a page whose last event is still under way would keep its chat after the clearing.
     for tab in window.pages:
         if tab is not first_tab:
             tab.close()
+    first_tab.goto("about:blank")
+    kinds = "indexeddb,local_storage"
+    window.new_cdp_session(first_tab).send("Storage.clearDataForOrigin", {"origin": url, "storageTypes": kinds})
+    window.asked_for.clear()
 
 
 @pytest.fixture
-def tab(context, url, vlm, first_tab):
-    """A tab on the page, with an empty chat and no history. Whatever its test did, it asked no other host."""
-    first_tab.evaluate("sessionStorage.clear()")
-    first_tab.keyboard.press("Escape")
-    wait_until(vlm.free)
-    first_tab.evaluate("new BroadcastChannel('mmvl-chat').postMessage(null)")  # look at the history anew
-    if first_tab.locator(OPENED).count():
-        load(first_tab, url)
-    else:
-        first_tab.locator("#new").click()
-        first_tab.wait_for_function("sessionStorage.getItem('mmvl-open')")  # the new chat's id: all of it is here
-        expect(first_tab.locator(".turn, #picker fieldset")).to_have_count(0)
+def tab(context, url, first_tab):
+    """A tab on the page, loaded anew, with an empty chat and no history. Whatever its test did, it asked no other host."""
+    load(first_tab, url)
     expect(first_tab.locator("#history li")).to_have_count(0)
-    context.asked_for.clear()
     yield first_tab
     away = [address for address in context.asked_for if not address.startswith((url, "data:", "blob:"))]
     assert not away
     assert any(address.startswith(url) for address in context.asked_for)
-
-
-OPENED = ".label-wrap.open, #seen-side.open, [data-testid=toast-body]"  # what a test may leave behind
 
 
 def load(tab, url: str) -> None:

@@ -56,6 +56,7 @@ def ask(tab, text: str, *files) -> None:
     send(tab, text)
     expect(tab.locator(".turn")).to_have_count(turns + 1)
     expect(tab.locator("#live .note")).to_be_visible()
+    expect(tab.locator("#box .submit-button")).to_be_visible()  # till then the box takes no question
 
 
 def questions(tab) -> list[str]:
