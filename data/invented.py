@@ -71,6 +71,9 @@ _SIZES = (
     "70gsm",
 )
 
+_FIRST_NAMES = """Anna Ben Clara David Emma Felix Grace Henry Ida James Leo Maria Noah Olivia Paul Rosa Sam Tara Vera
+Ali Mei""".split()
+
 
 @dataclass(frozen=True)
 class Item:
@@ -114,6 +117,12 @@ def company_name(rng: random.Random, phrases: Phrases) -> str:
         words.append(rng.choice(_KINDS))
     end = rng.choice(_ENDS)
     return " ".join([*words, *([end] if end and end not in words else [])])
+
+
+def person_name(rng: random.Random, phrases: Phrases) -> str:
+    """A first name and a surname, at times with Mr, Ms or Dr before them."""
+    first = rng.choice(_FIRST_NAMES) if rng.random() < 0.6 else proper(rng, phrases)
+    return f"{rng.choice(('', '', '', 'Mr ', 'Ms ', 'Dr '))}{first} {proper(rng, phrases)}"
 
 
 def address_lines(rng: random.Random, phrases: Phrases) -> list[str]:

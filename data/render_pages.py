@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmvl.data.corpus import Phrases
 from mmvl.data.fonts import held_out_fonts, training_fonts
-from mmvl.data.letters import HELD_OUT_LAYOUTS, LAYOUTS, draw_office_page
+from mmvl.data.office import HELD_OUT_LAYOUTS, LAYOUTS, draw_office_page
 from mmvl.data.page import Faces, Page, Views, converse, record_of
 from mmvl.data.paper import age, encode_page
 from mmvl.data.parallel import write_shards

@@ -13,7 +13,8 @@ from mmvl.data.order import derive
 from mmvl.data.page import Faces, Page, Views, converse, record_of
 from mmvl.data.paper import age, dot_matrix, encode_page, warp
 from mmvl.data.parallel import write_shards
-from mmvl.data.receipts import HELD_OUT_LAYOUTS, LAYOUTS, draw_receipt
+from mmvl.data.receipt_items import HELD_OUT_LAYOUTS, LAYOUTS
+from mmvl.data.receipts import draw_receipt
 from mmvl.data.render_text_lines import CAPITALS, QUESTIONS
 
 
@@ -22,8 +23,8 @@ def _material(fonts: str, corpus: str, held_out: bool) -> tuple[Faces, Phrases, 
     return faces, Phrases(corpus, held_out=held_out), HELD_OUT_LAYOUTS if held_out else LAYOUTS
 
 
-def _on_the_glass(image: Image.Image, rng: random.Random, max_side: int) -> Image.Image:
-    """A slip on a larger white sheet, as a scanner gives it; at most max_side pixels."""
+def _on_the_glass(image: Image.Image, rng: random.Random) -> Image.Image:
+    """A slip on a larger white sheet, as a scanner gives it."""
     space = [round(rng.uniform(0, 0.35) * image.width) for _ in range(2)] + [
         round(rng.uniform(0, 0.15) * image.height) for _ in range(2)
     ]
@@ -74,7 +75,7 @@ def render_receipts(
             if rng.random() < 0.12 * wear:
                 image = dot_matrix(image, rng)
             if rng.random() < 0.3:
-                image = _on_the_glass(image, rng, max_side)
+                image = _on_the_glass(image, rng)
             image = age(image, rng, wear, receipt=True)
         extension, data = encode_page(image, rng)
         return record_of(page, "receipts", pairs, f"0.{extension}"), {f"0.{extension}": data}

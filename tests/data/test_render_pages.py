@@ -16,7 +16,7 @@ from mmvl.data.charts import Chart, chart_of_table, invent_chart
 from mmvl.data.corpus import Phrases
 from mmvl.data.draw_charts import HELD_OUT_STYLES, STYLES, draw_chart
 from mmvl.data.fonts import training_fonts
-from mmvl.data.letters import HELD_OUT_LAYOUTS, LAYOUTS, draw_office_page
+from mmvl.data.office import HELD_OUT_LAYOUTS, LAYOUTS, draw_office_page
 from mmvl.data.page import CANNOT_SEE, Faces, Page, Views, converse
 from mmvl.data.paper import age, fade_ink, warp
 from mmvl.data.public_formats import RealTable
