@@ -1,36 +1,121 @@
-"""The layers of the decoder for a few tokens on a CPU, compiled by Numba: one call for a half of a layer.
+"""The decoder for a few tokens on a CPU, compiled by Numba: all layers in one call.
 
-Starting the hundreds of torch's operations of a small model's decode step takes longer than their work. A call here is
-all of an attention or all of the experts, on one thread, and reads every weight once, where it lies in memory.
-What they compute is defined in lightning_decode.py, softmax_attention.py, rope.py, experts.py and norm.py; in fp32, but
-that the weights of experts may be whole numbers of 8 bits times a scale a row.
+Starting the hundreds of torch's operations of a small model's decode step takes longer than their work. A call here
+runs on the thread that makes it and holds no lock of Python's, so that two threads can have half the sequences each.
+What is computed is defined in lightning_decode.py, softmax_attention.py, rope.py, experts.py and norm.py; in fp32, but
+that weights may be whole numbers of 8 bits times a scale a row, which `pack` lays out for vector units.
 
 Importing this file compiles it: some seconds once for a processor, then Numba finds it in its cache on the disk.
 
 T tokens (of several sequences, one after the other), D model width, H query heads, G key/value heads, K head dim,
-C = H K, L = G K, X = 3 C, E experts, I expert width, N state slots, M rows of the key pools, P pages, R half of the
-rotated dims.
+C = H K, L = G K, X = 3 C, E experts, I expert width, M rows of the key pools, P pages, R half of the rotated dims;
+W weight rows of N entries, B blocks of them.
 """
 
+import llvmlite.binding
 import numpy as np
-from numba import boolean, float32, int8, int64, njit, void
+from llvmlite import ir
+from numba import boolean, carray, float32, from_dtype, int64, njit, types, void
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from mmvl.kernels.decode_layout import BLOCK, LAYER, MODEL, WEIGHT
+
+LANES = 16  # fp32 numbers of a vector, which LLVM splits where vectors are shorter
+# tokens and vectors of rows at once, as many as there are registers for sums
+TOKENS, VECTORS = (4, 4) if llvmlite.binding.get_host_cpu_features().get("avx512f") else (3, 2)
 
 # sums may be reordered, which vector units need; NaN and infinity stay what they are
 _FAST = {"contract", "reassoc", "arcp", "nsz"}
-_vector, _matrix, _cube, _four = float32[::1], float32[:, ::1], float32[:, :, ::1], float32[:, :, :, ::1]
+_matrix, _cube = float32[:, ::1], float32[:, :, ::1]
 _inner = njit(fastmath=_FAST, nogil=True)
 
 
-def _compiled(*types):
-    return njit(void(*types), fastmath=_FAST, nogil=True, cache=True)
+def _compiled(*of):
+    return njit(void(*of), fastmath=_FAST, nogil=True, cache=True)
+
+
+@intrinsic
+def _numbers(_, address):
+    """The fp32 numbers at an address."""
+
+    def build(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], ir.FloatType().as_pointer())
+
+    return types.CPointer(float32)(address), build
+
+
+_VECTOR, _INT = ir.VectorType(ir.FloatType(), LANES), ir.IntType(64)
+_FLAGS = tuple(_FAST)
+
+
+def _load(builder, address, dtype):
+    at = builder.inttoptr(address, ir.VectorType(dtype, LANES).as_pointer())
+    return builder.load(at, align=1)
+
+
+def _plus(builder, address, index, size):
+    return builder.add(address, builder.mul(index, _INT(size)))
+
+
+@intrinsic(prefer_literal=True)
+def _by_columns(_, tokens, vectors, size, x, x_stride, w, w_stride, count, y, y_stride):
+    """y[t, r] += sum over i of x[t, i] w[i, r], for so many tokens t and vectors of r: a vector unit's way.
+
+    The first three are literals; size: bytes of an entry of w, fp32 or int8. Addresses, and strides in entries.
+    """
+    T, V, one = (literal.literal_value for literal in (tokens, vectors, size))
+    dtype = ir.FloatType() if one == 4 else ir.IntType(8)
+
+    def build(context, builder, signature, arguments):
+        x, x_stride, w, w_stride, count, y, y_stride = arguments[3:]
+        places = [
+            [_plus(builder, _plus(builder, y, y_stride, 4 * t), _INT(v), 4 * LANES) for v in range(V)] for t in range(T)
+        ]
+        sums = [
+            [cgutils.alloca_once_value(builder, _load(builder, at, ir.FloatType())) for at in row] for row in places
+        ]
+        first = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+        with cgutils.for_range(builder, count) as loop:
+            row = _plus(builder, w, builder.mul(loop.index, w_stride), one)
+            weights = [_load(builder, _plus(builder, row, _INT(v), one * LANES), dtype) for v in range(V)]
+            if one == 1:
+                weights = [builder.sitofp(weight, _VECTOR) for weight in weights]
+            for t in range(T):
+                at = _plus(builder, _plus(builder, x, x_stride, 4 * t), loop.index, 4)
+                number = builder.load(builder.inttoptr(at, ir.FloatType().as_pointer()))
+                alone = builder.insert_element(_VECTOR(ir.Undefined), number, ir.IntType(32)(0))
+                number = builder.shuffle_vector(alone, _VECTOR(ir.Undefined), first)
+                for total, weight in zip(sums[t], weights, strict=True):
+                    product = builder.fmul(number, weight, flags=_FLAGS)
+                    builder.store(builder.fadd(builder.load(total), product, flags=_FLAGS), total)
+        for row, totals in zip(places, sums, strict=True):
+            for at, total in zip(row, totals, strict=True):
+                builder.store(builder.load(total), builder.inttoptr(at, _VECTOR.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return void(tokens, vectors, size, *[int64] * 7), build
+
+
+@_inner
+def _block(T, x, N, w, y, y_stride):
+    """Up to TOKENS tokens times a block of packed weights; y as it was is added to."""
+    for r in range(0, BLOCK, LANES * VECTORS):
+        if T == 1:
+            _by_columns(1, VECTORS, 1, x, N, w + r, BLOCK, N, y + 4 * r, y_stride)
+        elif T == 2:
+            _by_columns(2, VECTORS, 1, x, N, w + r, BLOCK, N, y + 4 * r, y_stride)
+        elif T == 3:
+            _by_columns(3, VECTORS, 1, x, N, w + r, BLOCK, N, y + 4 * r, y_stride)
+        else:
+            _by_columns(TOKENS, VECTORS, 1, x, N, w + r, BLOCK, N, y + 4 * r, y_stride)
 
 
 @_inner
 def _dot(a, b):
-    """a in fp32, b in fp32 or whole numbers of 8 bits."""
     total = np.float32(0)
     for i in range(a.shape[0]):
-        total += a[i] * np.float32(b[i])
+        total += a[i] * b[i]
     return total
 
 
@@ -44,19 +129,46 @@ def _two_dots(a, b, c):
 
 
 @_inner
-def _project(x_TD, w_CD, y_TC):
-    """y = x w^T; rows of the weights stay in the first cache for all tokens.
+def _project(x_TN, w_at, scales_at, W, y_TW):
+    """y = x w^T; weights stay in the first cache for all tokens. y_TW may have more rows than x, which stay.
 
-    For one token row after row, which memory likes best; for several two rows at once, which reads the token once.
+    Of fp32 weights, for one token row after row, which memory likes best; for several two rows at once, which reads
+    the token once.
     """
-    (T, _), C = x_TD.shape, w_CD.shape[0]
-    paired = C - C % 2 if T > 1 else 0
-    for c in range(0, paired, 2):
-        for t in range(T):
-            y_TC[t, c], y_TC[t, c + 1] = _two_dots(x_TD[t], w_CD[c], w_CD[c + 1])
-    for c in range(paired, C):
-        for t in range(T):
-            y_TC[t, c] = _dot(x_TD[t], w_CD[c])
+    T, N = x_TN.shape
+    if scales_at == 0:
+        w_WN = carray(_numbers(w_at), (W, N))
+        paired = W - W % 2 if T > 1 else 0
+        for r in range(0, paired, 2):
+            for t in range(T):
+                y_TW[t, r], y_TW[t, r + 1] = _two_dots(x_TN[t], w_WN[r], w_WN[r + 1])
+        for r in range(paired, W):
+            for t in range(T):
+                y_TW[t, r] = _dot(x_TN[t], w_WN[r])
+        return
+    scale_W, sums = carray(_numbers(scales_at), (W,)), np.empty((TOKENS, BLOCK), np.float32)
+    for begin in range(0, W, BLOCK):
+        for t in range(0, T, TOKENS):
+            few = min(TOKENS, T - t)
+            sums[:few] = 0
+            _block(few, x_TN[t:].ctypes.data, N, w_at + begin * N, sums.ctypes.data, BLOCK)
+            for n in range(few):
+                for r in range(min(BLOCK, W - begin)):
+                    y_TW[t + n, begin + r] = sums[n, r] * scale_W[begin + r]
+
+
+@_inner
+def _project_by(x_TN, weight, y_TW):
+    _project(x_TN, weight.at, weight.scales, weight.rows, y_TW)
+
+
+@_inner
+def _project_by_one(x_TN, weight, e, y_TW):
+    """By the weights of the expert e."""
+    W, N = weight.rows, x_TN.shape[1]
+    size = 4 * W * N if weight.scales == 0 else -(-W // BLOCK) * BLOCK * N
+    scales = weight.scales + (0 if weight.scales == 0 else 4 * e * W)
+    _project(x_TN, weight.at + e * size, scales, W, y_TW)
 
 
 @_inner
@@ -88,11 +200,10 @@ def _sigmoid(x):
 
 
 @_inner
-def _normed(x_TD, weight_D, eps):
-    h_TD = np.empty_like(x_TD)
+def _norms(x_TD, weight_at, eps, h_TD):
+    weight_D = carray(_numbers(weight_at), (x_TD.shape[1],))
     for t in range(x_TD.shape[0]):
         _norm(x_TD[t], weight_D, eps, h_TD[t])
-    return h_TD
 
 
 @_inner
@@ -103,25 +214,20 @@ def _add(x_TD, h_TD, y_TD, alpha, beta, postnorm):
             x_TD[t, i] = alpha * (h_TD[t, i] if postnorm else x_TD[t, i]) + beta * y_TD[t, i]
 
 
-_stream = (_matrix, _vector, float32, float32, float32, boolean)  # x, norm, eps, alpha, beta, postnorm
-
-
-@_compiled(*_stream, _matrix, _matrix, _vector, float32, _matrix, _vector, _four, int64[::1], boolean, _matrix)
-def lightning(x_TD, norm_D, eps, alpha, beta, postnorm, qkv_XD, gate_CD, out_norm_C, out_eps, out_DC, decay_H,
-              states_NHKK, slots_T, draft, qkv_TX):  # fmt: skip
-    """A lightning layer's attention, on the residual stream x in place; unless `draft`, the states go on too.
+@_inner
+def _lightning(h_TD, layer, model, slots_T, draft, qkv_TX, y_TD):
+    """A lightning layer's attention of the normed h; unless `draft`, the states go on too.
 
     qkv_TX: receives the projection, which `HybridCache.keep_draft` wants.
     """
-    T, (H, K) = x_TD.shape[0], states_NHKK.shape[1:3]
-    h_TD = _normed(x_TD, norm_D, eps)
-    _project(h_TD, qkv_XD, qkv_TX)
-    x_X, y_TD = np.empty(qkv_TX.shape[1], np.float32), np.empty_like(x_TD)
+    T, H, K = h_TD.shape[0], model.heads, model.head_dim
+    _project_by(h_TD, layer.qkv, qkv_TX)
+    x_X, drafted_HKK = np.empty(3 * H * K, np.float32), np.empty((H, K, K), np.float32)
     gate_TC, o_TC = np.empty((T, H * K), np.float32), np.zeros((T, H * K), np.float32)
-    _project(h_TD, gate_CD, gate_TC)
-    drafted_HKK = np.empty(states_NHKK.shape[1:], np.float32)
+    _project_by(h_TD, layer.gate, gate_TC)
+    decay_H, out_norm_C = carray(_numbers(layer.decay), (H,)), carray(_numbers(layer.out_norm), (H * K,))
     for t in range(T):
-        state_HKK = states_NHKK[slots_T[t]]
+        state_HKK = carray(_numbers(layer.states + 4 * slots_T[t] * H * K * K), (H, K, K))
         if draft:
             if t == 0 or slots_T[t] != slots_T[t - 1]:
                 drafted_HKK[:] = state_HKK
@@ -138,11 +244,10 @@ def lightning(x_TD, norm_D, eps, alpha, beta, postnorm, qkv_XD, gate_CD, out_nor
                 for j in range(K):
                     row_K[j] = decay_H[h] * row_K[j] + k_K[i] * v_K[j]
                     o_K[j] += q_K[i] * row_K[j]
-        _norm(o_C, out_norm_C, out_eps, o_C)
+        _norm(o_C, out_norm_C, model.out_eps, o_C)
         for i in range(H * K):
             o_C[i] *= _sigmoid(gate_TC[t, i])
-    _project(o_TC, out_DC, y_TD)
-    _add(x_TD, h_TD, y_TD, alpha, beta, postnorm)
+    _project_by(o_TC, layer.out, y_TD)
 
 
 @_inner
@@ -153,29 +258,24 @@ def _rotate(x_K, cos_R, sin_R):
         x_K[i], x_K[R + i] = a * cos_R[i] - b * sin_R[i], b * cos_R[i] + a * sin_R[i]
 
 
-@_compiled(*_stream, _matrix, _matrix, _matrix, _matrix, _cube, _cube, int64, int64[:, ::1], int64[::1], _matrix,
-           _matrix)  # fmt: skip
-def softmax(x_TD, norm_D, eps, alpha, beta, postnorm, q_CD, k_LD, v_LD, out_DC, keys_MGK, values_MGK, page_size,
-            pages_TP, positions_T, cos_TR, sin_TR):  # fmt: skip
-    """A softmax layer's attention, on the residual stream x in place; keys and values go to the pools first.
-
-    Token t is at positions_T[t] of a sequence whose tokens lie in the pages pages_TP[t], in order.
-    """
-    T, (G, K) = x_TD.shape[0], keys_MGK.shape[1:]
-    H = q_CD.shape[0] // K
-    h_TD = _normed(x_TD, norm_D, eps)
-    q_TC, o_TC, y_TD = np.empty((T, H * K), np.float32), np.zeros((T, H * K), np.float32), np.empty_like(x_TD)
+@_inner
+def _softmax(h_TD, layer, model, M, pages_TP, positions_T, cos_PR, sin_PR, y_TD):
+    """A softmax layer's attention of the normed h; keys and values go to the pools first."""
+    T, H, G, K, page_size = h_TD.shape[0], model.heads, model.key_heads, model.head_dim, model.page_size
+    keys_MGK, values_MGK = carray(_numbers(layer.keys), (M, G, K)), carray(_numbers(layer.values), (M, G, K))
+    q_TC, o_TC = np.empty((T, H * K), np.float32), np.zeros((T, H * K), np.float32)
     k_TL, v_TL = np.empty((T, G * K), np.float32), np.empty((T, G * K), np.float32)
-    _project(h_TD, q_CD, q_TC)
-    _project(h_TD, k_LD, k_TL)
-    _project(h_TD, v_LD, v_TL)
+    _project_by(h_TD, layer.q, q_TC)
+    _project_by(h_TD, layer.k, k_TL)
+    _project_by(h_TD, layer.v, v_TL)
     for t in range(T):
-        row = pages_TP[t, positions_T[t] // page_size] * page_size + positions_T[t] % page_size
+        at = positions_T[t]
+        row = pages_TP[t, at // page_size] * page_size + at % page_size
         for g in range(G):
-            _rotate(k_TL[t, g * K : (g + 1) * K], cos_TR[t], sin_TR[t])
+            _rotate(k_TL[t, g * K : (g + 1) * K], cos_PR[at], sin_PR[at])
             keys_MGK[row, g], values_MGK[row, g] = k_TL[t, g * K : (g + 1) * K], v_TL[t, g * K : (g + 1) * K]
         for h in range(H):
-            _rotate(q_TC[t, h * K : (h + 1) * K], cos_TR[t], sin_TR[t])
+            _rotate(q_TC[t, h * K : (h + 1) * K], cos_PR[at], sin_PR[at])
     scores_U = np.empty(positions_T.max() + 1, np.float32)
     scale = np.float32(1 / np.sqrt(K))
     for t in range(T):
@@ -196,62 +296,75 @@ def softmax(x_TD, norm_D, eps, alpha, beta, postnorm, q_CD, k_LD, v_LD, out_DC, 
                     weight = scores_U[begin + u] / total
                     for i in range(K):
                         o_K[i] += weight * values_MGK[first + u, g, i]
-    _project(o_TC, out_DC, y_TD)
-    _add(x_TD, h_TD, y_TD, alpha, beta, postnorm)
+    _project_by(o_TC, layer.out, y_TD)
 
 
-def _experts_type(cube):
-    return void(*_stream, _matrix, cube, cube, cube, _matrix, _matrix, _matrix, int64)
-
-
-@njit([_experts_type(_cube), _experts_type(int8[:, :, ::1])], fastmath=_FAST, nogil=True, cache=True)
-def experts(x_TD, norm_D, eps, alpha, beta, postnorm, gate_ED, w1_EID, w3_EID, w2_EDI, scale1_EI, scale3_EI,
-            scale2_ED, top_k):  # fmt: skip
-    """A layer's router and experts, on the residual stream x in place. Of equal logits the first expert is taken.
-
-    A row of the weights is times its scale: whole numbers of 8 bits are a quarter of what has to be read.
-    """
-    T, (E, I, D) = x_TD.shape[0], w1_EID.shape
-    h_TD = _normed(x_TD, norm_D, eps)
+@_inner
+def _experts(h_TD, layer, model, y_TD):
+    """A layer's router and experts, of the normed h. Of equal logits the first expert is taken."""
+    (T, D), E, I = h_TD.shape, model.experts, layer.w1.rows
     logits_TE, share_TE = np.empty((T, E), np.float32), np.zeros((T, E), np.float32)
-    _project(h_TD, gate_ED, logits_TE)
+    _project_by(h_TD, layer.router, logits_TE)
     for t in range(T):
         most, total = logits_TE[t].max(), np.float32(0)
-        for _ in range(top_k):
+        for _ in range(model.top_k):
             best = logits_TE[t].argmax()
             share_TE[t, best] = _exp(logits_TE[t, best] - most)
             total += share_TE[t, best]
             logits_TE[t, best] = -np.inf
         share_TE[t] /= total
-    y_TD, hidden_TI, mine_T = np.zeros_like(x_TD), np.empty((T, I), np.float32), np.empty(T, np.int64)
+    y_TD[:] = 0
+    mine_T, h_ND, y_ND = np.empty(T, np.int64), np.empty_like(h_TD), np.empty_like(h_TD)
+    gate_NI, up_NI = np.empty((T, I), np.float32), np.empty((T, I), np.float32)
     for e in range(E):
-        count = 0
+        N = 0
         for t in range(T):
             if share_TE[t, e] != 0:
-                mine_T[count] = t
-                count += 1
-        if count == 0:
+                mine_T[N] = t
+                h_ND[N] = h_TD[t]
+                N += 1
+        if N == 0:
             continue
-        for i in range(I):
-            for n in range(count):
-                t = mine_T[n]
-                gate = scale1_EI[e, i] * _dot(h_TD[t], w1_EID[e, i])
-                up = scale3_EI[e, i] * _dot(h_TD[t], w3_EID[e, i])
-                hidden_TI[n, i] = share_TE[t, e] * gate * _sigmoid(gate) * up
-        for d in range(D):
-            for n in range(count):
-                y_TD[mine_T[n], d] += scale2_ED[e, d] * _dot(hidden_TI[n], w2_EDI[e, d])
-    _add(x_TD, h_TD, y_TD, alpha, beta, postnorm)
+        _project_by_one(h_ND[:N], layer.w1, e, gate_NI)
+        _project_by_one(h_ND[:N], layer.w3, e, up_NI)
+        for n in range(N):
+            for i in range(I):
+                gate_NI[n, i] *= _sigmoid(gate_NI[n, i]) * up_NI[n, i]
+        _project_by_one(gate_NI[:N], layer.w2, e, y_ND)
+        for n in range(N):
+            share = share_TE[mine_T[n], e]
+            for i in range(D):
+                y_TD[mine_T[n], i] += share * y_ND[n, i]
 
 
-@_compiled(_matrix, _vector, float32, _matrix)
-def norm(x_TD, weight_D, eps, y_TD):
-    """RMS norm."""
-    for t in range(x_TD.shape[0]):
-        _norm(x_TD[t], weight_D, eps, y_TD[t])
+@_compiled(
+    _matrix, from_dtype(LAYER)[::1], from_dtype(MODEL)[::1], int64, int64[::1], int64[:, ::1], int64[::1], _matrix,
+    _matrix, boolean, _cube, _matrix,
+)  # fmt: skip
+def step(x_TD, layers, models, M, slots_T, pages_TP, positions_T, cos_PR, sin_PR, draft, qkv_ZTX, hidden_TD):
+    """Embeddings (overwritten) -> hidden states after the last norm. States, unless `draft`, and the pools go on.
+
+    Token t is at positions_T[t] of the sequence in the slot slots_T[t], whose tokens lie in the pages pages_TP[t], in
+    order. cos, sin: of all positions up to there. qkv_ZTX: receives the projections of all lightning layers Z of a
+    draft, else one place is enough.
+    """
+    model, h_TD, y_TD = models[0], np.empty_like(x_TD), np.empty_like(x_TD)
+    postnorm = model.postnorm != 0
+    for n in range(len(layers)):
+        layer = layers[n]
+        _norms(x_TD, layer.norm, model.eps, h_TD)
+        if layer.is_lightning:
+            _lightning(h_TD, layer, model, slots_T, draft, qkv_ZTX[layer.number if draft else 0], y_TD)
+        else:
+            _softmax(h_TD, layer, model, M, pages_TP, positions_T, cos_PR, sin_PR, y_TD)
+        _add(x_TD, h_TD, y_TD, layer.alpha, layer.beta, postnorm)
+        _norms(x_TD, layer.moe_norm, model.eps, h_TD)
+        _experts(h_TD, layer, model, y_TD)
+        _add(x_TD, h_TD, y_TD, layer.moe_alpha, layer.moe_beta, postnorm)
+    _norms(x_TD, model.norm, model.eps, hidden_TD)
 
 
-@_compiled(_matrix, _matrix, _matrix)
-def project(x_TD, w_CD, y_TC):
+@_compiled(_matrix, from_dtype(WEIGHT)[::1], _matrix)
+def project(x_TN, weights, y_TW):
     """y = x w^T, for a few tokens."""
-    _project(x_TD, w_CD, y_TC)
+    _project_by(x_TN, weights[0], y_TW)

@@ -12,13 +12,14 @@ import importlib
 import logging
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import ModuleType
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmvl.kernels.decode_layout import LAYER, MODEL, WEIGHT, pack
 from mmvl.kernels.rope import rope_tables
 from mmvl.text_backbone.cache import HybridCache
 from mmvl.text_backbone.decoder import Decoder
@@ -65,11 +66,10 @@ class CpuDecode:
         return cls(decoder, cache)
 
     def __init__(self, decoder: Decoder, cache: HybridCache):
-        self._decoder, self._cache, self._kernels = decoder, cache, kernels()
-        self._layers = [_Layer(layer, decoder.config, cache) for layer in decoder.model.layers]
-        self._norm_D = _numpy(decoder.model.norm.weight)
-        head = decoder.model.embed_tokens if decoder.config.tie_word_embeddings else decoder.lm_head
-        self._head_VD = _numpy(head.weight)
+        self._config, self._cache, self._kernels = decoder.config, cache, kernels()
+        self._weights = _Weights(decoder, cache)
+        self._rotary = (np.empty((0, 0), np.float32),) * 2
+        self._other = ThreadPoolExecutor(1, "mmvl-decode") if torch.get_num_threads() > 1 else None
 
     def fits(self, slots: Sequence[int]) -> bool:
         """Whether it can take so many tokens. One slot a token."""
@@ -91,75 +91,133 @@ class CpuDecode:
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
         """Hidden states (S, D) -> logits (S, V): `Decoder.logits` of a few rows."""
-        logits_SV = np.empty((len(hidden_SD), len(self._head_VD)), dtype=np.float32)
-        self._kernels.result().project(hidden_SD.numpy(), self._head_VD, logits_SV)
+        logits_SV = np.empty((len(hidden_SD), self._config.vocab_size), dtype=np.float32)
+        self._kernels.result().project(hidden_SD.numpy(), self._weights.head, logits_SV)
         return torch.from_numpy(logits_SV)
 
     def _through(self, x_TD: Tensor, slots: Sequence[int], at: Sequence[int], draft: bool) -> Tensor:
-        config, cache, ready = self._decoder.config, self._cache, self._kernels.result()
-        positions_T = torch.tensor(at)
-        cos_TR, sin_TR = (t.numpy()[:, 0] for t in rope_tables(positions_T, config.rotary_dim, config.rope_theta))
-        pages_TP = np.zeros((len(at), max(at) // cache.page_size + 1), dtype=np.int64)
+        cache, weights = self._cache, self._weights
+        most = max(at)
+        pages_TP = np.zeros((len(at), most // cache.page_size + 1), dtype=np.int64)
         for row_P, slot, position in zip(pages_TP, slots, at, strict=True):
             count = position // cache.page_size + 1
             row_P[:count] = cache.pages_of(slot)[:count]
-        where = (pages_TP, positions_T.numpy(), cos_TR, sin_TR)
-        x_TD, slots_T = x_TD.numpy().copy(), np.array(slots)
-        for layer in self._layers:
-            if layer.is_lightning:
-                qkv_TX = np.empty((len(at), layer.qkv_width), dtype=np.float32)
-                ready.lightning(x_TD, *layer.attention, slots_T, draft, qkv_TX)
-                if draft:
-                    cache.keep_draft(layer.index, torch.from_numpy(qkv_TX), layer.slopes_H)
-            else:
-                ready.softmax(x_TD, *layer.attention, *where)
-            ready.experts(x_TD, *layer.experts)
+        x_TD, slots_T, positions_T = x_TD.numpy().copy(), np.array(slots), np.array(at)
+        cos_PR, sin_PR = self._rotary_to(most)
         hidden_TD = np.empty_like(x_TD)
-        ready.norm(x_TD, self._norm_D, config.rms_norm_eps, hidden_TD)
+        layers = len(weights.slopes) if draft else 1
+
+        def run(begin: int, end: int) -> np.ndarray:
+            qkv_ZTX = np.empty((layers, end - begin, weights.qkv_width), np.float32)
+            part = slice(begin, end)
+            self._kernels.result().step(
+                x_TD[part], weights.layers, weights.model, weights.rows, slots_T[part], pages_TP[part],
+                positions_T[part], cos_PR, sin_PR, draft, qkv_ZTX, hidden_TD[part],
+            )  # fmt: skip
+            return qkv_ZTX
+
+        half = _half(slots) if self._other is not None else 0
+        other = self._other.submit(run, 0, half) if half else None
+        parts = [run(half, len(at))]
+        if other is not None:
+            parts.insert(0, other.result())
+        if draft:
+            for n, (index, slopes_H) in enumerate(weights.slopes):
+                cache.keep_draft(index, torch.from_numpy(np.concatenate([qkv_ZTX[n] for qkv_ZTX in parts])), slopes_H)
         return torch.from_numpy(hidden_TD)
 
+    def _rotary_to(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """cos and sin of all positions up to there, at least."""
+        if position >= len(self._rotary[0]):
+            positions_P = torch.arange(2 * position + 256)
+            tables = rope_tables(positions_P, self._config.rotary_dim, self._config.rope_theta)
+            self._rotary = tuple(np.ascontiguousarray(t.numpy()[:, 0]) for t in tables)
+        return self._rotary
 
-class _Layer:
-    """One layer's weights, where they are, in the order in which the kernels take them."""
 
-    def __init__(self, layer, config, cache: HybridCache):
-        self.is_lightning, self.index, eps = layer.is_lightning, layer.self_attn.pool_index, config.rms_norm_eps
+def _half(slots: Sequence[int]) -> int:
+    """Where the tokens of some sequences begin that have about half of the tokens; 0 if there is one sequence."""
+    begins = [n for n in range(1, len(slots)) if slots[n] != slots[n - 1]]
+    return min(begins, key=lambda n: abs(2 * n - len(slots)), default=0)
+
+
+class _Weights:
+    """A decoder's weights as the kernels take them: where they are, and what was made of them."""
+
+    def __init__(self, decoder: Decoder, cache: HybridCache):
+        self._kept: list[Tensor | np.ndarray] = []  # whose memory the addresses name
+        config, body = decoder.config, decoder.model
+        self.rows = len(cache.key_pools(0)[0]) if config.softmax_layers else 0
+        self.qkv_width = 3 * config.num_attention_heads * config.head_dim
+        self.slopes = [
+            (layer.self_attn.pool_index, layer.self_attn.slopes_H(torch.device("cpu")))
+            for layer in body.layers if layer.is_lightning
+        ]  # fmt: skip
+        self.model = np.zeros(1, MODEL)
+        self.model[0] = (
+            config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.num_local_experts,
+            config.num_experts_per_tok, cache.page_size, config.postnorm, self._at(body.norm.weight),
+            config.rms_norm_eps, OUTPUT_NORM_EPS,
+        )  # fmt: skip
+        head = body.embed_tokens if config.tie_word_embeddings else decoder.lm_head
+        self.head = np.array([self._weight(head.weight)], WEIGHT)
+        self.layers = np.zeros(len(body.layers), LAYER)
+        for row, layer in zip(self.layers, body.layers, strict=True):
+            self._fill(row, layer, cache)
+
+    def _fill(self, row: np.void, layer, cache: HybridCache) -> None:
         attention, moe = layer.self_attn, layer.block_sparse_moe
-        factors = (layer.attention_alpha, layer.attention_beta, layer.postnorm)
-        self.attention = (_numpy(layer.input_layernorm.weight), eps, *factors)
-        if self.is_lightning:
-            self.slopes_H = attention.slopes_H(torch.device("cpu"))
-            self.qkv_width = attention.qkv_proj.weight.shape[0]
-            weights = (attention.qkv_proj.weight, attention.output_gate.weight, attention.norm.weight)
-            self.attention += (*map(_numpy, weights), OUTPUT_NORM_EPS, _numpy(attention.out_proj.weight))
-            self.attention += (_numpy(torch.exp(-self.slopes_H).float()), _numpy(cache.states(self.index)))
+        found = {"is_lightning": layer.is_lightning, "number": attention.pool_index}
+        found |= {"norm": self._at(layer.input_layernorm.weight)}
+        found |= {"alpha": layer.attention_alpha, "beta": layer.attention_beta}
+        found |= {"moe_norm": self._at(layer.post_attention_layernorm.weight)}
+        found |= {"moe_alpha": layer.mlp_alpha, "moe_beta": layer.mlp_beta}
+        weights = {"router": moe.gate.weight, "w1": moe.experts.w1, "w3": moe.experts.w3, "w2": moe.experts.w2}
+        if layer.is_lightning:
+            decay_H = torch.exp(-attention.slopes_H(torch.device("cpu"))).float()
+            found |= {"out_norm": self._at(attention.norm.weight), "decay": self._at(decay_H)}
+            found |= {"states": self._at(cache.states(attention.pool_index))}
+            weights |= {"qkv": attention.qkv_proj.weight, "gate": attention.output_gate.weight}
+            weights |= {"out": attention.out_proj.weight}
         else:
-            projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-            self.attention += tuple(_numpy(p.weight) for p in projections)
-            self.attention += (*map(_numpy, cache.key_pools(self.index)), cache.page_size)
-        self.experts = (_numpy(layer.post_attention_layernorm.weight), eps)
-        self.experts += (layer.mlp_alpha, layer.mlp_beta, layer.postnorm)
-        weights = [w.detach() for w in (moe.experts.w1, moe.experts.w3, moe.experts.w2)]
-        packed = [in_8_bits(w) for w in weights]
-        if None in packed:
-            packed = [(w, torch.ones(w.shape[:2])) for w in weights]
-        weights, scales = zip(*packed, strict=True)
-        self.experts += (_numpy(moe.gate.weight), *map(_numpy, weights), *map(_numpy, scales), moe.top_k)
+            keys, values = cache.key_pools(attention.pool_index)
+            found |= {"keys": self._at(keys), "values": self._at(values)}
+            weights |= {"q": attention.q_proj.weight, "k": attention.k_proj.weight, "v": attention.v_proj.weight}
+            weights |= {"out": attention.o_proj.weight}
+        for name, value in (found | {name: self._weight(w) for name, w in weights.items()}).items():
+            row[name] = value
+
+    def _weight(self, w: Tensor) -> tuple[int, int, int]:
+        """(R, N), or of all experts (E, R, N) -> a `WEIGHT`."""
+        R, N = w.shape[-2:]
+        found = []
+        for w_RN in w.detach().view(-1, R, N):  # an expert at a time, as each leaves memory behind
+            whole = in_8_bits(w_RN)
+            if whole is None:
+                return self._at(w), 0, R
+            found.append((pack(whole[0]), whole[1]))
+        packed, scales = zip(*found, strict=True)
+        return self._at(np.stack(packed)), self._at(np.stack(scales)), R
+
+    def _at(self, array: Tensor | np.ndarray) -> int:
+        array = array.detach().numpy() if isinstance(array, Tensor) else array
+        assert array.flags.c_contiguous
+        self._kept.append(array)
+        return array.ctypes.data
 
 
-def in_8_bits(w_ERN: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Whole numbers of 8 bits (E, R, N) and a scale a row (E, R) whose products are these weights, nearly to the bit;
-    None if there are none: so are weights that were shipped as int8, which here are read as such again."""
-    whole_ERN, scale_ER = torch.empty_like(w_ERN, dtype=torch.int8), torch.empty(w_ERN.shape[:2])
-    for w_RN, whole_RN, scale_R in zip(w_ERN, whole_ERN, scale_ER, strict=True):
-        torch.linalg.vector_norm(w_RN, float("inf"), dim=-1, out=scale_R).div_(127)
-        scale_R1 = scale_R[:, None]
-        rounded_RN = (w_RN / scale_R1.clamp_min(torch.finfo(torch.float32).tiny)).round_()
-        whole_RN.copy_(rounded_RN)
-        if not (rounded_RN.mul_(scale_R1).sub_(w_RN).abs_() <= 1e-4 * scale_R1).all():
+def in_8_bits(w_RN: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
+    """Whole numbers of 8 bits (R, N) and a scale a row (R,) whose products are these weights, nearly to the bit; None
+    if there are none: so are weights that were shipped as int8, which here are read as such again.
+
+    In NumPy, which does it on this thread: others of torch's would be waited for on a machine with other work.
+    """
+    w_RN = w_RN.detach().numpy()
+    scale_R = np.maximum(w_RN.max(-1), -w_RN.min(-1)) / np.float32(127)
+    scale_R1 = scale_R[:, None]
+    with np.errstate(invalid="ignore"):  # what is not finite is no whole number
+        rounded_RN = w_RN / np.maximum(scale_R1, np.finfo(np.float32).tiny)
+        np.rint(rounded_RN, out=rounded_RN)
+        if not (abs(rounded_RN * scale_R1 - w_RN) <= 1e-4 * scale_R1).all():
             return None
-    return whole_ERN, scale_ER
-
-
-def _numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().numpy()
+    return rounded_RN.astype(np.int8), scale_R

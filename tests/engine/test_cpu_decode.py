@@ -26,16 +26,16 @@ UNLIKE = replace(
 def make(config, lengths, dtype=torch.float32, whole=False):
     """A decoder with random weights, its cache with a sequence of each length, and the slots.
 
-    whole: the experts' weights are whole numbers of 8 bits times a scale a row, as if they had been shipped so.
+    whole: matrices are whole numbers of 8 bits times a scale a row, as if they had been shipped so, but the router.
     """
     decoder = Decoder(config).to(dtype).requires_grad_(False)
     decoder.init_weights(seed=0)
-    for layer in decoder.model.layers if whole else ():
-        experts = layer.block_sparse_moe.experts
-        for weight in (experts.w1, experts.w3, experts.w2):
+    for name, weight in decoder.named_parameters() if whole else ():
+        if weight.ndim > 1 and not name.endswith("moe.gate.weight"):
             scale = weight.abs().amax(-1, keepdim=True) / 127
             weight.copy_((weight / scale).round() * scale)
-        experts.w1[0, 0] = 0
+    if whole:
+        decoder.model.layers[0].block_sparse_moe.experts.w1[0, 0] = 0
     cache = decoder.new_cache(max_sequences=8, max_tokens=1024, page_size=16, device="cpu", dtype=dtype)
     slots = [cache.allocate() for _ in lengths]
     for slot, length in zip(slots, lengths, strict=True):
@@ -51,11 +51,13 @@ def compiled():
 @pytest.mark.parametrize("config", [CONFIG, UNLIKE, replace(CONFIG, head_dim=32, rotary_dim=32)])
 @pytest.mark.parametrize("lengths", [(1,), (15, 16, 100, 33)])  # the next token fills a page, begins one, is within one
 @pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("threads", [1, 2])
 @torch.no_grad()
-def test_it_computes_what_the_decoder_does_step_after_step(config, lengths, whole):
+def test_it_computes_what_the_decoder_does_step_after_step(config, lengths, whole, threads, monkeypatch):
+    monkeypatch.setattr(cpu_decode.torch, "get_num_threads", lambda: threads)
     decoder, cache, slots = make(config, lengths, whole=whole)
     plain_decoder, plain, plain_slots = make(config, lengths, whole=whole)
-    assert (in_8_bits(decoder.model.layers[0].block_sparse_moe.experts.w1) is not None) == whole
+    assert (in_8_bits(decoder.model.layers[0].block_sparse_moe.experts.w1[0]) is not None) == whole
     fast = CpuDecode.of(decoder, cache)
     for step in range(18):
         x_SD = decoder.embed((torch.arange(len(slots)) * 5 + step) % 60)
@@ -73,8 +75,10 @@ def test_it_computes_what_the_decoder_does_step_after_step(config, lengths, whol
         torch.testing.assert_close(cache.state(slot), plain.state(other), rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @torch.no_grad()
-def test_a_draft_leaves_the_states_until_it_is_known_what_held():
+def test_a_draft_leaves_the_states_until_it_is_known_what_held(threads, monkeypatch):
+    monkeypatch.setattr(cpu_decode.torch, "get_num_threads", lambda: threads)
     decoder, cache, slots = make(CONFIG, (5, 30))
     plain_decoder, plain, plain_slots = make(CONFIG, (5, 30))
     counts, held = (3, 4), (2, 4)
@@ -95,15 +99,16 @@ def test_a_draft_leaves_the_states_until_it_is_known_what_held():
 
 def test_weights_of_8_bits_are_found_and_others_are_not():
     generator = torch.Generator().manual_seed(1)
-    whole_ERN = torch.randint(-127, 128, (2, 3, 16), generator=generator)
-    whole_ERN[..., 0] = 127  # as the largest of a row is by its scale
-    scale_ER = torch.rand((2, 3), generator=generator) + 1e-3
-    scale_ER[1, 1] = 0
-    found_ERN, found_ER = in_8_bits(whole_ERN * scale_ER[..., None])
-    assert found_ERN.dtype == torch.int8 and found_ER.is_contiguous()
-    torch.testing.assert_close(found_ERN * found_ER[..., None], whole_ERN * scale_ER[..., None], rtol=1e-6, atol=0)
-    assert in_8_bits(torch.randn((2, 3, 16), generator=generator)) is None
-    assert in_8_bits(torch.full((1, 2, 4), float("nan"))) is None
+    whole_RN = torch.randint(-127, 128, (6, 16), generator=generator)
+    whole_RN[:, 0] = 127  # as the largest of a row is by its scale
+    scale_R = torch.rand(6, generator=generator) + 1e-3
+    scale_R[1] = 0
+    found_RN, found_R = map(torch.from_numpy, in_8_bits(whole_RN * scale_R[:, None]))
+    assert found_RN.dtype == torch.int8 and found_R.is_contiguous()
+    torch.testing.assert_close(found_RN * found_R[:, None], whole_RN * scale_R[:, None], rtol=1e-6, atol=0)
+    assert in_8_bits(torch.randn((3, 16), generator=generator)) is None
+    assert in_8_bits(torch.full((2, 4), float("nan"))) is None
+    assert in_8_bits(torch.tensor([[1.0, float("inf")]])) is None
 
 
 @torch.no_grad()

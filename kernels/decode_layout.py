@@ -1,0 +1,33 @@
+"""What the kernels of decode_numba.py are told of a decoder: where its weights are, how those of 8 bits are laid out.
+
+D model width, W weight rows of N entries, B blocks of them.
+"""
+
+import numpy as np
+
+BLOCK = 64  # rows of a block
+
+# what layers and the model are, for `step`; "i8" that are no counts are addresses of fp32 numbers
+WEIGHT = np.dtype([("at", "i8"), ("scales", "i8"), ("rows", "i8")])  # scales 0: fp32 as it is; else `pack`ed
+LAYER = np.dtype(
+    [("is_lightning", "i8"), ("number", "i8")]  # number: among its kind
+    + [("norm", "i8"), ("alpha", "f4"), ("beta", "f4")]
+    + [("qkv", WEIGHT), ("gate", WEIGHT), ("out_norm", "i8"), ("decay", "i8"), ("states", "i8")]
+    + [("q", WEIGHT), ("k", WEIGHT), ("v", WEIGHT), ("keys", "i8"), ("values", "i8"), ("out", WEIGHT)]
+    + [("moe_norm", "i8"), ("moe_alpha", "f4"), ("moe_beta", "f4"), ("router", WEIGHT)]
+    + [("w1", WEIGHT), ("w3", WEIGHT), ("w2", WEIGHT)],  # of all experts, one after the other; rows of one
+    align=True,
+)
+MODEL = np.dtype(
+    [(name, "i8") for name in ("heads", "key_heads", "head_dim", "experts", "top_k", "page_size", "postnorm", "norm")]
+    + [("eps", "f4"), ("out_eps", "f4")],
+    align=True,
+)
+
+
+def pack(whole_WN: np.ndarray) -> np.ndarray:
+    """Rows of int8 (..., W, N) -> blocks of 64 rows, entry by entry: (..., B, N, 64), zeros where there are no rows."""
+    *before, W, N = whole_WN.shape
+    blocks = np.zeros((*before, -(-W // BLOCK) * BLOCK, N), np.int8)
+    blocks[..., :W, :] = whole_WN
+    return np.ascontiguousarray(np.moveaxis(blocks.reshape(*before, -1, BLOCK, N), -2, -1))
