@@ -72,14 +72,3 @@ def encode(image: Image.Image, rng: random.Random, jpeg: float = 0.4) -> tuple[s
         return "jpg", buffer.getvalue()
     image.save(buffer, "PNG", compress_level=3)
     return "png", buffer.getvalue()
-
-
-def user(text: str, file: str | None = None) -> dict:
-    """A user's turn, the picture first where there is one."""
-    picture = [{"type": "image", "file": file}] if file else []
-    return {"role": "user", "content": [*picture, {"type": "text", "text": text}]}
-
-
-def assistant(text: str) -> dict:
-    """An answer."""
-    return {"role": "assistant", "content": [{"type": "text", "text": text}]}

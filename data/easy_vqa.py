@@ -13,9 +13,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from mmvl.data.drawing import assistant, user
 from mmvl.data.order import derive
 from mmvl.data.parallel import write_shards
+from mmvl.data.turns import assistant, user
 
 LICENCE = "MIT"
 

@@ -4,10 +4,10 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from mmvl.data.drawing import assistant
 from mmvl.data.order import derive
 from mmvl.data.parallel import write_shards
 from mmvl.data.shards import Sample, ShardSource
+from mmvl.data.turns import assistant
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 _WAYS = (

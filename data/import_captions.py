@@ -8,9 +8,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from mmvl.data.drawing import assistant, user
 from mmvl.data.files import Files, read_json
-from mmvl.data.importing import Item, Made, import_items, picture
+from mmvl.data.importing import Item, import_items, picture
+from mmvl.data.turns import Made, assistant, user
 
 QUESTIONS = (
     "Describe the picture.", "What does the picture show?", "Caption this image.", "What do you see?",
@@ -69,9 +69,7 @@ def import_coco(
         return Item(f"coco/{key}", make)
 
     items = [item(key, n) for key in sorted(said) for n in range(min(captions or len(said[key]), len(said[key])))]
-    return import_items(
-        out_dir, "coco", items, count, seed, workers, split=split, progress=progress, problems=problems
-    )
+    return import_items(out_dir, "coco", items, count, seed, workers, split=split, progress=progress, problems=problems)
 
 
 def import_folder(

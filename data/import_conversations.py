@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmvl.data.files import Files, read_json, read_jsonl, read_text
-from mmvl.data.importing import Item, Made, import_items, picture
+from mmvl.data.importing import Item, import_items, picture
+from mmvl.data.turns import Made
 
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 PLACEHOLDER = "<image>"

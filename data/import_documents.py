@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath
 
 from mmvl.data.files import Files, read_json
 from mmvl.data.import_captions import IMAGES
-from mmvl.data.importing import Item, Made, asked, import_items, picture
+from mmvl.data.importing import Item, import_items, picture
+from mmvl.data.turns import Made, asked
 
 FIELDS = {
     "company": ("Who issued the receipt?", "Which company is the receipt from?", "What is the name of the shop?"),

@@ -10,10 +10,10 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from mmvl.data.drawing import user
-from mmvl.data.importing import Item, Made, import_items
+from mmvl.data.importing import Item, import_items
 from mmvl.data.page import CANNOT_SEE
 from mmvl.data.shards import Sample, ShardSource
+from mmvl.data.turns import Made, user
 
 BEFORE, AFTER = 24, 10  # words of a document that are shown, and that are the answer
 CONTINUE = "Continue: "

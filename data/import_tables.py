@@ -16,10 +16,11 @@ from mmvl.data.drawing import encode
 from mmvl.data.files import Files, read_jsonl
 from mmvl.data.fonts import find_fonts, training_fonts
 from mmvl.data.import_documents import read_tsv
-from mmvl.data.importing import Item, Made, asked, import_items
+from mmvl.data.importing import Item, import_items
 from mmvl.data.page import Faces
 from mmvl.data.public_formats import RealTable
 from mmvl.data.tables import LAYOUTS, draw_table, part_of
+from mmvl.data.turns import Made, asked
 
 LICENCE = "CC BY-SA 4.0"
 MATPLOTLIB_FONTS = ("DejaVuSans.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf")

@@ -12,15 +12,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from mmvl.data.drawing import assistant, user
 from mmvl.data.order import derive
 from mmvl.data.parallel import Progress, write_shards
 from mmvl.data.shards import check
 from mmvl.data.splits import in_split
+from mmvl.data.turns import Made
 
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
-
-Made = tuple[dict, dict[str, bytes]]
 
 
 @dataclass(frozen=True)
@@ -91,16 +89,3 @@ def picture(data: bytes, longest: int = 0) -> tuple[str, bytes]:
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):  # what Pillow makes of damage
         raise ValueError(f"a picture of {len(data)} bytes is damaged or of no known format") from None
     return extension, data
-
-
-def asked(source: str, shown: tuple[str, bytes], turns: Sequence[tuple[str, str]], **meta) -> Made:
-    """A sample of one picture and questions with answers about it: kind vqa, or conversation if several."""
-    if not turns:
-        raise ValueError("no question with an answer")
-    extension, data = shown
-    file = f"0.{extension}"
-    messages = []
-    for number, (question, answer) in enumerate(turns):
-        messages += [user(question, None if number else file), assistant(answer)]
-    kind = "vqa" if len(turns) == 1 else "conversation"
-    return {"source": source, "kind": kind, "messages": messages, "meta": meta}, {file: data}

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from mmvl.data.drawing import Colour, assistant, load_font, user
+from mmvl.data.drawing import Colour, load_font
 from mmvl.data.fonts import Font, pick
 from mmvl.data.order import derive
 
@@ -411,12 +411,3 @@ def converse(
     if whole and rng.random() < whole and 0 < len(text) <= longest and text not in asked.values():
         asked.setdefault(rng.choice(ways), text)
     return list(asked.items())
-
-
-def record_of(page: Page, source: str, pairs: list[tuple[str, str]], file: str, **meta) -> dict:
-    """The sample's JSON: a conversation about the picture `file`."""
-    messages = []
-    for number, (question, answer) in enumerate(pairs):
-        messages += [user(question, None if number else file), assistant(answer)]
-    kind = "vqa" if len(pairs) == 1 else "conversation"
-    return {"source": source, "kind": kind, "messages": messages, "meta": {"layout": page.layout, **meta}}

@@ -1,24 +1,21 @@
 """Renderer: short documents (notes, receipts, letterheads, labels, tickets, lists) and a conversation about each."""
 
 import random
-from collections.abc import Callable
-from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from mmvl.data.corpus import Phrases
 from mmvl.data.documents import Document, invent, questions
-from mmvl.data.drawing import assistant, draw_line, encode, load_font, pick_colours, user, wear
-from mmvl.data.fonts import Font, held_out_fonts, pick, training_fonts
+from mmvl.data.drawing import draw_line, encode, load_font, pick_colours, wear
+from mmvl.data.fonts import Font, pick
 from mmvl.data.order import derive
-from mmvl.data.parallel import write_shards
+from mmvl.data.parallel import Make
+from mmvl.data.rendering import material, renderer
+from mmvl.data.turns import Made, asked
 
 
+@renderer("documents", per_shard=1000)
 def render_documents(
-    out_dir: str | Path,
-    count: int,
-    seed: int = 0,
-    workers: int = 0,
+    seed: int,
     *,
     fonts: str,
     corpus: str,
@@ -30,35 +27,24 @@ def render_documents(
     held_out: bool = False,
     clean: bool = False,
     jpeg: float = 0.4,
-    prefix: str = "documents",
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Path]:
+) -> Make:
     """Write `count` documents with 2 to 5 questions each (one conversation a document) and return the shards.
 
     fonts, corpus, held_out, clean, jpeg: as for `render_text_lines`. max_side: longest side in pixels before wear;
     type is set smaller, down to 11 pixels, to stay within it. min_size, max_size: font sizes in pixels.
     """
-    faces = held_out_fonts(fonts) if held_out else training_fonts(fonts)
-    phrases = Phrases(corpus, held_out=held_out)
+    faces, phrases = material(fonts, corpus, held_out)
 
-    def make(index: int) -> tuple[dict, dict[str, bytes]]:
+    def make(index: int) -> Made:
         rng = random.Random(derive("documents", seed, index, held_out))
         doc = invent(rng, phrases)
         face = pick(faces, rng)
         image = draw_document(doc, face, rng, max_side, min_size, max_size, clean)
-        extension, data = encode(image, rng, jpeg)
-        messages = []
-        for i, (question, answer) in enumerate(questions(doc, rng, fewest_questions, most_questions)):
-            messages += [user(question, None if i else f"0.{extension}"), assistant(answer)]
-        record = {
-            "source": f"documents/{doc.kind}",
-            "kind": "vqa" if len(messages) == 2 else "conversation",
-            "messages": messages,
-            "meta": {"font": face.family, "style": face.style},
-        }
-        return record, {f"0.{extension}": data}
+        shown = encode(image, rng, jpeg)
+        turns = questions(doc, rng, fewest_questions, most_questions)
+        return asked(f"documents/{doc.kind}", shown, turns, font=face.family, style=face.style)
 
-    return write_shards(out_dir, prefix, count, make, workers, per_shard=1000, progress=progress)
+    return make
 
 
 def draw_document(

@@ -8,14 +8,15 @@ trained on, so that it can be asked whether a thing is known or only its drawing
 
 import random
 import unicodedata
-from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from mmvl.data.drawing import assistant, encode, user
+from mmvl.data.drawing import encode
 from mmvl.data.order import derive
-from mmvl.data.parallel import write_shards
+from mmvl.data.parallel import Make
+from mmvl.data.rendering import renderer
+from mmvl.data.turns import Made, asked
 
 _BITMAP_SIZE = 109
 
@@ -98,20 +99,16 @@ def find_pictures(folder: str | Path, names: dict[str, str], held_out: bool) -> 
     return found
 
 
+@renderer("emoji")
 def render_emoji(
-    out_dir: str | Path,
-    count: int,
-    seed: int = 0,
-    workers: int = 0,
+    seed: int,
     *,
     fonts: str | Path,
     pictures: str | Path = "",
     held_out: bool = False,
     min_size: int = 40,
     max_size: int = 112,
-    prefix: str = "emoji",
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Path]:
+) -> Make:
     """Write `count` pictures of one emoji each, min_size to max_size pixels high, and return the shards.
 
     fonts: directory with NotoColorEmoji.ttf. pictures: folder of further styles, see `find_pictures`. held_out: only
@@ -129,7 +126,7 @@ def render_emoji(
         emoji.sort(key=lambda item: derive("emoji styles", *item[:2]))  # so that a few are of every style
     font = ImageFont.truetype(path, _BITMAP_SIZE, layout_engine=ImageFont.Layout.BASIC)
 
-    def make(index: int) -> tuple[dict, dict[str, bytes]]:
+    def make(index: int) -> Made:
         turn, position = divmod(index, len(emoji))
         style, char, name, file = emoji[position]
         rng = random.Random(derive("emoji", seed, turn, char, *([style] if style else [])))
@@ -142,13 +139,8 @@ def render_emoji(
         size = (picture.width + edges[0] + edges[1], height + edges[2] + edges[3])
         image = Image.new("RGBA", size, (*ground, 255))
         image.alpha_composite(picture, (edges[0], edges[2]))
-        extension, data = encode(image.convert("RGB"), rng, jpeg=0.3)
-        record = {
-            "source": "emoji",
-            "kind": "caption",
-            "messages": [user(rng.choice(QUESTIONS), f"0.{extension}"), assistant(name)],
-            "meta": {"emoji": f"U+{ord(char):04X}", **({"style": style} if style else {})},
-        }
-        return record, {f"0.{extension}": data}
+        shown = encode(image.convert("RGB"), rng, jpeg=0.3)
+        meta = {"emoji": f"U+{ord(char):04X}"} | ({"style": style} if style else {})
+        return asked("emoji", shown, [(rng.choice(QUESTIONS), name)], kind="caption", **meta)
 
-    return write_shards(out_dir, prefix, count, make, workers, progress=progress)
+    return make

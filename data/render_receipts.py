@@ -1,26 +1,18 @@
 """Renderer: whole till slips with questions, and lines cut out of them for reading."""
 
 import random
-from collections.abc import Callable
-from pathlib import Path
 
 from PIL import Image
 
-from mmvl.data.corpus import Phrases
-from mmvl.data.drawing import assistant, user
-from mmvl.data.fonts import held_out_fonts, training_fonts
 from mmvl.data.order import derive
-from mmvl.data.page import Faces, Page, Views, converse, record_of
+from mmvl.data.page import Faces, Page
 from mmvl.data.paper import age, dot_matrix, encode_page, warp
-from mmvl.data.parallel import write_shards
+from mmvl.data.parallel import Make
 from mmvl.data.receipt_items import HELD_OUT_LAYOUTS, LAYOUTS
 from mmvl.data.receipts import draw_receipt
 from mmvl.data.render_text_lines import CAPITALS, QUESTIONS
-
-
-def _material(fonts: str, corpus: str, held_out: bool) -> tuple[Faces, Phrases, tuple[str, ...]]:
-    faces = Faces(held_out_fonts(fonts) if held_out else training_fonts(fonts))
-    return faces, Phrases(corpus, held_out=held_out), HELD_OUT_LAYOUTS if held_out else LAYOUTS
+from mmvl.data.rendering import Pages, Plan, material, page_renderer, renderer
+from mmvl.data.turns import Made, asked
 
 
 def _on_the_glass(image: Image.Image, rng: random.Random) -> Image.Image:
@@ -33,61 +25,34 @@ def _on_the_glass(image: Image.Image, rng: random.Random) -> Image.Image:
     return sheet
 
 
-def render_receipts(
-    out_dir: str | Path,
-    count: int,
-    seed: int = 0,
-    workers: int = 0,
-    *,
-    fonts: str,
-    corpus: str,
-    max_side: int = 900,
-    fewest_questions: int = 3,
-    most_questions: int = 8,
-    unanswerable: float = 0.1,
-    whole: float = 0.0,
-    views: int = 1,
-    wear: float = 1.0,
-    held_out: bool = False,
-    prefix: str = "receipts",
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Path]:
-    """Write `count` till slips, a conversation of fewest_questions to most_questions about each; returns the shards.
+@page_renderer("receipts")
+def render_receipts(pages: Pages, *, max_side: int = 900, wear: float = 1.0) -> Plan:
+    """Write `count` till slips, a conversation about each, and return the shards.
 
-    fonts, corpus: as for `render_text_lines`. max_side: longest side in pixels, before wear adds at most a few percent.
-    unanswerable: share of the questions that the slip does not answer. whole: share of the conversations that end with
-    a transcription of all of it (where it is not too long). views: samples of every slip that is drawn, with other
-    questions and wear. wear: 0 clean, 1 ordinary, 2 heavy.
-    held_out: only held-out fonts, words and layouts (for evaluation); otherwise only the others.
+    max_side: longest side in pixels, before wear adds at most a few percent. wear: 0 clean, 1 ordinary, 2 heavy. Other
+    settings: see `Pages`.
     """
-    faces, phrases, layouts = _material(fonts, corpus, held_out)
+    faces, phrases = pages.material()
+    layouts = pages.layouts(LAYOUTS, HELD_OUT_LAYOUTS)
 
     def draw(rng: random.Random) -> Page:
         return draw_receipt(rng, phrases, faces, layouts, max_side)
 
-    drawn = Views(views, draw, "receipts", seed, held_out)
-
-    def make(index: int) -> tuple[dict, dict[str, bytes]]:
-        page, rng = drawn(index)
-        pairs = converse(page, rng, fewest_questions, most_questions, unanswerable, whole=whole)
-        image = page.image
+    def store(image: Image.Image, rng: random.Random) -> tuple[str, bytes]:
         if wear > 0:
             if rng.random() < 0.12 * wear:
                 image = dot_matrix(image, rng)
             if rng.random() < 0.3:
                 image = _on_the_glass(image, rng)
             image = age(image, rng, wear, receipt=True)
-        extension, data = encode_page(image, rng)
-        return record_of(page, "receipts", pairs, f"0.{extension}"), {f"0.{extension}": data}
+        return encode_page(image, rng)
 
-    return write_shards(out_dir, prefix, count, make, workers, per_shard=500, progress=progress)
+    return Plan(draw, lambda page, rng: (page, "receipts", {}), store)
 
 
+@renderer("receipt-lines", per_shard=2016)
 def render_receipt_lines(
-    out_dir: str | Path,
-    count: int,
-    seed: int = 0,
-    workers: int = 0,
+    seed: int,
     *,
     fonts: str,
     corpus: str,
@@ -98,9 +63,7 @@ def render_receipt_lines(
     capitals: float = 0.0,
     wear: float = 1.0,
     held_out: bool = False,
-    prefix: str = "receipt-lines",
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Path]:
+) -> Make:
     """Write `count` lines and parts of lines cut out of worn till slips, text in the case as printed.
 
     per_receipt: crops of one slip (drawn once for all of them). min_height, max_height: pixels of the crop's height,
@@ -111,7 +74,8 @@ def render_receipt_lines(
         raise ValueError(f"receipt-lines: per_receipt is {per_receipt}; it is at least 1")
     if not 4 <= min_height <= max_height:
         raise ValueError(f"receipt-lines: need 4 <= min_height <= max_height, got {min_height} and {max_height}")
-    faces, phrases, layouts = _material(fonts, corpus, held_out)
+    fonts_of_it, phrases = material(fonts, corpus, held_out)
+    faces, layouts = Faces(fonts_of_it), HELD_OUT_LAYOUTS if held_out else LAYOUTS
     last: dict[int, tuple[Page, list]] = {}
 
     def slip(number: int) -> tuple[Page, list]:
@@ -131,7 +95,7 @@ def render_receipt_lines(
             last[number] = (page, crops)
         return last[number]
 
-    def make(index: int) -> tuple[dict, dict[str, bytes]]:
+    def make(index: int) -> Made:
         number, position = divmod(index, per_receipt)
         page, crops = slip(number)
         rng = random.Random(derive("receipt-lines", seed, number, position, held_out))
@@ -153,16 +117,10 @@ def render_receipt_lines(
         height = max(4, min(height, image.height * 2, round(image.height * max_width / image.width)))
         width = min(max_width, max(4, round(image.width * height / image.height)))
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-        extension, data = encode_page(image, rng, 0.6)
+        shown = encode_page(image, rng, 0.6)
         question = rng.choice(QUESTIONS)
         if capitals and rng.random() < capitals:
             question, text = rng.choice(CAPITALS), text.upper()
-        record = {
-            "source": "receipt-lines",
-            "kind": "vqa",
-            "messages": [user(question, f"0.{extension}"), assistant(text)],
-            "meta": {"layout": page.layout, "height": height},
-        }
-        return record, {f"0.{extension}": data}
+        return asked("receipt-lines", shown, [(question, text)], layout=page.layout, height=height)
 
-    return write_shards(out_dir, prefix, count, make, workers, per_shard=2016, progress=progress)
+    return make

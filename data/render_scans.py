@@ -7,23 +7,23 @@ truth is in capitals whatever is printed, so whole texts and lines with letters 
 import functools
 import io
 import random
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from PIL import Image
 
 from mmvl.data.corpus import Phrases
-from mmvl.data.drawing import assistant, user
 from mmvl.data.fonts import training_fonts
 from mmvl.data.import_documents import FIELDS as ASKED
 from mmvl.data.order import derive
 from mmvl.data.page import CANNOT_SEE, FIELDS, Faces
 from mmvl.data.paper import age, encode_page, warp
-from mmvl.data.parallel import write_shards
+from mmvl.data.parallel import Make
 from mmvl.data.public_formats import Receipt, read_charts, read_receipts
 from mmvl.data.render_text_lines import CAPITALS, QUESTIONS
+from mmvl.data.rendering import renderer
 from mmvl.data.rewrite_scans import rewritten
 from mmvl.data.splits import in_split
+from mmvl.data.turns import Made, asked
 
 # Fields that a receipt lacks if none of these words is on it.
 _SIGNS = {
@@ -45,11 +45,9 @@ def reading_order(lines: Sequence[tuple[tuple[float, float, float, float], str]]
     return [" ".join(text for _, text in sorted(row, key=lambda line: line[0][0])) for row in rows]
 
 
+@renderer("scans", per_shard=500)
 def render_scans(
-    out_dir: str | Path,
-    count: int,
-    seed: int = 0,
-    workers: int = 0,
+    seed: int,
     *,
     receipts: str,
     split: str = "train",
@@ -61,9 +59,7 @@ def render_scans(
     max_side: int = 1120,
     least: float = 0.7,
     wear: float = 0.35,
-    prefix: str = "scans",
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Path]:
+) -> Make:
     """Write `count` views of real receipts, questions about their fields with each; returns the shards.
 
     receipts: see `public_formats.read_receipts`; split: of `splits`. rewrite: share of the views in which other words
@@ -80,7 +76,7 @@ def render_scans(
     known = _receipts(receipts, split)
     faces, phrases = (Faces(training_fonts(fonts)), Phrases(corpus)) if rewrite else (None, None)
 
-    def make(index: int) -> tuple[dict, dict[str, bytes]]:
+    def make(index: int) -> Made:
         turn, number = divmod(index, len(known))
         receipt = known[number]
         rng = random.Random(derive("scans", seed, turn, receipt.key))
@@ -106,24 +102,20 @@ def render_scans(
         rng.shuffle(pairs)
         if rows and (not pairs or rng.random() < whole):
             pairs.append((rng.choice(CAPITALS), text.upper()))
-        return _sample("scans", image, pairs, rng, id=receipt.key)
+        return asked("scans", encode_page(image, rng, 0.9), pairs, id=receipt.key)
 
-    return write_shards(out_dir, prefix, count, make, workers, per_shard=500, progress=progress)
+    return make
 
 
+@renderer("scan-lines", per_shard=2000)
 def render_scan_lines(
-    out_dir: str | Path,
-    count: int,
-    seed: int = 0,
-    workers: int = 0,
+    seed: int,
     *,
     receipts: str,
     split: str = "train",
     max_width: int = 640,
     wear: float = 0.35,
-    prefix: str = "scan-lines",
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Path]:
+) -> Make:
     """Write `count` lines cut out of real receipts by their boxes, with more or less of what is around them.
 
     Settings: as for `render_scans`; max_width: a wider line is made smaller.
@@ -134,7 +126,7 @@ def render_scan_lines(
     def scan_of(data: bytes) -> Image.Image:
         return _opened(data, "L")
 
-    def make(index: int) -> tuple[dict, dict[str, bytes]]:
+    def make(index: int) -> Made:
         turn, number = divmod(index, len(known))
         receipt, n = known[number]
         rng = random.Random(derive("scan-lines", seed, turn, receipt.key, n))
@@ -156,24 +148,22 @@ def render_scan_lines(
         image = image.resize(size, Image.Resampling.BICUBIC)
         cased = any(c.isalpha() for c in text)
         question = rng.choice(CAPITALS if cased else QUESTIONS)
-        return _sample("scan-lines", image, [(question, text.upper())], rng, id=f"{receipt.key}/{n:03d}")
+        return asked(
+            "scan-lines", encode_page(image, rng, 0.9), [(question, text.upper())], id=f"{receipt.key}/{n:03d}"
+        )
 
-    return write_shards(out_dir, prefix, count, make, workers, per_shard=2000, progress=progress)
+    return make
 
 
+@renderer("chart-scans", per_shard=500)
 def render_chart_scans(
-    out_dir: str | Path,
-    count: int,
-    seed: int = 0,
-    workers: int = 0,
+    seed: int,
     *,
     charts: str,
     split: str = "train",
     max_side: int = 960,
     wear: float = 0.3,
-    prefix: str = "chart-scans",
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Path]:
+) -> Make:
     """Write `count` views of real charts with their questions.
 
     charts: see `public_formats.read_charts`. Other settings: as for `render_scans`; none is made much smaller, as their
@@ -183,7 +173,7 @@ def render_chart_scans(
     if not known:
         raise ValueError(f"{charts} holds no charts of the split {split!r}")
 
-    def make(index: int) -> tuple[dict, dict[str, bytes]]:
+    def make(index: int) -> Made:
         turn, number = divmod(index, len(known))
         chart = known[number]
         rng = random.Random(derive("chart-scans", seed, turn, chart.key))
@@ -193,9 +183,9 @@ def render_chart_scans(
             image = age(image, rng, 0.3)
         pairs = [(question, answers[0]) for question, answers in chart.qa]
         rng.shuffle(pairs)
-        return _sample("chart-scans", image, pairs, rng, id=chart.key)
+        return asked("chart-scans", encode_page(image, rng, 0.9), pairs, id=chart.key)
 
-    return write_shards(out_dir, prefix, count, make, workers, per_shard=500, progress=progress)
+    return make
 
 
 def _receipts(path: str, split: str) -> list[Receipt]:
@@ -224,14 +214,3 @@ def _view(
     stretch = rng.uniform(0.93, 1.07)  # the paper's feed is not quite the scanner's
     size = (max(4, round(image.width * scale)), max(4, min(max_side, round(image.height * scale * stretch))))
     return image.resize(size, Image.Resampling.BICUBIC if scale > 0.5 else Image.Resampling.LANCZOS)
-
-
-def _sample(
-    source: str, image: Image.Image, pairs: Sequence[tuple[str, str]], rng: random.Random, **meta
-) -> tuple[dict, dict[str, bytes]]:
-    extension, data = encode_page(image, rng, 0.9)
-    file, messages = f"0.{extension}", []
-    for number, (question, answer) in enumerate(pairs):
-        messages += [user(question, None if number else file), assistant(answer)]
-    kind = "vqa" if len(pairs) == 1 else "conversation"
-    return {"source": source, "kind": kind, "messages": messages, "meta": meta}, {file: data}

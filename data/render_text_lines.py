@@ -2,16 +2,16 @@
 
 import random
 import string
-from collections.abc import Callable
-from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 from mmvl.data.corpus import Phrases
-from mmvl.data.drawing import assistant, draw_line, encode, load_font, pick_colours, user, wear
-from mmvl.data.fonts import held_out_fonts, pick, training_fonts
+from mmvl.data.drawing import draw_line, encode, load_font, pick_colours, wear
+from mmvl.data.fonts import pick
 from mmvl.data.order import derive
-from mmvl.data.parallel import write_shards
+from mmvl.data.parallel import Make
+from mmvl.data.rendering import material, renderer
+from mmvl.data.turns import Made, asked
 
 QUESTIONS = (
     "Read the text.", "What does it say?", "Transcribe this line.", "What is written here?", "Read this.",
@@ -28,11 +28,9 @@ _MONTHS = ("January", "February", "March", "April", "May", "June", "July", "Augu
            "November", "December")  # fmt: skip
 
 
+@renderer("lines")
 def render_text_lines(
-    out_dir: str | Path,
-    count: int,
-    seed: int = 0,
-    workers: int = 0,
+    seed: int,
     *,
     fonts: str,
     corpus: str,
@@ -45,9 +43,7 @@ def render_text_lines(
     clean: bool = False,
     jpeg: float = 0.4,
     running_text: float = 0.58,
-    prefix: str = "lines",
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Path]:
+) -> Make:
     """Write `count` pictures of one line each and return the shards.
 
     fonts, corpus: directories (see `fonts.find_fonts`, `text.build_corpus`). min_chars, max_chars: length of the text.
@@ -62,10 +58,9 @@ def render_text_lines(
         raise ValueError(f"text lines: need 1 <= min_chars <= max_chars, got {min_chars} and {max_chars}")
     if not 0 <= running_text <= 0.7:
         raise ValueError(f"text lines: running_text is a share from 0 to 0.7, got {running_text}")
-    faces = held_out_fonts(fonts) if held_out else training_fonts(fonts)
-    phrases = Phrases(corpus, held_out=held_out)
+    faces, phrases = material(fonts, corpus, held_out)
 
-    def make(index: int) -> tuple[dict, dict[str, bytes]]:
+    def make(index: int) -> Made:
         rng = random.Random(derive("text-lines", seed, index, held_out))
         text = make_text(rng, phrases, min_chars, max_chars, running_text)
         face = pick(faces, rng)
@@ -87,17 +82,11 @@ def render_text_lines(
         draw_line(ImageDraw.Draw(image), (edges[0], edges[2]), text, font, ink)
         if not clean:
             image = wear(image, rng, paper)
-        extension, data = encode(image, rng, jpeg)
-        name = f"0.{extension}"
-        record = {
-            "source": "text-lines",
-            "kind": "vqa",
-            "messages": [user(rng.choice(QUESTIONS), name), assistant(text)],
-            "meta": {"font": face.family, "style": face.style, "size": size},
-        }
-        return record, {name: data}
+        shown = encode(image, rng, jpeg)
+        turn = (rng.choice(QUESTIONS), text)
+        return asked("text-lines", shown, [turn], font=face.family, style=face.style, size=size)
 
-    return write_shards(out_dir, prefix, count, make, workers, progress=progress)
+    return make
 
 
 def make_text(rng: random.Random, phrases: Phrases, min_chars: int, max_chars: int, running_text: float = 0.58) -> str:

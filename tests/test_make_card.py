@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmvl.data.drawing import assistant, user
 from mmvl.data.shards import ShardWriter
+from mmvl.data.turns import assistant, user
 from mmvl.evaluation.draw import draw_lines
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -2,9 +2,9 @@
 
 import pytest
 
-from mmvl.data.drawing import assistant, user
 from mmvl.data.import_albums import import_albums
 from mmvl.data.shards import ShardWriter, read_shard
+from mmvl.data.turns import assistant, user
 
 
 @pytest.fixture

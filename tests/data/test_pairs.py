@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from mmvl.data.drawing import assistant, user
 from mmvl.data.import_pairs import AFTER, CONTINUE, import_pairs, misread
 from mmvl.data.page import CANNOT_SEE
 from mmvl.data.shards import ShardWriter, read_shard
+from mmvl.data.turns import assistant, user
 
 
 def samples(paths) -> list:

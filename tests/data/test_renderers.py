@@ -3,7 +3,6 @@
 import io
 import random
 import shutil
-from functools import partial
 
 import numpy as np
 import pytest
@@ -55,7 +54,10 @@ def test_held_out_lines_use_only_held_out_fonts_and_words(tmp_path, fonts, corpu
 
 
 def test_the_number_of_workers_changes_nothing(tmp_path, fonts, corpus, monkeypatch):
-    monkeypatch.setattr("mmvl.data.render_text_lines.write_shards", partial(write_shards, per_shard=8))
+    def small(*given, per_shard, **named):
+        return write_shards(*given, per_shard=8, **named)
+
+    monkeypatch.setattr("mmvl.data.rendering.write_shards", small)
     one = render_text_lines(tmp_path / "1", 20, 9, 1, fonts=fonts, corpus=corpus)
     two = render_text_lines(tmp_path / "2", 20, 9, 2, fonts=fonts, corpus=corpus)
     assert len(one) == len(two) == 3
