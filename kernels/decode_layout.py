@@ -25,9 +25,13 @@ MODEL = np.dtype(
 )
 
 
-def pack(whole_WN: np.ndarray) -> np.ndarray:
-    """Rows of int8 (..., W, N) -> blocks of 64 rows, entry by entry: (..., B, N, 64), zeros where there are no rows."""
-    *before, W, N = whole_WN.shape
-    blocks = np.zeros((*before, -(-W // BLOCK) * BLOCK, N), np.int8)
-    blocks[..., :W, :] = whole_WN
-    return np.ascontiguousarray(np.moveaxis(blocks.reshape(*before, -1, BLOCK, N), -2, -1))
+def pack(whole_WN: np.ndarray, scale_W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of int8 and their scales -> blocks of 64 rows, entry by entry (B, N, 64), and their scales (B, 64).
+
+    The last block is filled up with zeros.
+    """
+    W, N = whole_WN.shape
+    B = -(-W // BLOCK)
+    rows, scales = np.zeros((B * BLOCK, N), np.int8), np.zeros(B * BLOCK, np.float32)
+    rows[:W], scales[:W] = whole_WN, scale_W
+    return np.ascontiguousarray(rows.reshape(B, BLOCK, N).swapaxes(1, 2)), scales.reshape(B, BLOCK)

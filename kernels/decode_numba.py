@@ -22,6 +22,7 @@ from numba.extending import intrinsic
 from mmvl.kernels.decode_layout import BLOCK, LAYER, MODEL, WEIGHT
 
 LANES = 16  # fp32 numbers of a vector, which LLVM splits where vectors are shorter
+HEADS = 4  # query heads at once that share keys and values
 # tokens and vectors of rows at once, as many as there are registers for sums
 TOKENS, VECTORS = (4, 4) if llvmlite.binding.get_host_cpu_features().get("avx512f") else (3, 2)
 
@@ -59,22 +60,22 @@ def _plus(builder, address, index, size):
 
 
 @intrinsic(prefer_literal=True)
-def _by_columns(_, tokens, vectors, size, x, x_stride, w, w_stride, count, y, y_stride):
-    """y[t, r] += sum over i of x[t, i] w[i, r], for so many tokens t and vectors of r: a vector unit's way.
+def _by_columns(_, tokens, vectors, size, x, x_stride, w, w_stride, scale, count, y, y_stride):
+    """y[t, r] = scale[r] sum over i of x[t, i] w[i, r], for so many tokens t and vectors of r: a vector unit's way.
 
-    The first three are literals; size: bytes of an entry of w, fp32 or int8. Addresses, and strides in entries.
+    The first three are literals; size: bytes of an entry of w, fp32 or int8. fp32 has no scale, and is added to what y
+    was. Addresses, and strides in entries.
     """
     T, V, one = (literal.literal_value for literal in (tokens, vectors, size))
     dtype = ir.FloatType() if one == 4 else ir.IntType(8)
 
     def build(context, builder, signature, arguments):
-        x, x_stride, w, w_stride, count, y, y_stride = arguments[3:]
+        x, x_stride, w, w_stride, scale, count, y, y_stride = arguments[3:]
         places = [
             [_plus(builder, _plus(builder, y, y_stride, 4 * t), _INT(v), 4 * LANES) for v in range(V)] for t in range(T)
         ]
-        sums = [
-            [cgutils.alloca_once_value(builder, _load(builder, at, ir.FloatType())) for at in row] for row in places
-        ]
+        before = [[_VECTOR(None) if one == 1 else _load(builder, at, ir.FloatType()) for at in row] for row in places]
+        sums = [[cgutils.alloca_once_value(builder, value) for value in row] for row in before]
         first = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
         with cgutils.for_range(builder, count) as loop:
             row = _plus(builder, w, builder.mul(loop.index, w_stride), one)
@@ -89,26 +90,60 @@ def _by_columns(_, tokens, vectors, size, x, x_stride, w, w_stride, count, y, y_
                 for total, weight in zip(sums[t], weights, strict=True):
                     product = builder.fmul(number, weight, flags=_FLAGS)
                     builder.store(builder.fadd(builder.load(total), product, flags=_FLAGS), total)
-        for row, totals in zip(places, sums, strict=True):
-            for at, total in zip(row, totals, strict=True):
-                builder.store(builder.load(total), builder.inttoptr(at, _VECTOR.as_pointer()), align=4)
+        for v in range(V):
+            factor = _load(builder, _plus(builder, scale, _INT(v), 4 * LANES), ir.FloatType()) if one == 1 else None
+            for t in range(T):
+                total = builder.load(sums[t][v])
+                total = total if factor is None else builder.fmul(total, factor)
+                builder.store(total, builder.inttoptr(places[t][v], _VECTOR.as_pointer()), align=4)
         return context.get_dummy_value()
 
-    return void(tokens, vectors, size, *[int64] * 7), build
+    return void(tokens, vectors, size, *[int64] * 8), build
+
+
+@intrinsic(prefer_literal=True)
+def _by_rows(_, tokens, x, x_stride, w, w_stride, rows, vectors, y, y_stride):
+    """y[t, r] = sum over i of x[t, i] w[r, i], for so many tokens t (a literal), rows r and vectors of i; all fp32."""
+    T = tokens.literal_value
+
+    def build(context, builder, signature, arguments):
+        x, x_stride, w, w_stride, rows, vectors, y, y_stride = arguments[1:]
+        single = ir.FloatType()
+        adder = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(single, [single, _VECTOR]), f"llvm.vector.reduce.fadd.v{LANES}f32"
+        )
+        sums = [cgutils.alloca_once(builder, _VECTOR) for _ in range(T)]
+        with cgutils.for_range(builder, rows) as of_rows:
+            for total in sums:
+                builder.store(_VECTOR(None), total)
+            row = _plus(builder, w, builder.mul(of_rows.index, w_stride), 4)
+            with cgutils.for_range(builder, vectors) as loop:
+                weight = _load(builder, _plus(builder, row, loop.index, 4 * LANES), single)
+                for t, total in enumerate(sums):
+                    at = _plus(builder, _plus(builder, x, x_stride, 4 * t), loop.index, 4 * LANES)
+                    product = builder.fmul(_load(builder, at, single), weight, flags=_FLAGS)
+                    builder.store(builder.fadd(builder.load(total), product, flags=_FLAGS), total)
+            for t, total in enumerate(sums):
+                at = _plus(builder, _plus(builder, y, y_stride, 4 * t), of_rows.index, 4)
+                number = builder.call(adder, [single(-0.0), builder.load(total)], fastmath=_FLAGS)
+                builder.store(number, builder.inttoptr(at, single.as_pointer()))
+        return context.get_dummy_value()
+
+    return void(tokens, *[int64] * 8), build
 
 
 @_inner
-def _block(T, x, N, w, y, y_stride):
-    """Up to TOKENS tokens times a block of packed weights; y as it was is added to."""
+def _block(T, x, N, w, scale, y, y_stride):
+    """Up to TOKENS tokens times a block of packed weights."""
     for r in range(0, BLOCK, LANES * VECTORS):
         if T == 1:
-            _by_columns(1, VECTORS, 1, x, N, w + r, BLOCK, N, y + 4 * r, y_stride)
+            _by_columns(1, VECTORS, 1, x, N, w + r, BLOCK, scale + 4 * r, N, y + 4 * r, y_stride)
         elif T == 2:
-            _by_columns(2, VECTORS, 1, x, N, w + r, BLOCK, N, y + 4 * r, y_stride)
+            _by_columns(2, VECTORS, 1, x, N, w + r, BLOCK, scale + 4 * r, N, y + 4 * r, y_stride)
         elif T == 3:
-            _by_columns(3, VECTORS, 1, x, N, w + r, BLOCK, N, y + 4 * r, y_stride)
+            _by_columns(3, VECTORS, 1, x, N, w + r, BLOCK, scale + 4 * r, N, y + 4 * r, y_stride)
         else:
-            _by_columns(TOKENS, VECTORS, 1, x, N, w + r, BLOCK, N, y + 4 * r, y_stride)
+            _by_columns(TOKENS, VECTORS, 1, x, N, w + r, BLOCK, scale + 4 * r, N, y + 4 * r, y_stride)
 
 
 @_inner
@@ -146,15 +181,16 @@ def _project(x_TN, w_at, scales_at, W, y_TW):
             for t in range(T):
                 y_TW[t, r] = _dot(x_TN[t], w_WN[r])
         return
-    scale_W, sums = carray(_numbers(scales_at), (W,)), np.empty((TOKENS, BLOCK), np.float32)
+    rest_TR = np.empty((TOKENS, BLOCK), np.float32)
     for begin in range(0, W, BLOCK):
+        w, scales = w_at + begin * N, scales_at + 4 * begin
         for t in range(0, T, TOKENS):
-            few = min(TOKENS, T - t)
-            sums[:few] = 0
-            _block(few, x_TN[t:].ctypes.data, N, w_at + begin * N, sums.ctypes.data, BLOCK)
-            for n in range(few):
-                for r in range(min(BLOCK, W - begin)):
-                    y_TW[t + n, begin + r] = sums[n, r] * scale_W[begin + r]
+            few, x = min(TOKENS, T - t), x_TN[t:].ctypes.data
+            if begin + BLOCK <= W:
+                _block(few, x, N, w, scales, y_TW[t, begin:].ctypes.data, y_TW.shape[1])
+            else:
+                _block(few, x, N, w, scales, rest_TR.ctypes.data, BLOCK)
+                y_TW[t : t + few, begin:W] = rest_TR[:few, : W - begin]
 
 
 @_inner
@@ -165,9 +201,11 @@ def _project_by(x_TN, weight, y_TW):
 @_inner
 def _project_by_one(x_TN, weight, e, y_TW):
     """By the weights of the expert e."""
-    W, N = weight.rows, x_TN.shape[1]
-    size = 4 * W * N if weight.scales == 0 else -(-W // BLOCK) * BLOCK * N
-    scales = weight.scales + (0 if weight.scales == 0 else 4 * e * W)
+    W, N, scales = weight.rows, x_TN.shape[1], weight.scales
+    size = 4 * W * N
+    if scales != 0:
+        padded = -(-W // BLOCK) * BLOCK
+        size, scales = padded * N, scales + 4 * e * padded
     _project(x_TN, weight.at + e * size, scales, W, y_TW)
 
 
@@ -259,6 +297,61 @@ def _rotate(x_K, cos_R, sin_R):
 
 
 @_inner
+def _scores(N, q, K, keys, stride, rows, scores, U):
+    if N == 1:
+        _by_rows(1, q, K, keys, stride, rows, K // LANES, scores, U)
+    elif N == 2:
+        _by_rows(2, q, K, keys, stride, rows, K // LANES, scores, U)
+    elif N == 3:
+        _by_rows(3, q, K, keys, stride, rows, K // LANES, scores, U)
+    else:
+        _by_rows(HEADS, q, K, keys, stride, rows, K // LANES, scores, U)
+
+
+@_inner
+def _mixed(N, scores, U, values, stride, rows, o, K):
+    if N == 1:
+        _by_columns(1, 1, 4, scores, U, values, stride, 0, rows, o, K)
+    elif N == 2:
+        _by_columns(2, 1, 4, scores, U, values, stride, 0, rows, o, K)
+    elif N == 3:
+        _by_columns(3, 1, 4, scores, U, values, stride, 0, rows, o, K)
+    else:
+        _by_columns(HEADS, 1, 4, scores, U, values, stride, 0, rows, o, K)
+
+
+@_inner
+def _attend(q_NK, keys_MGK, values_MGK, g, pages_P, page_size, U, scale, scores_NU, o_NK):
+    """Up to HEADS heads of a token over U keys of the head g; added to o_NK."""
+    (N, K), G, most = q_NK.shape, keys_MGK.shape[1], scores_NU.shape[1]
+    in_vectors = K // LANES * LANES
+    for begin in range(0, U, page_size):
+        first, rows = pages_P[begin // page_size] * page_size, min(page_size, U - begin)
+        keys, scores = keys_MGK[first, g:].ctypes.data, scores_NU[0, begin:].ctypes.data
+        _scores(N, q_NK.ctypes.data, K, keys, G * K, rows, scores, most)
+        for n in range(N):
+            for u in range(rows):
+                for i in range(in_vectors, K):
+                    scores_NU[n, begin + u] += q_NK[n, i] * keys_MGK[first + u, g, i]
+    for n in range(N):
+        scores_U = scores_NU[n, :U]
+        largest, total = scores_U.max(), np.float32(0)
+        for u in range(U):
+            scores_U[u] = _exp(scale * (scores_U[u] - largest))
+            total += scores_U[u]
+        scores_U /= total
+    for begin in range(0, U, page_size):
+        first, rows = pages_P[begin // page_size] * page_size, min(page_size, U - begin)
+        for i in range(0, in_vectors, LANES):
+            values, scores = values_MGK[first, g, i:].ctypes.data, scores_NU[0, begin:].ctypes.data
+            _mixed(N, scores, most, values, G * K, rows, o_NK[0, i:].ctypes.data, K)
+        for n in range(N):
+            for u in range(rows):
+                for i in range(in_vectors, K):
+                    o_NK[n, i] += scores_NU[n, begin + u] * values_MGK[first + u, g, i]
+
+
+@_inner
 def _softmax(h_TD, layer, model, M, pages_TP, positions_T, cos_PR, sin_PR, y_TD):
     """A softmax layer's attention of the normed h; keys and values go to the pools first."""
     T, H, G, K, page_size = h_TD.shape[0], model.heads, model.key_heads, model.head_dim, model.page_size
@@ -276,26 +369,15 @@ def _softmax(h_TD, layer, model, M, pages_TP, positions_T, cos_PR, sin_PR, y_TD)
             keys_MGK[row, g], values_MGK[row, g] = k_TL[t, g * K : (g + 1) * K], v_TL[t, g * K : (g + 1) * K]
         for h in range(H):
             _rotate(q_TC[t, h * K : (h + 1) * K], cos_PR[at], sin_PR[at])
-    scores_U = np.empty(positions_T.max() + 1, np.float32)
-    scale = np.float32(1 / np.sqrt(K))
+    scores_NU, scale = np.empty((HEADS, positions_T.max() + 1), np.float32), np.float32(1 / np.sqrt(K))
     for t in range(T):
-        U = positions_T[t] + 1
-        for h in range(H):
-            g, q_K, o_K = h * G // H, q_TC[t, h * K : (h + 1) * K], o_TC[t, h * K : (h + 1) * K]
-            for begin in range(0, U, page_size):
-                first = pages_TP[t, begin // page_size] * page_size
-                for u in range(min(page_size, U - begin)):
-                    scores_U[begin + u] = scale * _dot(q_K, keys_MGK[first + u, g])
-            most, total = scores_U[:U].max(), np.float32(0)
-            for u in range(U):
-                scores_U[u] = _exp(scores_U[u] - most)
-                total += scores_U[u]
-            for begin in range(0, U, page_size):
-                first = pages_TP[t, begin // page_size] * page_size
-                for u in range(min(page_size, U - begin)):
-                    weight = scores_U[begin + u] / total
-                    for i in range(K):
-                        o_K[i] += weight * values_MGK[first + u, g, i]
+        for g in range(G):
+            for h in range(g * H // G, (g + 1) * H // G, HEADS):
+                end = min(h + HEADS, (g + 1) * H // G)
+                q_NK, o_NK = q_TC[t, h * K : end * K].reshape(-1, K), o_TC[t, h * K : end * K].reshape(-1, K)
+                _attend(
+                    q_NK, keys_MGK, values_MGK, g, pages_TP[t], page_size, positions_T[t] + 1, scale, scores_NU, o_NK
+                )
     _project_by(o_TC, layer.out, y_TD)
 
 

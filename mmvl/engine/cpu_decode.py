@@ -195,7 +195,7 @@ class _Weights:
             whole = in_8_bits(w_RN)
             if whole is None:
                 return self._at(w), 0, R
-            found.append((pack(whole[0]), whole[1]))
+            found.append(pack(*whole))
         packed, scales = zip(*found, strict=True)
         return self._at(np.stack(packed)), self._at(np.stack(scales)), R
 
