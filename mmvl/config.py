@@ -15,7 +15,8 @@ ARCHITECTURE = "MiniMaxVL01ForConditionalGeneration"
 class VLConfig:
     """Text backbone, vision encoder, and how they join.
 
-    `image_grid_pinpoints` are the canvas sizes (width, height) in pixels that the tiler may choose from.
+    `image_grid_pinpoints` are the canvas sizes (width, height) in pixels that the tiler may choose from. `image_min_edge`,
+    mmvl's own: an image whose shorter side has fewer pixels is enlarged to it before; 0: none is, as in released models.
     `vision_feature_layer` is -1 (last layer) and the adapter's activation is GELU in every released model; anything
     else is refused when the file is read, because the forward pass would silently differ.
     """
@@ -26,6 +27,7 @@ class VLConfig:
     image_grid_pinpoints: tuple[tuple[int, int], ...]
     image_mean: tuple[float, float, float] = CLIP_MEAN
     image_std: tuple[float, float, float] = CLIP_STD
+    image_min_edge: int = 0
 
     @classmethod
     def from_dict(cls, d: dict, preprocessor: dict | None = None) -> VLConfig:
@@ -56,6 +58,7 @@ class VLConfig:
             image_grid_pinpoints=tiling.grid_pinpoints,
             image_mean=tiling.mean,
             image_std=tiling.std,
+            image_min_edge=tiling.min_edge,
         )
 
     def to_dict(self) -> dict:
@@ -65,6 +68,7 @@ class VLConfig:
             "model_type": MODEL_TYPE,
             "ignore_index": -100,
             "image_grid_pinpoints": [list(p) for p in self.image_grid_pinpoints],
+            **({"image_min_edge": self.image_min_edge} if self.image_min_edge else {}),
             "image_token_index": self.image_token_index,
             "process_image_mode": "anyres",
             "projector_hidden_act": "gelu",

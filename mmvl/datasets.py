@@ -17,7 +17,7 @@ from mmvl.data.shards import ReadReport, Sample, parts_of, read_shard
 from mmvl.data.text import build_corpus
 from mmvl.processor import Processor
 from mmvl.vision.images import open_image
-from mmvl.vision.tiling import TiledImage, best_grid, token_count
+from mmvl.vision.tiling import TiledImage, layout
 
 
 def _debian(out_dir, count, seed, workers, *, progress=None) -> list[Path]:
@@ -137,9 +137,8 @@ def count_tokens(sample: Sample, processor: Processor) -> tuple[int, int]:
     members = {}
     for name in {part["file"] for part in parts_of(sample.json) if part["type"] == "image"}:
         size = open_image(sample.members[name], name=name).size
-        grid = best_grid(*size, processor.tiling.grid_pinpoints)
         T = processor.tiling.tile
-        members[name] = TiledImage(torch.empty(0, 3, T, T), size, grid, token_count(*size, processor.tiling))
+        members[name] = TiledImage(torch.empty(0, 3, T, T), *layout(*size, processor.tiling))
     untiled = Sample(sample.key, sample.json, members)
     if sample.json["kind"] == "preference":
         documents = encode_pair(untiled, processor)

@@ -61,7 +61,8 @@ class VisionConfig:
 class TilingConfig:
     """How an image becomes tiles: tile and patch edge in pixels, the canvas sizes (width, height) in pixels, colours.
 
-    The order of `grid_pinpoints` matters: of two equally good canvases the first is taken.
+    The order of `grid_pinpoints` matters: of two equally good canvases the first is taken. min_edge: an image whose
+    shorter side has fewer pixels is enlarged to it before; 0, as released: none is.
     """
 
     tile: int
@@ -69,6 +70,7 @@ class TilingConfig:
     grid_pinpoints: tuple[tuple[int, int], ...]
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    min_edge: int = 0
 
     def __post_init__(self):
         if self.tile <= 0 or self.patch <= 0 or self.tile % self.patch:
@@ -80,6 +82,8 @@ class TilingConfig:
                 raise ValueError(
                     f"tiling: canvas {width}x{height} in image_grid_pinpoints: not made of {self.tile}-pixel tiles"
                 )
+        if type(self.min_edge) is not int or not 0 <= self.min_edge <= self.tile:
+            raise ValueError(f"tiling: image_min_edge {self.min_edge!r} is no number from 0 to the tile edge {self.tile}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError("tiling: image_mean and image_std need three numbers each, image_std above zero")
 
@@ -114,10 +118,11 @@ class TilingConfig:
             grid_pinpoints=grids,
             mean=tuple(preprocessor.get("image_mean") or CLIP_MEAN),
             std=tuple(preprocessor.get("image_std") or CLIP_STD),
+            min_edge=config.get("image_min_edge", 0),
         )
 
     def to_preprocessor_dict(self) -> dict:
-        """The preprocessor_config.json of this tiling, in the released layout."""
+        """The preprocessor_config.json of this tiling, in the released layout (`min_edge` is config.json's)."""
         return {
             "image_processor_type": "MiniMaxVL01ImageProcessor",
             "processor_class": "MiniMaxVL01Processor",

@@ -5,6 +5,9 @@ ViT sees each tile by itself. Of the canvas's patches only the rows and columns 
 (counted with floor rounding, as released; LLaVA-NeXT rounds differently), and each row ends in a newline token. The
 thumbnail, the whole image squashed to one tile, comes first.
 
+No canvas is chosen to show an image larger than it is, so that a line of print 15 pixels high fills a seventh of a tile
+of 112. A tiling with `min_edge` takes such an image as if it were larger: mmvl's own addition, off as released.
+
 Legend: N tiles, T tile edge in pixels; sizes are always (width, height).
 """
 
@@ -24,7 +27,7 @@ class TiledImage:
     """One image, ready for the ViT.
 
     tiles_N3TT: uint8, not yet normalised, thumbnail first, then the canvas's tiles row by row.
-    size: (width, height) of the original in pixels. grid: (width, height) of the chosen canvas in pixels.
+    size: (width, height) in pixels of the image as the tiling took it. grid: those of the chosen canvas.
     num_tokens: image tokens, newline tokens included.
     """
 
@@ -71,13 +74,31 @@ def picture_patches(size: tuple[int, int], grid: tuple[int, int], patch: int) ->
     return columns, rows
 
 
-def token_count(width: int, height: int, tiling: TilingConfig) -> int:
-    """Image tokens of a `width` x `height` image: the thumbnail's patches, the picture's, a newline for each row."""
+def layout(width: int, height: int, tiling: TilingConfig) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """(size, grid, num_tokens) of the `TiledImage` of a `width` x `height` image.
+
+    Raises ValueError for an empty image.
+    """
     if width <= 0 or height <= 0:
         raise ValueError(f"an image of {width} x {height} pixels has nothing in it")
-    grid = best_grid(width, height, tiling.grid_pinpoints)
-    columns, rows = picture_patches((width, height), grid, tiling.patch)
-    return tiling.thumbnail_tokens + (columns + 1) * rows
+    size = _enlarged(width, height, tiling.min_edge, tiling.grid_pinpoints)
+    grid = best_grid(*size, tiling.grid_pinpoints)
+    columns, rows = picture_patches(size, grid, tiling.patch)
+    return size, grid, tiling.thumbnail_tokens + (columns + 1) * rows
+
+
+def token_count(width: int, height: int, tiling: TilingConfig) -> int:
+    """Image tokens of a `width` x `height` image: the thumbnail's patches, the picture's, a newline for each row."""
+    return layout(width, height, tiling)[2]
+
+
+def _enlarged(width: int, height: int, min_edge: int, grid_pinpoints: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+    """The size with a shorter side of at least `min_edge`, as far as the widest and the highest canvas allow."""
+    if min(width, height) >= min_edge:
+        return width, height
+    widest, highest = max(w for w, _ in grid_pinpoints), max(h for _, h in grid_pinpoints)
+    factor = max(1.0, min(min_edge / min(width, height), widest / width, highest / height))
+    return round(width * factor), round(height * factor)
 
 
 def fitted_size(size: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:
@@ -96,12 +117,11 @@ def tile_image(image: Image.Image, tiling: TilingConfig) -> TiledImage:
     """
     if image.mode not in ("RGB", "L"):
         raise ValueError(f"tiling needs an RGB image, this one is {image.mode}: open it with open_image first")
-    num_tokens = token_count(*image.size, tiling)
-    T = tiling.tile
-    grid = grid_w, grid_h = best_grid(*image.size, tiling.grid_pinpoints)
+    size, grid, num_tokens = layout(*image.size, tiling)
+    T, (grid_w, grid_h) = tiling.tile, grid
     across, down = grid_w // T, grid_h // T
 
-    fitted = image.resize(fitted_size(image.size, grid), Image.Resampling.BICUBIC)
+    fitted = image.resize(fitted_size(size, grid), Image.Resampling.BICUBIC)
     left, top = (grid_w - fitted.width) // 2, (grid_h - fitted.height) // 2
     if fitted.size == (T, T):  # then the thumbnail is the same picture
         thumbnail = fitted
@@ -117,7 +137,7 @@ def tile_image(image: Image.Image, tiling: TilingConfig) -> TiledImage:
     tiles_N3TT[1:].reshape(down, across, 3, T, T)[:] = canvas_CYX.reshape(channels, down, T, across, T).transpose(
         1, 3, 0, 2, 4
     )
-    return TiledImage(torch.from_numpy(tiles_N3TT), image.size, grid, num_tokens)
+    return TiledImage(torch.from_numpy(tiles_N3TT), size, grid, num_tokens)
 
 
 def _planes(image: Image.Image) -> np.ndarray:

@@ -15,8 +15,9 @@ def written(tiny_model_dir) -> dict:
 
 
 def test_round_trip(written):
-    config = VLConfig.from_dict(written, PREPROCESSOR)
+    config = VLConfig.from_dict(written | {"image_min_edge": 20}, PREPROCESSOR)
     assert config.image_mean == (0.1, 0.2, 0.3) and config.image_std == (0.5, 0.6, 0.7)
+    assert config.image_min_edge == 20 and "image_min_edge" not in VLConfig.from_dict(written).to_dict()
     again = VLConfig.from_dict(json.loads(json.dumps(config.to_dict())), PREPROCESSOR)
     assert again == config
     assert VLConfig.from_dict(written).image_mean != config.image_mean
@@ -42,6 +43,8 @@ def test_what_configs_in_the_wild_write_otherwise(written):
         ({"image_grid_pinpoints": [28, 28]}, "list of .width, height."),
         ({"image_grid_pinpoints": [[30, 28]]}, "30x28"),
         ({"image_grid_pinpoints": None}, "image_grid_pinpoints is empty"),
+        ({"image_min_edge": "40"}, "image_min_edge '40' is no number from 0"),
+        ({"image_min_edge": 337}, "image_min_edge 337 is no number from 0"),
     ],
 )
 def test_what_is_refused(written, change, says):

@@ -1,5 +1,6 @@
 """The tiling rule, against the released token counts and against a second derivation of it."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -184,3 +185,25 @@ def test_grey_gives_the_tiles_of_its_rgb_copy(size):
     assert grey.mode == "L"
     one, three = tile_image(grey, SMALL), tile_image(grey.convert("RGB"), SMALL)
     assert one.digest == three.digest
+
+
+@pytest.mark.parametrize(
+    ("size", "taken"),
+    [
+        ((300, 20), (600, 40)),
+        ((20, 300), (40, 600)),
+        ((30, 30), (40, 40)),
+        ((1, 1), (40, 40)),
+        ((300, 40), (300, 40)),
+        ((1200, 20), (1568, 26)),  # as far as the widest canvas goes
+        ((10, 1000), (10, 1000)),  # higher than any canvas: it is made smaller, never larger
+    ],
+)
+def test_small_images_are_taken_as_if_they_were_larger(size, taken):
+    tiling = replace(SMALL, min_edge=40)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    tiled = tile_image(image, tiling)
+    assert tiled.size == taken
+    assert tiled.grid == best_grid(*taken, SMALL.grid_pinpoints)
+    assert tiled.num_tokens == token_count(*size, tiling) == token_count(*taken, SMALL)
+    assert torch.equal(tiled.tiles_N3TT[0], tile_image(image, SMALL).tiles_N3TT[0])  # its own pixels, squashed
