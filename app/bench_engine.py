@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mmvl.app.bench import Progress, check_folder
+from mmvl.app.errors import usage
+from mmvl.app.options import whole_numbers
 
 
 def engine(
@@ -30,14 +32,17 @@ def engine(
     import torch
 
     from mmvl.benchmark.engine import loads, run
+    from mmvl.benchmark.engine_contestants import model_of
     from mmvl.benchmark.run import choose_device
     from mmvl.engine.ranks import gather
 
     gather()  # under torchrun: ranks after the first stay here and help it until it ends
     for path in (json_path, picture):
         check_folder(path)
+    with usage():
+        model_of(model, shape, layers, experts)  # before anything is measured
     where = choose_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    chosen = loads(_numbers("--sequences", sequences), _numbers("--lengths", lengths), new_tokens, mixed)
+    chosen = loads(whole_numbers("--sequences", sequences), whole_numbers("--lengths", lengths), new_tokens, mixed)
     progress = Progress()
 
     def write(result: dict) -> None:
@@ -105,13 +110,3 @@ def printed(lines: list[dict]) -> Table:
                 f"{row['memory_gib']:.1f}",
             )
     return shown
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or min(found) < 1:
-        raise ValueError(f"{option} takes whole numbers with commas between them, not {text!r}")
-    return found

@@ -1,7 +1,6 @@
 """`mmvl bench graphs`: what CUDA graphs gain, step by step. Under torchrun the decoder is spread over the ranks."""
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,43 +8,37 @@ from rich.console import Console
 from rich.table import Table
 
 from mmvl.app.bench import Progress, check_folder
-from mmvl.app.errors import UsageError
-from mmvl.app.options import Model
+from mmvl.app.errors import UsageError, usage
+from mmvl.app.options import Experts, JsonFile, Layers, Model, Shape
 
 
 def bench_graphs(
     model: Model = None,
-    shape: Annotated[
-        str | None, typer.Option("--shape", metavar="slice|whole|small", help="Random weights of this shape instead.")
-    ] = None,
-    layers: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of the shape, the first so many.")] = None,
-    experts: Annotated[
-        str | None, typer.Option(metavar="int8|int4|fp8", help="Of the shape, quantised experts.")
-    ] = None,
+    shape: Shape = None,
+    layers: Layers = None,
+    experts: Experts = None,
     dtype: Annotated[str, typer.Option(metavar="bfloat16|float32", help="Of weights and steps.")] = "bfloat16",
     sequences: Annotated[int, typer.Option(min=1, metavar="N", help="Sequences of a step, beside one alone.")] = 8,
     repeats: Annotated[int, typer.Option(min=1, metavar="N", help="How often each is measured.")] = 10,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Decode steps, drafts and chunks of prompts with and without CUDA graphs, and how much of it is the host's."""
     import torch
 
-    from mmvl.benchmark.engine_contestants import Model as Measured
+    from mmvl.benchmark.engine_contestants import model_of
     from mmvl.benchmark.engine_graphs import run
     from mmvl.benchmark.run import choose_device, provenance
-    from mmvl.benchmark.shapes import shape_of
     from mmvl.engine.ranks import gather
 
     gather()  # under torchrun: ranks after the first stay here and help it until it ends
     check_folder(json_file)
     if dtype not in ("bfloat16", "float32"):
         raise UsageError(f"--dtype {dtype}: it can be bfloat16 or float32")
-    if shape is None and (layers is not None or experts is not None):
-        raise UsageError("--layers and --experts are of a --shape; a model directory has its own")
+    with usage():
+        measured = model_of(model, shape, layers, experts)
     if not torch.cuda.is_available():
         raise ValueError("CUDA graphs are of a GPU: there is none")
     device, number = choose_device("cuda"), getattr(torch, dtype)
-    measured = Measured(model, None if shape is None else shape_of(shape, layers), experts)
     progress = Progress()
     progress("loading")
     decoder = measured.load(device, number).language_model

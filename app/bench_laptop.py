@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from mmvl.app.bench import Progress, check_folder
+from mmvl.app.options import JsonFile
 
 
 def bench_laptop(
@@ -16,7 +17,7 @@ def bench_laptop(
     peer: Annotated[bool, typer.Option("--peer/--no-peer", help="Measure transformers as well.")] = True,
     threads: Annotated[int, typer.Option("--threads", min=1, metavar="N", help="Of torch.")] = 2,
     repeats: Annotated[int, typer.Option("--repeats", min=1, metavar="N", help="Turns of each; the best counts.")] = 3,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")] = None,
+    json_file: JsonFile = None,
 ) -> None:  # fmt: skip
     """First token, tokens a second and memory of a small model on a CPU, beside transformers' generate."""
     from mmvl.benchmark.laptop import run

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from mmvl.app.options import whole_numbers
+
 
 def bench_ranks(
     shape: Annotated[str, typer.Option(metavar="slice|whole|tiny", help="8 full-width layers, all 80, or a toy.")],
@@ -22,22 +24,13 @@ def bench_ranks(
 
     from mmvl.benchmark.ranks import run
 
+    many, several = whole_numbers("--lengths", lengths), whole_numbers("--sequences", sequences)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        run(shape, experts, _numbers(lengths), _numbers(sequences), json_file, lambda what: print(what, flush=True))
+        run(shape, experts, many, several, json_file, lambda what: print(what, flush=True))
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(n) for n in text.split(","))
-    except ValueError:
-        numbers = (0,)
-    if min(numbers) < 1:
-        raise ValueError(f"{text!r} is not a list of whole numbers like 1,8,64")
-    return numbers

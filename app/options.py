@@ -43,6 +43,17 @@ def _check_kv_cache_dtype(name: str) -> str:
     return name
 
 
+def whole_numbers(option: str, text: str) -> list[int]:
+    """ "1,8,64" -> [1, 8, 64]. Raises UsageError, which names the option, for anything else."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise UsageError(f"{option} takes whole numbers with commas between them, not {text!r}")
+    return found
+
+
 Model = Annotated[
     Path | None, typer.Option("--model", metavar="DIR", help="Model in Hugging Face layout.  [default: mmvl-tiny]")
 ]
@@ -95,3 +106,13 @@ Penalty = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Makes sampling repeatable.")]
 Stop = Annotated[list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text; repeatable.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")]
+
+# Of benchmarks that can measure weights which nobody has.
+Shape = Annotated[
+    str | None, typer.Option("--shape", metavar="slice|whole|small", help="Random weights of this shape instead.")
+]
+Layers = Annotated[int | None, typer.Option("--layers", min=1, metavar="N", help="Of the shape, the first so many.")]
+Experts = Annotated[
+    str | None, typer.Option("--experts", metavar="int8|int4|fp8", help="Of the shape, quantised experts.")
+]

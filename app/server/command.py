@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mmvl.app.errors import UsageError, one_line, usage
-from mmvl.app.options import Device, KvCacheDtype, Model, Quantize
+from mmvl.app.options import Device, JsonFile, KvCacheDtype, Model, Quantize
 
 
 def _option(*names: str, default: object, metavar: str, text: str):
@@ -159,7 +159,7 @@ def bench_server(
     pause: Annotated[
         float, typer.Option("--pause", min=0, metavar="SECONDS", help="How long a client rests after each request.")
     ] = 0.0,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Many clients at once against a running server: latencies, failures, and the server's memory."""
     from mmvl.app.bench_server import server

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from mmvl.benchmark.decoder import fill_randomly
-from mmvl.benchmark.shapes import random_decoder, shape_of
+from mmvl.benchmark.shapes import check_experts, random_decoder, shape_of
 from mmvl.checkpoint import load_model
 from mmvl.engine import Engine, SamplingParams
 from mmvl.engine.cpu_decode import kernels
@@ -88,10 +88,11 @@ class Model:
 def model_of(directory: Path | None, shape: str | None, layers: int | None, experts: str | None) -> Model:
     """What the command's options name: a directory (None: mmvl-tiny), or the first `layers` layers of a shape.
 
-    Raises ValueError for a shape that there is not, or for layers and experts of a directory.
+    Raises ValueError for a shape or a kind of experts that there is not, or for layers and experts of a directory.
     """
     if shape is None and (layers is not None or experts is not None):
         raise ValueError("--layers and --experts are of a --shape; a model directory has its own")
+    check_experts(experts)
     return Model(directory, None if shape is None else shape_of(shape, layers), experts)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest.mock import patch
@@ -63,8 +63,8 @@ def silent() -> Iterator[None]:
 def run(
     shape: str,
     experts: str | None,
-    lengths: tuple[int, ...],
-    sequences: tuple[int, ...],
+    lengths: Sequence[int],
+    sequences: Sequence[int],
     json_path: Path | None,
     progress: Callable[[str], None],
 ) -> dict:

@@ -33,6 +33,12 @@ def shape_of(name: str, layers: int | None = None) -> TextConfig:
     return replace(config, num_hidden_layers=layers, attn_type_list=config.attn_type_list[:layers])
 
 
+def check_experts(kind: str | None) -> None:
+    """Raises ValueError unless experts can be of this kind of quantisation, or of none (None)."""
+    if kind is not None and kind not in EXPERTS:
+        raise ValueError(f"there are no {kind!r} experts; there are {', '.join(EXPERTS)}")
+
+
 def random_decoder(
     device: torch.device,
     *,
@@ -47,8 +53,7 @@ def random_decoder(
     Norms are 1, matrices such that their outputs are as large as their inputs. Raises ValueError for a kind that does
     not exist, or a shape that does not divide by the ranks.
     """
-    if experts is not None and experts not in EXPERTS:
-        raise ValueError(f"there are no {experts!r} experts; there are {', '.join(EXPERTS)}")
+    check_experts(experts)
     device = torch.device(device)
     with torch.device("meta"):
         decoder = Decoder(config, Shard(config, rank, ranks) if ranks > 1 else None).to(dtype).requires_grad_(False)

@@ -2,12 +2,14 @@
 
 from dataclasses import asdict
 
+import pytest
 import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
 from mmvl.app.bench_graphs import printed
 from mmvl.app.cli import app
+from mmvl.app.errors import UsageError
 from mmvl.benchmark.engine_graphs import PAST, Row, measure, steps
 from mmvl.benchmark.shapes import TINY
 from mmvl.text_backbone.decoder import Decoder
@@ -73,3 +75,18 @@ def test_without_a_gpu_it_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = CliRunner().invoke(app, ["bench", "graphs"])
     assert isinstance(result.exception, ValueError) and "CUDA graphs are of a GPU" in str(result.exception)
+
+
+@pytest.mark.parametrize("command", ["engine", "graphs"])
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ("--layers 2", "are of a --shape"),
+        ("--shape huge", "there is no shape 'huge'"),
+        ("--shape small --layers 99", "--layers 99: the shape small has 1 to 8"),
+        ("--shape small --experts int5", "there are no 'int5' experts"),
+    ],
+)
+def test_what_cannot_be_measured_is_wrong_usage_of_both_commands(command, options, said):
+    result = CliRunner().invoke(app, ["bench", command, *options.split()])
+    assert isinstance(result.exception, UsageError) and said in str(result.exception)

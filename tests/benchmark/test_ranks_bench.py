@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from mmvl.app.bench_ranks import _numbers
+from mmvl.app.errors import UsageError
+from mmvl.app.options import whole_numbers
 from mmvl.benchmark import ranks
 from mmvl.benchmark.shapes import shape_of
 
@@ -26,7 +27,7 @@ def test_everything_is_measured_and_written(experts, tmp_path, monkeypatch):
 
 
 def test_lists_of_numbers():
-    assert _numbers("1,8,64") == (1, 8, 64)
+    assert whole_numbers("--lengths", "1,8,64") == [1, 8, 64]
     for wrong in ("", "1,x", "0", "-1"):
-        with pytest.raises(ValueError, match="whole numbers like 1,8,64"):
-            _numbers(wrong)
+        with pytest.raises(UsageError, match="--lengths takes whole numbers"):
+            whole_numbers("--lengths", wrong)
