@@ -15,8 +15,9 @@ ARCHITECTURE = "MiniMaxVL01ForConditionalGeneration"
 class VLConfig:
     """Text backbone, vision encoder, and how they join.
 
-    `image_grid_pinpoints` are the canvas sizes (width, height) in pixels that the tiler may choose from. `image_min_edge`,
-    mmvl's own: an image whose shorter side has fewer pixels is enlarged to it before; 0: none is, as in released models.
+    `image_grid_pinpoints` are the canvas sizes (width, height) in pixels that the tiler may choose from.
+    `image_min_edge`, mmvl's own: an image whose shorter side has fewer pixels is enlarged to it before; 0, as in the
+    released models: none is.
     `vision_feature_layer` is -1 (last layer) and the adapter's activation is GELU in every released model; anything
     else is refused when the file is read, because the forward pass would silently differ.
     """

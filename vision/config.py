@@ -83,7 +83,7 @@ class TilingConfig:
                     f"tiling: canvas {width}x{height} in image_grid_pinpoints: not made of {self.tile}-pixel tiles"
                 )
         if type(self.min_edge) is not int or not 0 <= self.min_edge <= self.tile:
-            raise ValueError(f"tiling: image_min_edge {self.min_edge!r} is no number from 0 to the tile edge {self.tile}")
+            raise ValueError(f"tiling: image_min_edge {self.min_edge!r} is no number from 0 to the tile's {self.tile}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError("tiling: image_mean and image_std need three numbers each, image_std above zero")
 
