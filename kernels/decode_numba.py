@@ -1,7 +1,7 @@
 """The decoder for a few tokens on a CPU, compiled by Numba: all layers in one call.
 
 Starting the hundreds of torch's operations of a small model's decode step takes longer than their work. A call here
-runs on the thread that makes it and holds no lock of Python's, so that two threads can have half the sequences each.
+runs on the thread that makes it, and reads every weight once for a few tokens.
 What is computed is defined in lightning_decode.py, softmax_attention.py, rope.py, experts.py and norm.py; in fp32, but
 that weights may be whole numbers of 8 bits times a scale a row, which `pack` lays out for vector units.
 

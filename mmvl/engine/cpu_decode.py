@@ -12,7 +12,7 @@ import importlib
 import logging
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from types import ModuleType
 
 import numpy as np
@@ -69,7 +69,6 @@ class CpuDecode:
         self._config, self._cache, self._kernels = decoder.config, cache, kernels()
         self._weights = _Weights(decoder, cache)
         self._rotary = (np.empty((0, 0), np.float32),) * 2
-        self._other = ThreadPoolExecutor(1, "mmvl-decode") if torch.get_num_threads() > 1 else None
 
     def fits(self, slots: Sequence[int]) -> bool:
         """Whether it can take so many tokens. One slot a token."""
@@ -105,25 +104,14 @@ class CpuDecode:
         x_TD, slots_T, positions_T = x_TD.numpy().copy(), np.array(slots), np.array(at)
         cos_PR, sin_PR = self._rotary_to(most)
         hidden_TD = np.empty_like(x_TD)
-        layers = len(weights.slopes) if draft else 1
-
-        def run(begin: int, end: int) -> np.ndarray:
-            qkv_ZTX = np.empty((layers, end - begin, weights.qkv_width), np.float32)
-            part = slice(begin, end)
-            self._kernels.result().step(
-                x_TD[part], weights.layers, weights.model, weights.rows, slots_T[part], pages_TP[part],
-                positions_T[part], cos_PR, sin_PR, draft, qkv_ZTX, hidden_TD[part],
-            )  # fmt: skip
-            return qkv_ZTX
-
-        half = _half(slots) if self._other is not None else 0
-        other = self._other.submit(run, 0, half) if half else None
-        parts = [run(half, len(at))]
-        if other is not None:
-            parts.insert(0, other.result())
+        qkv_ZTX = np.empty((len(weights.slopes) if draft else 1, len(at), weights.qkv_width), np.float32)
+        self._kernels.result().step(
+            x_TD, weights.layers, weights.model, weights.rows, slots_T, pages_TP, positions_T, cos_PR, sin_PR, draft,
+            qkv_ZTX, hidden_TD,
+        )  # fmt: skip
         if draft:
-            for n, (index, slopes_H) in enumerate(weights.slopes):
-                cache.keep_draft(index, torch.from_numpy(np.concatenate([qkv_ZTX[n] for qkv_ZTX in parts])), slopes_H)
+            for qkv_TX, (index, slopes_H) in zip(qkv_ZTX, weights.slopes, strict=True):
+                cache.keep_draft(index, torch.from_numpy(qkv_TX), slopes_H)
         return torch.from_numpy(hidden_TD)
 
     def _rotary_to(self, position: int) -> tuple[np.ndarray, np.ndarray]:
@@ -133,12 +121,6 @@ class CpuDecode:
             tables = rope_tables(positions_P, self._config.rotary_dim, self._config.rope_theta)
             self._rotary = tuple(np.ascontiguousarray(t.numpy()[:, 0]) for t in tables)
         return self._rotary
-
-
-def _half(slots: Sequence[int]) -> int:
-    """Where the tokens of some sequences begin that have about half of the tokens; 0 if there is one sequence."""
-    begins = [n for n in range(1, len(slots)) if slots[n] != slots[n - 1]]
-    return min(begins, key=lambda n: abs(2 * n - len(slots)), default=0)
 
 
 class _Weights:

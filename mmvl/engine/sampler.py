@@ -109,7 +109,7 @@ class Sampler:
             if row.number < params.min_tokens and row.state.end_ids:
                 logits_SV[n, [i for i in row.state.end_ids if i < self.valid_vocab_size]] = float("-inf")
 
-        best_S, tokens_S = logits_SV.max(dim=-1)
+        best_S, tokens_S = _largest(logits_SV)
         drawn = [n for n, row in enumerate(rows) if row.state.params.temperature > 0]
         if drawn:
             uniforms = [rows[n].state.uniform(rows[n].number) for n in drawn]
@@ -122,6 +122,15 @@ class Sampler:
             if row.state.params.penalised:
                 row.state.note(tokens_S[n : n + 1])
         return tokens_S, None if plain_RV is None else _logprobs(plain_RV, tokens_S, asked, rows)
+
+
+def _largest(logits_SV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of every row the largest number and where it is; not a number where one is none."""
+    if logits_SV.is_cuda:
+        return logits_SV.max(dim=-1)
+    # on a CPU `max` wakes all threads for two rows already, and they go on waiting where a decode step wants to be
+    tokens_S = logits_SV.argmax(dim=-1)
+    return logits_SV.gather(1, tokens_S[:, None])[:, 0], tokens_S
 
 
 def _logprobs(plain_RV, tokens_S, asked, rows) -> Logprobs:

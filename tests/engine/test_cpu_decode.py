@@ -51,10 +51,8 @@ def compiled():
 @pytest.mark.parametrize("config", [CONFIG, UNLIKE, replace(CONFIG, head_dim=32, rotary_dim=32)])
 @pytest.mark.parametrize("lengths", [(1,), (15, 16, 100, 33)])  # the next token fills a page, begins one, is within one
 @pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize("threads", [1, 2])
 @torch.no_grad()
-def test_it_computes_what_the_decoder_does_step_after_step(config, lengths, whole, threads, monkeypatch):
-    monkeypatch.setattr(cpu_decode.torch, "get_num_threads", lambda: threads)
+def test_it_computes_what_the_decoder_does_step_after_step(config, lengths, whole):
     decoder, cache, slots = make(config, lengths, whole=whole)
     plain_decoder, plain, plain_slots = make(config, lengths, whole=whole)
     assert (in_8_bits(decoder.model.layers[0].block_sparse_moe.experts.w1[0]) is not None) == whole
@@ -75,10 +73,8 @@ def test_it_computes_what_the_decoder_does_step_after_step(config, lengths, whol
         torch.testing.assert_close(cache.state(slot), plain.state(other), rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
 @torch.no_grad()
-def test_a_draft_leaves_the_states_until_it_is_known_what_held(threads, monkeypatch):
-    monkeypatch.setattr(cpu_decode.torch, "get_num_threads", lambda: threads)
+def test_a_draft_leaves_the_states_until_it_is_known_what_held():
     decoder, cache, slots = make(CONFIG, (5, 30))
     plain_decoder, plain, plain_slots = make(CONFIG, (5, 30))
     counts, held = (3, 4), (2, 4)
