@@ -199,6 +199,26 @@ if CHROMIUM:
         ask(tab, "And now?")
         assert not vlm.prompts[-1].images
 
+    def test_a_browser_that_was_busy_misses_nothing(tab, vlm):
+        """All updates of the answer reach the page at once; the last is there, and is kept."""
+        vlm.script = WORDS
+        tab.evaluate("""() => {
+            const fetched = window.fetch;
+            window.fetch = (...asked) => {
+                const reply = fetched(...asked);
+                if (String(asked[0]?.url ?? asked[0]).includes("queue/data")) reply.then(() => {
+                    const end = performance.now() + 1500;
+                    while (performance.now() < end);
+                });
+                return reply;
+            };
+        }""")
+        ask(tab, "What?")
+        expect(tab.locator("#history li")).to_have_count(1)
+        tab.reload()
+        expect(tab.locator(".turn .answer")).to_have_text("An answer of four words.")
+        expect(tab.locator(".turn .note")).to_contain_text("4 written")
+
     def test_a_long_prompt_shows_how_much_of_it_was_read(tab, vlm):
         tab.evaluate("""() => {
             window.said = [];
