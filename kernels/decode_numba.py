@@ -12,11 +12,11 @@ C = H K, L = G K, X = 3 C, E experts, I expert width, M rows of the key pools, P
 W weight rows of N entries, B blocks of them.
 """
 
-import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import boolean, carray, float32, from_dtype, int64, njit, types, void
 from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 from mmvl.kernels.decode_layout import BLOCK, LAYER, MODEL, WEIGHT
@@ -24,7 +24,7 @@ from mmvl.kernels.decode_layout import BLOCK, LAYER, MODEL, WEIGHT
 LANES = 16  # fp32 numbers of a vector, which LLVM splits where vectors are shorter
 HEADS = 4  # query heads at once that share keys and values
 # tokens and vectors of rows at once, as many as there are registers for sums
-TOKENS, VECTORS = (4, 4) if llvmlite.binding.get_host_cpu_features().get("avx512f") else (3, 2)
+TOKENS, VECTORS = (4, 4) if "+avx512f" in get_host_cpu_features() else (3, 2)
 
 # sums may be reordered, which vector units need; NaN and infinity stay what they are
 _FAST = {"contract", "reassoc", "arcp", "nsz"}

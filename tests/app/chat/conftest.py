@@ -137,7 +137,7 @@ def context(window, url, vlm, first_tab):
 
 @pytest.fixture
 def tab(context, url, first_tab):
-    """A tab on the page, loaded anew, with an empty chat and no history. Whatever its test did, it asked no other host."""
+    """A tab on the page, loaded anew: an empty chat, no history. Whatever its test did, it asked no other host."""
     load(first_tab, url)
     expect(first_tab.locator("#history li")).to_have_count(0)
     yield first_tab
