@@ -154,7 +154,9 @@ def draw(logits_SV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Se
     """Temperature, then top-k, then top-p over what top-k left, then min-p; then invert the cumulative distribution.
 
     logits_SV (S, V) fp32; `uniforms` S numbers in [0, 1): the whole randomness. -> S ids (int64).
-    The token that crosses top_p is kept (Holtzman et al. 2019), so at least one always is.
+    The token that crosses top_p is kept (Holtzman et al. 2019), so at least one always is. What is inverted is in the
+    order of ids, not of probabilities: there two tokens that are almost equal would change places with the last bit of
+    a logit, and the draw with them.
     """
     device, vocab = logits_SV.device, logits_SV.shape[1]
     settings_S5 = torch.tensor(
@@ -173,8 +175,8 @@ def draw(logits_SV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Se
     probs_SV = scaled_SV.softmax(dim=-1)
     before_SV = probs_SV.cumsum(dim=-1) - probs_SV
     kept_SV = (before_SV < top_p_S1) & (probs_SV >= min_p_S1 * probs_SV[:, :1]) & (probs_SV > 0)
-    # Sorted, so what is kept is the front of each row: ranks 0 .. count - 1.
-    cumulative_SV = (probs_SV * kept_SV).cumsum(dim=-1)
-    rank_S1 = torch.searchsorted(cumulative_SV, uniform_S1 * cumulative_SV[:, -1:], right=True)
-    rank_S1 = torch.minimum(rank_S1, kept_SV.sum(dim=-1, keepdim=True) - 1).clamp(min=0)
-    return ids_SV.gather(1, rank_S1)[:, 0]
+    by_id_SV = torch.zeros_like(probs_SV).scatter_(1, ids_SV, probs_SV * kept_SV)
+    cumulative_SV = by_id_SV.cumsum(dim=-1)
+    drawn_S1 = torch.searchsorted(cumulative_SV, uniform_S1 * cumulative_SV[:, -1:], right=True)
+    last_S1 = (by_id_SV > 0).mul(torch.arange(vocab, device=device)).amax(dim=-1, keepdim=True)
+    return torch.minimum(drawn_S1, last_S1)[:, 0]

@@ -56,6 +56,17 @@ def test_top_p_counts_over_what_top_k_left():
     assert close(frequencies(SamplingParams(temperature=1.0, top_k=2, top_p=0.5)), {1: 1.0})
 
 
+def test_the_last_bits_of_logits_that_are_almost_equal_do_not_change_the_draw():
+    generator = torch.Generator().manual_seed(0)
+    logits_SV = torch.ones(500, 64)
+    uniforms = torch.rand(500, generator=generator).tolist()
+    drawn = draw(logits_SV, [SamplingParams(temperature=1.0)] * 500, uniforms)
+    noise_SV = (torch.rand(500, 64, generator=generator) - 0.5) * 1e-6
+    assert not torch.equal(logits_SV + noise_SV, logits_SV)
+    assert torch.equal(draw(logits_SV + noise_SV, [SamplingParams(temperature=1.0)] * 500, uniforms), drawn)
+    assert len(set(drawn.tolist())) > 60
+
+
 def test_min_p_is_relative_to_the_likeliest():
     # 0.5 * 0.4 = 0.2
     assert close(frequencies(SamplingParams(temperature=1.0, min_p=0.5)), {1: 0.4 / 0.7, 3: 0.3 / 0.7})
