@@ -1,4 +1,5 @@
-"""mmvl-tiny over 2 and 4 gloo ranks says what it says alone, in fp32; a rank killed with -9 ends all within seconds."""
+"""mmvl-tiny over 2 and 4 gloo ranks says what it says alone, in fp32; a rank killed with -9 ends all within seconds,
+also those that torchrun started."""
 
 import json
 import os
@@ -6,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -68,11 +70,50 @@ def test_ranks_say_the_same_and_end_together(tmp_path, alone, world, busy, kille
     assert f"mmvl: rank {killed} is gone" in errors, [line for line in errors.splitlines() if "mmvl" in line]
 
 
-def test_a_command_under_torchrun_answers_and_ends(picture_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "mmvl.app.cli", "ask", str(picture_path), "-q", QUESTIONS[1], "--device", "cpu"]
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    environment["OMP_NUM_THREADS"] = "1"
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ASKS_FOR_EVER = """
+import os, pathlib, sys
+from mmvl import VLM
+pathlib.Path(sys.argv[1], "pid" + os.environ["RANK"]).write_text(str(os.getpid()))
+vlm = VLM(device="cpu")
+while True:
+    print(vlm.ask(None, "How many words are there?", max_tokens=5), flush=True)
+"""
+
+
+@pytest.fixture
+def environment():
+    """Of torchrun: it is no rank itself."""
+    return {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} | {
+        "OMP_NUM_THREADS": "1"
+    }
+
+
+def test_a_command_under_torchrun_answers_and_ends(picture_path, environment):
+    command = [*TORCHRUN, "-m", "mmvl.app.cli", "ask", str(picture_path), "-q", QUESTIONS[1], "--device", "cpu"]
     run = subprocess.run([*command, "--max-tokens", "3"], capture_output=True, text=True, timeout=120, env=environment)
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stdout.strip(), "rank 0 answers"
+
+
+def test_a_rank_that_is_killed_under_torchrun_ends_the_job(tmp_path, environment):
+    script, pids = tmp_path / "asks.py", [tmp_path / f"pid{rank}" for rank in range(2)]
+    script.write_text(ASKS_FOR_EVER)
+    with (tmp_path / "stderr").open("w") as told:
+        command = [*TORCHRUN, str(script), str(tmp_path)]
+        job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, env=environment)
+    try:
+        assert job.stdout.readline(), (tmp_path / "stderr").read_text()[-3000:]  # they answer
+        os.kill(int(pids[1].read_text()), signal.SIGKILL)
+        assert job.wait(60) == 1
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pids[0].read_text()), 0)
+    finally:
+        job.kill()
+        job.stdout.close()
+        for pid in pids:
+            if pid.exists():
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid.read_text()), signal.SIGKILL)
+    said = (tmp_path / "stderr").read_text()
+    assert "rank      : 1" in said and "SIGKILL" in said, said[-3000:]
