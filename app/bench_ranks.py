@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from mmvl.app.errors import usage
 from mmvl.app.options import whole_numbers
 
 
@@ -22,8 +23,11 @@ def bench_ranks(
     import torch
     import torch.distributed as dist
 
+    from mmvl.benchmark.engine_contestants import model_of
     from mmvl.benchmark.ranks import run
 
+    with usage():
+        model_of(None, shape, None, experts)
     many, several = whole_numbers("--lengths", lengths), whole_numbers("--sequences", sequences)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from mmvl.app.bench_ranks import bench_ranks
 from mmvl.app.errors import UsageError
 from mmvl.app.options import whole_numbers
 from mmvl.benchmark import ranks
@@ -31,3 +32,9 @@ def test_lists_of_numbers():
     for wrong in ("", "1,x", "0", "-1"):
         with pytest.raises(UsageError, match="--lengths takes whole numbers"):
             whole_numbers("--lengths", wrong)
+
+
+@pytest.mark.parametrize("asked", [("nope", None), ("tiny", "int9")])
+def test_what_is_not_there_is_wrong_usage(asked):
+    with pytest.raises(UsageError, match="there (is no shape 'nope'|are no 'int9' experts)"):
+        bench_ranks(*asked)
