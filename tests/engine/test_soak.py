@@ -2,7 +2,7 @@
 
 `python tests/engine/test_soak.py 2000 [MODEL]` runs it long and says what it saw; the test here runs it short. Every
 answer is compared with the answer of the same request alone, in an engine without any of the tricks. The long one is in
-fp64: among a million choices of experts there are some that fp32 rounding turns, and the answer with them.
+fp64, as rounding in fp32 may turn one of a million choices between experts, and the answer with it.
 """
 
 import json
