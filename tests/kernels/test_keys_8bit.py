@@ -78,7 +78,8 @@ def test_what_is_not_finite_is_not_hidden(stored, backend):
 
 
 def pools_of(rows, G, K, stored):
-    k_pool, v_pool = torch.zeros(2, rows, G, K, device=DEVICE).to(stored)
+    # not views of one tensor, which inductor of torch 2.11 misreads where they are written
+    k_pool, v_pool = (torch.zeros(rows, G, K, device=DEVICE).to(stored) for _ in range(2))
     return k_pool, v_pool, torch.zeros(rows, G, 2, dtype=torch.bfloat16, device=DEVICE)
 
 
