@@ -158,8 +158,15 @@ def _keys(page, dtype):
     return min(16 if dtype.startswith("float32") else 64, max(page, 16))
 
 
+def _small_keys(K, dtype):
+    """Keys in 8 bits beside 16 of the queries, in heads whose buffers leave room for more stages."""
+    return K <= 128 and "keys in" in dtype and not dtype.startswith("float32")
+
+
 def _decode(K, page, dtype):
-    return {"keys": _keys(page, dtype), "num_warps": 4, "num_stages": 3, "waves": 4}
+    """Keys in 8 bits: more parts and stages; on an H200 10 to 34% faster for 1 to 64 sequences."""
+    stages, waves = (5, 8) if _small_keys(K, dtype) else (3, 4)
+    return {"keys": _keys(page, dtype), "num_warps": 4, "num_stages": stages, "waves": waves}
 
 
 def _decode_candidates(K, page, dtype):
@@ -172,17 +179,21 @@ def _decode_candidates(K, page, dtype):
 
 
 def _prefill(K, page, dtype):
-    """`ahead`: pages are looked up a step before; on an H200 8% faster with 8 warps, much slower with 4."""
+    """`ahead`: pages are looked up a step before; on an H200 8% faster with 8 warps, much slower with 4.
+
+    Keys in 8 bits are converted in registers: two stages leave room for them, 14 to 17% faster.
+    """
     ahead = K == 128 and page >= 64 and dtype in ("bfloat16", "float16")
-    wide = ahead or dtype.startswith("float32")
-    return {"keys": _keys(page, dtype), "num_warps": 8 if wide else 4, "num_stages": 3, "ahead": int(ahead)}
+    warps = 8 if ahead or dtype.startswith("float32") else 4
+    stages = 2 if _small_keys(K, dtype) else 3
+    return {"keys": _keys(page, dtype), "num_warps": warps, "num_stages": stages, "ahead": int(ahead)}
 
 
 def _prefill_candidates(K, page, dtype):
     return [
         {"keys": keys, "num_warps": warps, "num_stages": stages, "ahead": ahead}
         for keys in (32, 64) if keys <= page
-        for warps, stages, ahead in ((8, 2, 0), (8, 3, 0), (8, 3, 1), (4, 3, 0), (4, 4, 0))
+        for warps, stages, ahead in ((8, 2, 0), (8, 3, 0), (8, 3, 1), (4, 2, 0), (4, 3, 0), (4, 4, 0))
     ]  # fmt: skip
 
 
