@@ -21,12 +21,12 @@ from pathlib import Path
 
 import torch
 
-from mmvl.benchmark.engine_contestants import Load, Progress, Transformers, batches, model_of
+from mmvl.benchmark.engine_contestants import Load, Progress, Transformers, model_of
 from mmvl.engine.memory import is_out_of_memory
 
 NAME = "transformers"
 _JUDGED = 8  # tokens of an answer after which a size of batches is judged
-_PROBED = 16384  # tokens of the batch that tells how much memory a token takes
+_FEW = 16384  # tokens of the batch that the search begins with, if the load has far more
 _OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -123,13 +123,12 @@ def measure(peer: Peer, load: Load, repeats: int, made: int | None, progress: Pr
             failures.append(f"failed at a batch of {min(budget, whole):,} tokens: {error}")
             return None
 
-    def judge(budget: int) -> float | None:
+    def judge(budget: int) -> dict | None:
         progress(f"{NAME}: {load.name} tokens, batches of up to {budget:,} tokens")
-        row = attempt(load, budget, min(load.new_tokens, _JUDGED))
-        return None if row is None else row["seconds"]
+        return attempt(load, budget, min(load.new_tokens, _JUDGED))
 
     attempt(load.warm, sum(load.warm.lengths), None)
-    budget = best_budget(judge, load, first_budget(load, lambda batch: attempt(batch, sum(batch.lengths), None)))
+    budget = best_budget(judge, load)
     for repeat in range(repeats):
         row = None
         while row is None and budget is not None:
@@ -146,43 +145,28 @@ def measure(peer: Peer, load: Load, repeats: int, made: int | None, progress: Pr
         yield {"repeat": repeat, "failed": said}
 
 
-def first_budget(load: Load, probe: Callable[[Load], dict | None]) -> int:
-    """Tokens of the largest batch that memory should hold: all of the load's, halved until they fit.
-
-    `probe` runs a small batch, whose row tells what memory it took and what there is. Where it does not tell, or all of
-    the load is small, it is all of the load.
-    """
-    whole = budget = len(load.lengths) * max(load.lengths)
-    probed = max(max(load.lengths), _PROBED)
-    if 2 * probed > whole:
-        return whole
-    [batch, *_] = batches([[0] * length for length in load.lengths], probed)
-    row = probe(Load((len(batch[0]),) * len(batch), 1))
-    if row is None or "free_bytes" not in row:
-        return whole
-    of_a_token = row["batch_bytes"] / (len(batch) * len(batch[0]))
-    while budget // 2 >= probed and budget * of_a_token > row["free_bytes"]:
-        budget //= 2
-    return budget
-
-
-def best_budget(judge: Callable[[int], float | None], load: Load, budget: int) -> int | None:
+def best_budget(judge: Callable[[int], dict | None], load: Load) -> int | None:
     """Tokens of a batch, those that fill it up included, with which the load takes least time; None if none works.
 
-    Begins with `budget` and halves, past what does not work, until it gets slower. judge: about the seconds that the
-    load takes; None where it does not fit or fails.
+    Begins with a few requests, or all if they are small, and doubles until it gets slower, fails, or would not fit: a
+    batch that is too large may end the child, and then its weights have to be made again. If that gained nothing it
+    halves. judge: what the load takes with a batch (`seconds`; and `batch_bytes` of `free_bytes`, if that is known);
+    None where it does not fit or fails.
     """
-    best = None
-    while budget >= max(load.lengths) or best is None:
-        seconds = judge(budget)
-        if seconds is None and budget <= max(load.lengths):
+    longest, whole = max(load.lengths), len(load.lengths) * max(load.lengths)
+    first = budget = min(max(longest, _FEW), whole)
+    row = judge(budget)
+    while row is not None and budget < whole and 2 * row.get("batch_bytes", 0) <= row.get("free_bytes", float("inf")):
+        larger = judge(min(2 * budget, whole))
+        if larger is None or larger["seconds"] >= row["seconds"]:
             break
-        if seconds is not None:
-            if best is not None and seconds >= best[0]:
-                break
-            best = seconds, budget
-        budget //= 2
-    return None if best is None else best[1]
+        row, budget = larger, min(2 * budget, whole)
+    while budget <= first and budget > longest:
+        smaller = judge(max(budget // 2, longest))
+        if row is not None and (smaller is None or smaller["seconds"] >= row["seconds"]):
+            break
+        row, budget = smaller, max(budget // 2, longest)
+    return None if row is None else budget
 
 
 def _serve() -> None:

@@ -11,7 +11,7 @@ from mmvl.app.bench_engine import engine, printed
 from mmvl.benchmark.decoder import SLICE
 from mmvl.benchmark.engine import MIXED, floors, loads, table
 from mmvl.benchmark.engine_contestants import Load, batches
-from mmvl.benchmark.engine_peer import Peer, PeerError, best_budget, first_budget, measure
+from mmvl.benchmark.engine_peer import Peer, PeerError, best_budget, measure
 from mmvl.benchmark.shapes import WHOLE, random_decoder, shape_of
 from mmvl.text_backbone.decoder import Decoder
 from mmvl.text_backbone.packed import Packed
@@ -90,30 +90,28 @@ def test_transformers_gets_the_batches_that_suit_it_best():
     assert [[len(p) for p in batch] for batch in batches(prompts, 16)] == [[16], [8, 4], [4, 3]]
     assert [len(batch) for batch in batches(prompts, 80)] == [5] and len(batches(prompts, 1)) == 5
 
-    tried = []
+    def search(load, seconds, bytes_of_a_token=1, free=1 << 40):
+        tried = []
 
-    def judge(budget):
-        tried.append(budget)
-        return {40: 5.0, 20: 4.0, 10: 6.0}.get(budget)
+        def judge(budget):
+            tried.append(budget)
+            took = seconds.get(budget)
+            return took and {"seconds": took, "batch_bytes": bytes_of_a_token * budget, "free_bytes": free}
 
-    assert best_budget(judge, Load((8, 10) * 8, 50), 160) == 20 and tried == [160, 80, 40, 20, 10]
-    assert best_budget(lambda _: None, Load((8, 10), 50), 20) is None
+        return best_budget(judge, load), tried
 
-
-def test_the_search_begins_where_memory_says_that_a_batch_fits():
-    """Of the slice on an H200: 0.65 MiB a token, and 48 GiB beside the weights."""
-    asked = []
-
-    def probe(load, free=48 << 30):
-        asked.append(load)
-        return {"batch_bytes": int(0.65 * (1 << 20)) * sum(load.lengths), "free_bytes": free}
-
-    mixed, even = Load(MIXED, 256), Load((1024,) * 64, 64)
-    assert first_budget(mixed, probe) == 65536 and asked == [Load((16384,), 1)]
-    assert first_budget(even, probe) == 65536 and asked[1] == Load((1024,) * 16, 1)
-    assert first_budget(mixed, lambda load: probe(load, free=1 << 30)) == 16384
-    assert first_budget(Load((1024,) * 8, 64), lambda _: pytest.fail("small")) == 8192
-    assert first_budget(mixed, lambda _: None) == first_budget(mixed, lambda _: {}) == 64 * 16384
+    load = Load((8, 10) * 8, 50)  # small: begins with all
+    assert search(load, {160: 5, 80: 4, 40: 6}) == (80, [160, 80, 40])
+    assert search(load, {160: 5, 80: 6}) == (160, [160, 80])
+    assert search(load, {10: 5}) == (10, [160, 80, 40, 20, 10]) and search(load, {})[0] is None
+    load = Load((4096, 8192) * 16, 50)
+    assert search(load, {16384: 5, 32768: 4, 65536: 6}) == (32768, [16384, 32768, 65536])  # slower
+    assert search(load, {16384: 5, 32768: 4}) == (32768, [16384, 32768, 65536])  # it fails
+    assert search(load, {16384: 5, 8192: 4}) == (8192, [16384, 32768, 8192])
+    assert search(load, {16384 << n: 5 - n for n in range(5)})[0] == 32 * 8192
+    # the slice on an H200: 0.65 MiB a token, and 48 GiB beside the weights
+    seconds = {1 << n: 100 - n for n in range(14, 21)}
+    assert search(Load(MIXED, 256), seconds, 681574, 48 << 30) == (65536, [16384, 32768, 65536])
 
 
 CHILD = """
