@@ -40,7 +40,7 @@ def _loads(results: list[dict]) -> list[str]:
     ]  # fmt: skip
     for line in (line for result in results for line in result["table"]):
         ours, peer = line["mmvl"], line.get("transformers")
-        alone = line["sequences"] == 1 and line["length"] >= 1 << 16  # else the first token waits for more than prompts
+        alone = line["sequences"] == 1 and line["length"] >= 1 << 13  # else the first token waits for more than prompts
         lines.append("| " + " | ".join((
             line["load"], f"{ours['tokens_per_second']:,.1f}",
             f"{peer['tokens_per_second']:,.1f}" if peer else LEFT_OUT, f"{line['times']:.1f}" if peer else LEFT_OUT,
