@@ -23,7 +23,8 @@ TRAINING = REPOSITORY / "docs" / "training.md"
 LAPTOP = REPOSITORY / "docs" / "laptop.md"
 LAPTOP_RESULTS = sorted((REPOSITORY / "docs" / "results").glob("laptop-*.json"))
 TRAINING_RESULTS = REPOSITORY / "mmvl" / "benchmark" / "results"
-STAGES = ("text", "vision-words", "vision-language", "reading", "pages", "documents", "instruction", "preference")
+STAGES = ("text", "vision-words", "vision-language", "reading", "pages", "documents", "instruction", "preference",
+          "pages-again", "documents-again", "instruction-again")  # fmt: skip
 BEGIN, END = r"<!-- results: [^\n]*-->\n", "<!-- end of results -->"
 
 
