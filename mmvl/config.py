@@ -17,7 +17,8 @@ class VLConfig:
 
     `image_grid_pinpoints` are the canvas sizes (width, height) in pixels that the tiler may choose from.
     `image_min_edge`, mmvl's own: an image whose shorter side has fewer pixels is enlarged to it before; 0, as in the
-    released models: none is.
+    released models: none is. `image_trim_margins`, likewise: an image that would have to be made smaller and is mostly
+    empty margin is cut to what stands on it.
     `vision_feature_layer` is -1 (last layer) and the adapter's activation is GELU in every released model; anything
     else is refused when the file is read, because the forward pass would silently differ.
     """
@@ -29,6 +30,7 @@ class VLConfig:
     image_mean: tuple[float, float, float] = CLIP_MEAN
     image_std: tuple[float, float, float] = CLIP_STD
     image_min_edge: int = 0
+    image_trim_margins: bool = False
 
     @classmethod
     def from_dict(cls, d: dict, preprocessor: dict | None = None) -> VLConfig:
@@ -60,6 +62,7 @@ class VLConfig:
             image_mean=tiling.mean,
             image_std=tiling.std,
             image_min_edge=tiling.min_edge,
+            image_trim_margins=tiling.trim_margins,
         )
 
     def to_dict(self) -> dict:
@@ -70,6 +73,7 @@ class VLConfig:
             "ignore_index": -100,
             "image_grid_pinpoints": [list(p) for p in self.image_grid_pinpoints],
             **({"image_min_edge": self.image_min_edge} if self.image_min_edge else {}),
+            **({"image_trim_margins": True} if self.image_trim_margins else {}),
             "image_token_index": self.image_token_index,
             "process_image_mode": "anyres",
             "projector_hidden_act": "gelu",

@@ -17,7 +17,7 @@ from mmvl.data.shards import ReadReport, Sample, parts_of, read_shard
 from mmvl.data.text import build_corpus
 from mmvl.processor import Processor
 from mmvl.vision.images import open_image
-from mmvl.vision.tiling import TiledImage, layout
+from mmvl.vision.tiling import TiledImage, layout, relevant_part
 
 
 def _debian(out_dir, count, seed, workers, *, progress=None) -> list[Path]:
@@ -136,7 +136,7 @@ def count_tokens(sample: Sample, processor: Processor) -> tuple[int, int]:
 
     members = {}
     for name in {part["file"] for part in parts_of(sample.json) if part["type"] == "image"}:
-        size = open_image(sample.members[name], name=name).size
+        size = relevant_part(open_image(sample.members[name], name=name), processor.tiling).size
         T = processor.tiling.tile
         members[name] = TiledImage(torch.empty(0, 3, T, T), *layout(*size, processor.tiling))
     untiled = Sample(sample.key, sample.json, members)

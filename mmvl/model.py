@@ -63,6 +63,7 @@ class VLModel(nn.Module):
             mean=config.image_mean,
             std=config.image_std,
             min_edge=config.image_min_edge,
+            trim_margins=config.image_trim_margins,
         )
         self.vision_tower = VisionTower(config.vision, config.image_mean, config.image_std)
         self.multi_modal_projector = Adapter(config.vision.hidden_size, config.text.hidden_size)

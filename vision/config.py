@@ -62,7 +62,8 @@ class TilingConfig:
     """How an image becomes tiles: tile and patch edge in pixels, the canvas sizes (width, height) in pixels, colours.
 
     The order of `grid_pinpoints` matters: of two equally good canvases the first is taken. min_edge: an image whose
-    shorter side has fewer pixels is enlarged to it before; 0, as released: none is.
+    shorter side has fewer pixels is enlarged to it before; 0, as released: none is. trim_margins: an image that would
+    have to be made smaller and is mostly empty margin is cut to what stands on it before (margins.py); not as released.
     """
 
     tile: int
@@ -71,6 +72,7 @@ class TilingConfig:
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     min_edge: int = 0
+    trim_margins: bool = False
 
     def __post_init__(self):
         if self.tile <= 0 or self.patch <= 0 or self.tile % self.patch:
@@ -84,6 +86,8 @@ class TilingConfig:
                 )
         if type(self.min_edge) is not int or not 0 <= self.min_edge <= self.tile:
             raise ValueError(f"tiling: image_min_edge {self.min_edge!r} is no number from 0 to the tile's {self.tile}")
+        if type(self.trim_margins) is not bool:
+            raise ValueError(f"tiling: image_trim_margins {self.trim_margins!r} is neither true nor false")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError("tiling: image_mean and image_std need three numbers each, image_std above zero")
 
@@ -119,10 +123,12 @@ class TilingConfig:
             mean=tuple(preprocessor.get("image_mean") or CLIP_MEAN),
             std=tuple(preprocessor.get("image_std") or CLIP_STD),
             min_edge=config.get("image_min_edge", 0),
+            trim_margins=config.get("image_trim_margins", False),
         )
 
     def to_preprocessor_dict(self) -> dict:
-        """The preprocessor_config.json of this tiling, in the released layout (`min_edge` is config.json's)."""
+        """The preprocessor_config.json of this tiling, in the released layout (`min_edge` and
+        `trim_margins` are config.json's)."""
         return {
             "image_processor_type": "MiniMaxVL01ImageProcessor",
             "processor_class": "MiniMaxVL01Processor",

@@ -6,7 +6,8 @@ ViT sees each tile by itself. Of the canvas's patches only the rows and columns 
 thumbnail, the whole image squashed to one tile, comes first.
 
 No canvas is chosen to show an image larger than it is, so that a line of print 15 pixels high fills a seventh of a tile
-of 112. A tiling with `min_edge` takes such an image as if it were larger: mmvl's own addition, off as released.
+of 112. A tiling with `min_edge` takes such an image as if it were larger, and one with `trim_margins` cuts off what is
+empty where that lets it be shown larger (`relevant_part`): mmvl's own additions, off as released.
 
 Legend: N tiles, T tile edge in pixels; sizes are always (width, height).
 """
@@ -20,6 +21,7 @@ import torch
 from PIL import Image
 
 from mmvl.vision.config import TilingConfig
+from mmvl.vision.margins import without_margins
 
 
 @dataclass
@@ -101,6 +103,15 @@ def _enlarged(width: int, height: int, min_edge: int, grid_pinpoints: tuple[tupl
     return round(width * factor), round(height * factor)
 
 
+def relevant_part(image: Image.Image, tiling: TilingConfig) -> Image.Image:
+    """The image as `tile_image` takes it: itself, or what stands on it if the tiling trims margins and the image would
+    be made smaller with them."""
+    if not tiling.trim_margins:
+        return image
+    width, height = fitted_size(image.size, best_grid(*image.size, tiling.grid_pinpoints))
+    return without_margins(image) if width < image.width and height < image.height else image
+
+
 def fitted_size(size: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:
     """(width, height) of the image scaled to touch the canvas; at least one pixel (the released code fails at zero)."""
     (width, height), (grid_w, grid_h) = size, grid
@@ -117,6 +128,7 @@ def tile_image(image: Image.Image, tiling: TilingConfig) -> TiledImage:
     """
     if image.mode not in ("RGB", "L"):
         raise ValueError(f"tiling needs an RGB image, this one is {image.mode}: open it with open_image first")
+    image = relevant_part(image, tiling)
     size, grid, num_tokens = layout(*image.size, tiling)
     T, (grid_w, grid_h) = tiling.tile, grid
     across, down = grid_w // T, grid_h // T

@@ -15,9 +15,11 @@ def written(tiny_model_dir) -> dict:
 
 
 def test_round_trip(written):
-    config = VLConfig.from_dict(written | {"image_min_edge": 20}, PREPROCESSOR)
+    own = {"image_min_edge": 20, "image_trim_margins": True}
+    config = VLConfig.from_dict(written | own, PREPROCESSOR)
     assert config.image_mean == (0.1, 0.2, 0.3) and config.image_std == (0.5, 0.6, 0.7)
-    assert config.image_min_edge == 20 and "image_min_edge" not in VLConfig.from_dict(written).to_dict()
+    assert config.image_min_edge == 20 and config.image_trim_margins
+    assert not own.keys() & VLConfig.from_dict(written).to_dict().keys()  # as released
     again = VLConfig.from_dict(json.loads(json.dumps(config.to_dict())), PREPROCESSOR)
     assert again == config
     assert VLConfig.from_dict(written).image_mean != config.image_mean
@@ -45,6 +47,7 @@ def test_what_configs_in_the_wild_write_otherwise(written):
         ({"image_grid_pinpoints": None}, "image_grid_pinpoints is empty"),
         ({"image_min_edge": "40"}, "image_min_edge '40' is no number from 0"),
         ({"image_min_edge": 337}, "image_min_edge 337 is no number from 0"),
+        ({"image_trim_margins": 1}, "image_trim_margins 1 is neither true nor false"),
     ],
 )
 def test_what_is_refused(written, change, says):

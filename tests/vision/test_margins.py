@@ -1,0 +1,83 @@
+"""Pictures that are mostly margin: what is cut off, and above all what is not."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from mmvl.vision.config import TilingConfig
+from mmvl.vision.margins import content_box, without_margins
+from mmvl.vision.tiling import relevant_part, tile_image, token_count
+
+SMALL = TilingConfig(tile=56, patch=14, grid_pinpoints=((56, 56), (112, 112), (56, 112), (112, 56)), trim_margins=True)
+
+
+def sheet(size=(900, 1280), slip=(300, 200, 560, 700), paper=255, ink=0):
+    """A page with lines of small round letters on a part of it."""
+    image = Image.new("L", size, paper)
+    draw = ImageDraw.Draw(image)
+    for y in range(slip[1], slip[3] - 8, 16):
+        for x in range(slip[0], slip[2] - 6, 8):
+            draw.rectangle((x, y, x + 5, y + 7), outline=ink)
+    return image
+
+
+def test_what_stands_on_a_large_sheet_is_found():
+    left, top, right, bottom = content_box(sheet())
+    assert 270 <= left <= 300 and 170 <= top <= 200 and 560 <= right <= 600 and 690 <= bottom <= 730
+    image = sheet().convert("RGB")
+    assert content_box(image) == (left, top, right, bottom)
+    assert np.array_equal(np.asarray(without_margins(image)), np.asarray(image.crop((left, top, right, bottom))))
+
+
+@pytest.mark.parametrize(("paper", "ink"), [(255, 225), (40, 220), (128, 160)])
+def test_faint_print_and_dark_paper(paper, ink):
+    assert content_box(sheet(paper=paper, ink=ink)) == content_box(sheet())
+
+
+def test_dust_and_shades_count_for_nothing():
+    image = sheet()
+    noise = np.random.default_rng(0).integers(-12, 13, (1280, 900))
+    pixels = np.clip(np.asarray(image).astype(int) + noise, 0, 255).astype(np.uint8)
+    for y, x in ((30, 40), (1200, 850), (1000, 100)):
+        pixels[y : y + 2, x : x + 2] = 0
+    clean, box = content_box(image), content_box(Image.fromarray(pixels))
+    assert max(abs(a - b) for a, b in zip(clean, box, strict=True)) <= 8
+
+
+def test_a_lonely_page_number_is_no_dust():
+    image = sheet()
+    ImageDraw.Draw(image).text((450, 1250), "- 12 -", fill=0)
+    assert content_box(image)[3] >= 1262
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (7, 9), (4000, 3000)])
+def test_nothing_on_it_or_no_room(size):
+    image = Image.new("RGB", size, "white")
+    assert content_box(image) is None and without_margins(image) is image
+
+
+def test_of_a_picture_that_is_half_full_nothing_is_cut():
+    image = sheet(slip=(60, 60, 840, 900))
+    assert without_margins(image) is image
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (500, 700, 3), dtype=np.uint8))
+    assert without_margins(photo) is photo
+
+
+def test_a_large_picture_is_looked_at_in_small():
+    image = sheet().resize((3600, 5120))
+    box = content_box(image)
+    assert max(abs(a - 4 * b) for a, b in zip(box, content_box(sheet()), strict=True)) <= 64
+
+
+def test_it_is_cut_only_where_it_would_be_made_smaller_and_the_tiling_says_so():
+    image = sheet()
+    part = relevant_part(image, SMALL)
+    assert part.size == without_margins(image).size != image.size
+    tiled = tile_image(image, SMALL)
+    assert tiled.size == part.size and tiled.num_tokens == token_count(*part.size, SMALL)
+    assert tiled.digest == tile_image(part, replace(SMALL, trim_margins=False)).digest
+    assert relevant_part(image, replace(SMALL, trim_margins=False)) is image
+    small = sheet((100, 110), (30, 20, 60, 60))
+    assert without_margins(small) is not small and relevant_part(small, SMALL) is small
