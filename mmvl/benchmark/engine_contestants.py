@@ -241,9 +241,9 @@ class Transformers:
         )  # fmt: skip
 
 
-def batches(prompts: Sequence[list[int]], budget: int) -> list[list[list[int]]]:
+def batches(prompts: Sequence[Sequence[int]], budget: int) -> list[list[Sequence[int]]]:
     """The longest first, so many that the longest times their number is within `budget`, at least one."""
-    found: list[list[list[int]]] = []
+    found: list[list[Sequence[int]]] = []
     for prompt in sorted(prompts, key=len, reverse=True):
         if not found or (len(found[-1]) + 1) * len(found[-1][0]) > budget:
             found.append([])

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from mmvl.benchmark.engine_contestants import Load, Progress, Transformers, model_of
+from mmvl.benchmark.engine_contestants import Load, Progress, Transformers, batches, model_of
 from mmvl.engine.memory import is_out_of_memory
 
 NAME = "transformers"
@@ -135,7 +135,7 @@ def measure(peer: Peer, load: Load, repeats: int, made: int | None, progress: Pr
             progress(f"{NAME}: {load.name} tokens, {repeat + 1} of {repeats}")
             row = attempt(load, budget, made)
             if row is None:
-                budget = budget // 2 if budget > max(load.lengths) else None
+                budget = max(budget // 2, max(load.lengths)) if budget > max(load.lengths) else None
         if row is None:
             break
         said = {"failed": "; ".join(failures)} if failures else {}
@@ -148,24 +148,40 @@ def measure(peer: Peer, load: Load, repeats: int, made: int | None, progress: Pr
 def best_budget(judge: Callable[[int], dict | None], load: Load) -> int | None:
     """Tokens of a batch, those that fill it up included, with which the load takes least time; None if none works.
 
-    Begins with a few requests, or all if they are small, and doubles until it gets slower, fails, or would not fit: a
-    batch that is too large may end the child, and then its weights have to be made again. If that gained nothing it
-    halves. judge: what the load takes with a batch (`seconds`; and `batch_bytes` of `free_bytes`, if that is known);
-    None where it does not fit or fails.
+    Begins with a few requests, or all if they are small, and doubles until it gets slower, fails, or would not fit by
+    the memory that the last one took: a batch that is too large may end the child, and then its weights have to be made
+    again. If that gained nothing it halves. judge: what the load takes with a batch (`seconds`; and `batch_bytes` of
+    `free_bytes`, if that is known); None where it does not fit or fails.
     """
     longest, whole = max(load.lengths), len(load.lengths) * max(load.lengths)
-    first = budget = min(max(longest, _FEW), whole)
+
+    def cut(budget: int) -> list[tuple[int, int]]:
+        return [(len(batch), len(batch[0])) for batch in batches([range(n) for n in load.lengths], budget)]
+
+    def largest(budget: int) -> int:
+        return max(requests * length for requests, length in cut(budget))
+
+    first = budget = larger = min(max(longest, _FEW), whole)
     row = judge(budget)
-    while row is not None and budget < whole and 2 * row.get("batch_bytes", 0) <= row.get("free_bytes", float("inf")):
-        larger = judge(min(2 * budget, whole))
-        if larger is None or larger["seconds"] >= row["seconds"]:
+    while row is not None and larger < whole:
+        larger = min(2 * larger, whole)
+        if cut(larger) == cut(budget):
+            continue
+        if row.get("batch_bytes", 0) * largest(larger) / largest(budget) > row.get("free_bytes", float("inf")):
             break
-        row, budget = larger, min(2 * budget, whole)
-    while budget <= first and budget > longest:
-        smaller = judge(max(budget // 2, longest))
-        if row is not None and (smaller is None or smaller["seconds"] >= row["seconds"]):
+        found = judge(larger)
+        if found is None or found["seconds"] >= row["seconds"]:
             break
-        row, budget = smaller, max(budget // 2, longest)
+        row, budget = found, larger
+    smaller = budget
+    while budget <= first and smaller > longest:
+        smaller = max(smaller // 2, longest)
+        if cut(smaller) == cut(budget):
+            continue
+        found = judge(smaller)
+        if row is not None and (found is None or found["seconds"] >= row["seconds"]):
+            break
+        row, budget = found, smaller
     return None if row is None else budget
 
 

@@ -109,6 +109,15 @@ def test_transformers_gets_the_batches_that_suit_it_best():
     assert search(load, {16384: 5, 32768: 4}) == (32768, [16384, 32768, 65536])  # it fails
     assert search(load, {16384: 5, 8192: 4}) == (8192, [16384, 32768, 8192])
     assert search(load, {16384 << n: 5 - n for n in range(5)})[0] == 32 * 8192
+    # the same batches are not judged twice: one request each up to 19,999 tokens
+    load = Load((10000,) * 7, 50)
+    assert search(load, {16384: 5, 32768: 4, 65536: 3, 70000: 2}) == (70000, [16384, 32768, 65536, 70000])
+    assert search(load, {16384: 5, 32768: 6}) == (16384, [16384, 32768])
+    assert search(load, {}) == (None, [16384])
+    # what the next batch takes is told by its own size: 3 requests of 9,000 are not twice one of them
+    assert search(Load((9000,) * 8, 50), {16384: 5, 32768: 4}, 1, 20000) == (16384, [16384])
+    assert search(Load((1000,) * 17, 50), {16384: 5, 17000: 4}, 1, 18000) == (17000, [16384, 17000])
+    assert best_budget(lambda budget: {"seconds": 1 / budget}, load) == 70000  # a peer that does not tell its memory
     # the slice on an H200: 0.65 MiB a token, and 48 GiB beside the weights
     seconds = {1 << n: 100 - n for n in range(14, 21)}
     assert search(Load(MIXED, 256), seconds, 681574, 48 << 30) == (65536, [16384, 32768, 65536])

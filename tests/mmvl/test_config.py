@@ -3,8 +3,11 @@
 import json
 
 import pytest
+import torch
 
 from mmvl.config import VLConfig
+from mmvl.model import VLModel
+from mmvl.vision.config import TilingConfig
 
 PREPROCESSOR = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]}
 
@@ -22,6 +25,8 @@ def test_round_trip(written):
     assert not own.keys() & VLConfig.from_dict(written).to_dict().keys()  # as released
     again = VLConfig.from_dict(json.loads(json.dumps(config.to_dict())), PREPROCESSOR)
     assert again == config
+    with torch.device("meta"):
+        assert VLModel(config).tiling == TilingConfig.from_dicts(config.to_dict(), PREPROCESSOR)
     assert VLConfig.from_dict(written).image_mean != config.image_mean
 
 

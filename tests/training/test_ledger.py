@@ -1,11 +1,15 @@
 """The counting rule of the token ledger, line by line."""
 
+import copy
+import dataclasses
+import io
 import itertools
 
 import pytest
+from PIL import Image
 
 from mmvl.data.manifest import make_manifest
-from mmvl.data.shards import ShardSource
+from mmvl.data.shards import Sample, ShardSource
 from mmvl.datasets import count_tokens
 from mmvl.processor import Processor
 from mmvl.training.batch import Batch, Example
@@ -56,6 +60,23 @@ def test_the_manifest_counts_as_the_ledger_does(shards, more_shards, processor, 
     batch = Batch.collate(examples, 1, processor.image_id)
     totals = tuple(sum(column) for column in zip(*counted, strict=True))
     assert totals == (batch.text_tokens[0], batch.image_tokens[0])
+
+
+def test_a_picture_whose_margins_are_cut_off_counts_as_it_is_tiled(shards, processor):
+    sheet = Image.new("L", (900, 1280), 255)
+    sheet.paste(0, (300, 200, 500, 240))
+    written = io.BytesIO()
+    sheet.save(written, "PNG")
+    sample = ShardSource.from_dir(shards / "colours")[0]
+    sample = Sample(sample.key, sample.json, dict.fromkeys(sample.members, written.getvalue()))
+    trimming = copy.copy(processor)
+    trimming.tiling = dataclasses.replace(processor.tiling, trim_margins=True)
+    counts = []
+    for taking in (processor, trimming):
+        images = encode_sample(sample, taking).images
+        counts.append(sum(image.num_tokens for image in images))
+        assert count_tokens(sample, taking)[1] == counts[-1] > 0
+    assert counts[0] != counts[1]
 
 
 def test_the_manifest_has_the_totals_by_kind(more_shards, processor, tmp_path):
