@@ -12,7 +12,7 @@ WEIGHT = np.dtype([("at", "i8"), ("scales", "i8"), ("rows", "i8")])  # scales 0:
 LAYER = np.dtype(
     [("is_lightning", "i8"), ("number", "i8")]  # number: among its kind
     + [("norm", "i8"), ("alpha", "f4"), ("beta", "f4")]
-    + [("qkv", WEIGHT), ("gate", WEIGHT), ("out_norm", "i8"), ("decay", "i8"), ("states", "i8")]
+    + [("qkv", WEIGHT), ("gate", WEIGHT), ("out_norm", "i8"), ("lost", "i8"), ("states", "i8")]
     + [("q", WEIGHT), ("k", WEIGHT), ("v", WEIGHT), ("keys", "i8"), ("values", "i8"), ("out", WEIGHT)]
     + [("moe_norm", "i8"), ("moe_alpha", "f4"), ("moe_beta", "f4"), ("router", WEIGHT)]
     + [("w1", WEIGHT), ("w3", WEIGHT), ("w2", WEIGHT)],  # of all experts, one after the other; rows of one

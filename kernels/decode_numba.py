@@ -263,7 +263,7 @@ def _lightning(h_TD, layer, model, slots_T, draft, qkv_TX, y_TD):
     x_X, drafted_HKK = np.empty(3 * H * K, np.float32), np.empty((H, K, K), np.float32)
     gate_TC, o_TC = np.empty((T, H * K), np.float32), np.zeros((T, H * K), np.float32)
     _project_by(h_TD, layer.gate, gate_TC)
-    decay_H, out_norm_C = carray(_numbers(layer.decay), (H,)), carray(_numbers(layer.out_norm), (H * K,))
+    lost_H, out_norm_C = carray(_numbers(layer.lost), (H,)), carray(_numbers(layer.out_norm), (H * K,))
     for t in range(T):
         state_HKK = carray(_numbers(layer.states + 4 * slots_T[t] * H * K * K), (H, K, K))
         if draft:
@@ -280,7 +280,7 @@ def _lightning(h_TD, layer, model, slots_T, draft, qkv_TX, y_TD):
             for i in range(K):
                 row_K = state_HKK[h, i]
                 for j in range(K):
-                    row_K[j] = decay_H[h] * row_K[j] + k_K[i] * v_K[j]
+                    row_K[j] += lost_H[h] * row_K[j] + k_K[i] * v_K[j]
                     o_K[j] += q_K[i] * row_K[j]
         _norm(o_C, out_norm_C, model.out_eps, o_C)
         for i in range(H * K):

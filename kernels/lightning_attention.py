@@ -173,7 +173,8 @@ def _one_token(x_SHC, initial_SHKV, slopes_H, plan, want_state):
     q_SHK, k_SHK, v_SHV = x_SHC.split(x_SHC.shape[-1] // 3, dim=-1)
     state_SHKV = k_SHK[..., :, None] * v_SHV[..., None, :]
     if initial_SHKV is not None:
-        state_SHKV = state_SHKV + torch.exp(-slopes_H)[:, None, None] * initial_SHKV.to(slopes_H.dtype)
+        before_SHKV = initial_SHKV.to(slopes_H.dtype)
+        state_SHKV = before_SHKV + (state_SHKV + torch.expm1(-slopes_H)[:, None, None] * before_SHKV)
     o_SHV = torch.matmul(q_SHK[..., None, :], state_SHKV).squeeze(-2)
     return o_SHV, state_SHKV if want_state else None
 

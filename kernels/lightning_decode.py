@@ -96,9 +96,9 @@ def _reference(qkv_THC, states, slots_S, slopes_H, cu_seqlens_S1, counts_S, afte
     x_THC = qkv_THC.to(states.dtype)
     x_THC = F.silu(x_THC) if silu else x_THC
     q_THK, k_THK, v_THK = x_THC.split(x_THC.shape[2] // 3, dim=2)
-    decay_H11 = torch.exp(-slopes_H.to(states.dtype))[:, None, None]
+    lost_H11 = torch.expm1(-slopes_H.to(states.dtype))[:, None, None]  # 1 + lost would be rounded for slopes of 1e-7
     if cu_seqlens_S1 is None and counts_S is None and after is None and update and int(slots_S.min()) >= 0:
-        return _one_each(q_THK, k_THK, v_THK, states, slots_S, decay_H11).to(qkv_THC.dtype)
+        return _one_each(q_THK, k_THK, v_THK, states, slots_S, lost_H11).to(qkv_THC.dtype)
     o_THK = torch.zeros_like(qkv_THC[..., : q_THK.shape[2]])
     S = len(slots_S)
     begin_S = torch.arange(S, device=slots_S.device) if cu_seqlens_S1 is None else cu_seqlens_S1[:-1].long()
@@ -112,7 +112,7 @@ def _reference(qkv_THC, states, slots_S, slopes_H, cu_seqlens_S1, counts_S, afte
         everyone = len(now_R) == S
         token_R = begin_S[now_R] + step
         state_RHKK = held_SHKK if everyone else held_SHKK[now_R]
-        state_RHKK.mul_(decay_H11).addcmul_(k_THK[token_R][..., :, None], v_THK[token_R][..., None, :])
+        state_RHKK += (state_RHKK * lost_H11).addcmul_(k_THK[token_R][..., :, None], v_THK[token_R][..., None, :])
         o_THK[token_R] = torch.matmul(q_THK[token_R][..., None, :], state_RHKK).squeeze(-2).to(o_THK.dtype)
         if after is not None:
             after[token_R] = state_RHKK.to(after.dtype)
@@ -124,13 +124,13 @@ def _reference(qkv_THC, states, slots_S, slopes_H, cu_seqlens_S1, counts_S, afte
     return o_THK
 
 
-def _one_each(q_SHK, k_SHK, v_SHK, states, slots_S, decay_H11):
+def _one_each(q_SHK, k_SHK, v_SHK, states, slots_S, lost_H11):
     """One token a sequence, no padding; a single state is updated where it lies."""
     if len(slots_S) == 1:
         state_SHKK = states[int(slots_S)][None]
     else:
         state_SHKK = states.index_select(0, slots_S)
-    state_SHKK.mul_(decay_H11).addcmul_(k_SHK[..., :, None], v_SHK[..., None, :])
+    state_SHKK += (state_SHKK * lost_H11).addcmul_(k_SHK[..., :, None], v_SHK[..., None, :])
     if len(slots_S) > 1:
         states.index_copy_(0, slots_S, state_SHKK)
     return torch.matmul(q_SHK[..., None, :], state_SHKK).squeeze(-2)

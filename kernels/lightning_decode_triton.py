@@ -8,7 +8,7 @@ import triton.language as tl
 
 from . import tuning
 from .custom_op import Launcher, Op
-from .lightning_parts_triton import _PLAIN, _silu
+from .lightning_parts_triton import _PLAIN, _expm1, _silu
 
 
 @triton.jit(do_not_specialize=["H"])
@@ -37,7 +37,7 @@ def _lightning_decode(
         offsets = ks[:, None] * K + vs[None, :]
         state_ptrs = states_ptr + (slot * H + h) * (K * K) + offsets
         state = tl.load(state_ptrs, eviction_policy=LOAD)
-        decay = tl.exp(-tl.load(slopes_ptr + h).to(tl.float32))
+        lost = _expm1(-tl.load(slopes_ptr + h).to(tl.float32))  # 1 + lost would be rounded where slopes are 1e-7
         if counts_ptr is not None:
             end = tl.minimum(end, begin + tl.load(counts_ptr + sequence).to(tl.int64))
         for t in range(begin, end):
@@ -45,7 +45,7 @@ def _lightning_decode(
             q = _silu(tl.load(x_ptrs + ks), SILU, _PLAIN, tl.float32)
             k = _silu(tl.load(x_ptrs + K + ks), SILU, _PLAIN, tl.float32)
             v = _silu(tl.load(x_ptrs + 2 * K + vs), SILU, _PLAIN, tl.float32)
-            state = state * decay + k[:, None] * v[None, :]
+            state += state * lost + k[:, None] * v[None, :]
             o = tl.sum(q[:, None] * state, axis=0)
             tl.store(o_ptr + (t * H + h) * K + vs, o.to(o_ptr.dtype.element_ty))
             if after_ptr is not None:

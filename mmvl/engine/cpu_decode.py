@@ -156,8 +156,8 @@ class _Weights:
         found |= {"moe_alpha": layer.mlp_alpha, "moe_beta": layer.mlp_beta}
         weights = {"router": moe.gate.weight, "w1": moe.experts.w1, "w3": moe.experts.w3, "w2": moe.experts.w2}
         if layer.is_lightning:
-            decay_H = torch.exp(-attention.slopes_H(torch.device("cpu"))).float()
-            found |= {"out_norm": self._at(attention.norm.weight), "decay": self._at(decay_H)}
+            lost_H = torch.expm1(-attention.slopes_H(torch.device("cpu"))).float()
+            found |= {"out_norm": self._at(attention.norm.weight), "lost": self._at(lost_H)}
             found |= {"states": self._at(cache.states(attention.pool_index))}
             weights |= {"qkv": attention.qkv_proj.weight, "gate": attention.output_gate.weight}
             weights |= {"out": attention.out_proj.weight}

@@ -66,6 +66,26 @@ def test_what_caches_are_told_changes_nothing(width, device):
 
 
 @BACKENDS
+@pytest.mark.parametrize("at_once", [True, False], ids=["a draft", "token by token"])
+def test_a_slow_decay_does_not_drift(backend, device, at_once):
+    """1 - exp(-1e-7) is 40% off in fp32, and 1 - exp(-3.9e-8), the slowest of the released model, is 0."""
+    T = 600 if at_once or backend == "reference" or device == "cuda" else 150
+    slopes, slots = torch.tensor([1e-7, 3.9e-8], device=device), torch.tensor([1], device=device)
+    qkv, pool = draw(T, 32, device=device)
+    pool *= 100
+    o_ref, state_ref = lightning_attention(
+        qkv.double(), slopes, None, pool[[1]].double(), lengths=[T], backend="reference"
+    )
+    if at_once:
+        starts = torch.tensor([0, T], dtype=torch.int32, device=device)
+        o = lightning_decode(qkv, pool, slots, slopes, cu_seqlens_S1=starts, backend=backend)
+    else:
+        o = torch.cat([lightning_decode(x[None], pool, slots, slopes, backend=backend) for x in qkv])
+    assert_near(o, o_ref, 1.5e-6)
+    assert_near(pool[[1]], state_ref, 1.5e-6)
+
+
+@BACKENDS
 def test_padding_slots_are_skipped(backend, device):
     qkv, pool = draw(4, device=device)
     alone, other = pool.clone(), pool.clone()
