@@ -121,12 +121,10 @@ def experts(
         needs_grad = torch.is_grad_enabled() and any(a.requires_grad for a in inputs)
         if needs_grad and backend is None and _trains_by_torch(x_TD, w1_EID, weights_Tk):
             return _experts_reference(x_TD, *weights, weights_Tk, indices_Tk, counts_E)
-        if _traced(x_TD):
-            if order_P is None:
-                order_P, offsets_E1 = torch.ops.mmvl.sort_pairs(indices_Tk, w1_EID.shape[0])
-            return torch.ops.mmvl.experts(*inputs, order_P, offsets_E1, needs_grad)[0]
         if order_P is None:
-            order_P, offsets_E1 = _routing_kernels().sort(indices_Tk.contiguous(), w1_EID.shape[0])
+            order_P, offsets_E1 = sort_pairs(indices_Tk, w1_EID.shape[0])
+        if _traced(x_TD):
+            return torch.ops.mmvl.experts(*inputs, order_P, offsets_E1, needs_grad)[0]
         if needs_grad:
             return _Experts.apply(*inputs, order_P, offsets_E1)
         return _forward(*inputs, order_P, offsets_E1, False)[0]
@@ -138,8 +136,8 @@ def _experts_of_a_rank(x_TD, weights, weights_Tk, indices_Tk, order_P, offsets_E
     supported = x_TD.dtype in _DTYPES and all(w.dtype == x_TD.dtype and w.is_contiguous() for w in weights)
     if x_TD.shape[0] and choose(backend, x_TD, *weights, supported=supported) == TRITON:
         order_P, offsets_E1 = pairs_of_a_rank(indices_Tk, order_P, offsets_E1, first, E)
-        inputs = (x_TD.contiguous(), *weights, weights_Tk.contiguous())
-        return _forward(*inputs, order_P, offsets_E1, False, partial=True)[0]
+        inputs = (x_TD.contiguous(), *weights, weights_Tk.contiguous(), order_P, offsets_E1, False, True)
+        return (torch.ops.mmvl.experts if _traced(x_TD) else _forward)(*inputs)[0]
     return only_these_experts(
         lambda x, w, indices: experts(x, *weights, w, indices, backend=backend), x_TD, weights_Tk, indices_Tk, first, E
     )
@@ -151,8 +149,14 @@ def pairs_of_a_rank(indices_Tk, order_P, offsets_E1, first: int, E: int) -> tupl
         return order_P, offsets_E1[first : first + E + 1]
     local_Tk = indices_Tk - first
     local_Tk = torch.where((local_Tk >= 0) & (local_Tk < E), local_Tk, E)  # one more, for all others
-    order_P, offsets = _routing_kernels().sort(local_Tk.contiguous(), E + 1)
+    order_P, offsets = sort_pairs(local_Tk, E + 1)
     return order_P, offsets[: E + 1]
+
+
+def sort_pairs(indices_Tk: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """By the kernels: the pairs' numbers in the stable order of their experts, and where each one's begin (int32)."""
+    sort = torch.ops.mmvl.sort_pairs if _traced(indices_Tk) else _routing_kernels().sort
+    return sort(indices_Tk.contiguous(), num_experts)
 
 
 def only_these_experts(run, x_TD, weights_Tk, indices_Tk, first: int, E: int) -> torch.Tensor:
@@ -303,14 +307,14 @@ def _(indices, num_experts):
 @torch.library.custom_op("mmvl::experts", mutates_args=())
 def _experts_op(
     x: torch.Tensor, w1: torch.Tensor, w3: torch.Tensor, w2: torch.Tensor, weights: torch.Tensor,
-    order: torch.Tensor, offsets: torch.Tensor, save: bool,
+    order: torch.Tensor, offsets: torch.Tensor, save: bool, partial: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    y, gate, up = _forward(x, w1, w3, w2, weights, order, offsets, save)
+    y, gate, up = _forward(x, w1, w3, w2, weights, order, offsets, save, partial)
     return (y, gate, up) if save else (y, x.new_empty(0), x.new_empty(0))
 
 
 @_experts_op.register_fake
-def _(x, w1, w3, w2, weights, order, offsets, save):
+def _(x, w1, w3, w2, weights, order, offsets, save, partial=False):
     kept = (order.shape[0], w1.shape[1]) if save else (0,)
     return torch.empty_like(x), x.new_empty(kept), x.new_empty(kept)
 
@@ -329,14 +333,14 @@ def _(dy, x, w1, w3, w2, weights, order, offsets, gate, up):
 
 
 def _experts_setup(ctx, inputs, output):
-    *saved, _ = inputs
+    *saved, _, _ = inputs
     _, gate, up = output
     ctx.save_for_backward(*saved, gate, up)
     ctx.mark_non_differentiable(gate, up)
 
 
 def _experts_grad(ctx, dy, _gate, _up):
-    return *torch.ops.mmvl.experts_backward(dy, *ctx.saved_tensors), None, None, None
+    return *torch.ops.mmvl.experts_backward(dy, *ctx.saved_tensors), None, None, None, None
 
 
 _experts_op.register_autograd(_experts_grad, setup_context=_experts_setup)

@@ -17,7 +17,7 @@ import torch
 
 from . import tuning
 from .backend import TRITON, capability, choose
-from .experts import _routing_kernels, experts, only_these_experts, pairs_of_a_rank
+from .experts import experts, only_these_experts, pairs_of_a_rank, sort_pairs
 
 GROUP = 128
 KINDS = ("int8", "int4", "fp8")
@@ -121,7 +121,7 @@ def experts_quantized(
     if first_expert is not None:
         order_P, offsets_E1 = pairs_of_a_rank(indices_Tk, order_P, offsets_E1, first_expert, E)
     elif order_P is None:
-        order_P, offsets_E1 = _routing_kernels().sort(indices_Tk.contiguous(), E)
+        order_P, offsets_E1 = sort_pairs(indices_Tk, E)
     return torch.ops.mmvl.experts_quantized(
         x_TD.contiguous(), q.w1, q.w3, q.w2, q.scale1, q.scale3, q.scale2, q.kind, weights_Tk.contiguous(),
         order_P, offsets_E1, first_expert is not None, workspace,

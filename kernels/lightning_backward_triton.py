@@ -145,8 +145,7 @@ _launch_q, _launch_kv = Launcher(_lightning_backward_q), Launcher(_lightning_bac
 def backward(
     do, d_final, x, slopes, initial, added, table, segment, split_rows, num_added, num_sequences, silu, special
 ):
-    H, config = x.shape[1], launch_config("lightning_backward_q", x)
-    K, do = x.shape[2] // 3, do.contiguous()
+    H, K, do = x.shape[1], x.shape[2] // 3, do.contiguous()
     dx = torch.empty_like(x)
     d_initial = None if initial is None else torch.empty_like(initial, dtype=torch.float32)
     if special:
@@ -158,6 +157,7 @@ def backward(
             silu, launch_config("lightning_specialized", x),
         )  # fmt: skip
         return dx, x.new_empty(0, dtype=torch.float32) if d_initial is None else d_initial
+    config = launch_config("lightning_backward_q", x)
     width = width_of(config, x)
     _launch_q(
         (table.shape[0] * H * (K // width), 1, 1),

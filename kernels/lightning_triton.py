@@ -81,7 +81,7 @@ _launch_forward = Launcher(_lightning_forward)
 
 
 def _forward(x, slopes, initial, table, segment, split_rows, num_added, num_sequences, silu, want_state, special):
-    (T, H, C), config = x.shape, launch_config("lightning_forward", x)
+    T, H, C = x.shape
     K = C // 3
     o = x.new_empty((T, H, K))
     state = x.new_empty((num_sequences, H, K, K), dtype=torch.float32) if want_state else None
@@ -91,7 +91,8 @@ def _forward(x, slopes, initial, table, segment, split_rows, num_added, num_sequ
 
         chosen = launch_config("lightning_specialized", x)
         lightning_hopper_triton.forward(x, slopes, initial, added, table, o, state, segment, silu, chosen)
-    else:
+    else:  # asked for only where they are used, or tuning would measure them for nothing
+        config = launch_config("lightning_forward", x)
         width = width_of(config, x)
         _launch_forward(
             (table.shape[0] * H * (K // width), 1, 1), (x, slopes, initial, added, table, o, state), (H, segment),

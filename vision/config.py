@@ -127,8 +127,10 @@ class TilingConfig:
         )
 
     def to_preprocessor_dict(self) -> dict:
-        """The preprocessor_config.json of this tiling, in the released layout (`min_edge` and
-        `trim_margins` are config.json's)."""
+        """The preprocessor_config.json of this tiling, in the released layout.
+
+        `min_edge` and `trim_margins` are config.json's.
+        """
         return {
             "image_processor_type": "MiniMaxVL01ImageProcessor",
             "processor_class": "MiniMaxVL01Processor",

@@ -102,7 +102,7 @@ def _seen(image: SeenImage) -> str:
     )
     return (
         f'<section class="seen"><h3>{escape(for_terminal(image.name))}</h3>'
-        f"<p>{width} × {height} pixels, on a canvas of {canvas_width} × {canvas_height}: "
+        f"<p>Taken as {width} × {height} pixels, on a canvas of {canvas_width} × {canvas_height}: "
         f"{image.tokens:,} tokens, {image.newlines} of them ends of rows. {_cached(image.cached, image.tokens)}</p>"
         f'<div class="thumbnail">{_tile(image.thumbnail, "Thumbnail")}</div>'
         f'<div class="tiles" style="--across: {len(image.rows[0])}">{tiles}</div></section>'

@@ -23,7 +23,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class SeenImage:
-    """size, grid: (width, height) in pixels of the picture and of its canvas; rows: the canvas's tiles, row by row.
+    """size, grid: (width, height) in pixels of the picture as it was taken and of its canvas; rows: the canvas's tiles.
 
     newlines: tokens that end the rows of patches. tokens = thumbnail + tiles + newlines.
     """

@@ -125,13 +125,14 @@ def test_what_cannot_be_done_is_said():
         experts_quantized(x.requires_grad_(), q, r.weights_Tk, r.indices_Tk)
 
 
-def test_quantised_experts_compile_whole():
+@pytest.mark.parametrize("given", [True, False], ids=["sorted", "not sorted"])
+def test_quantised_experts_compile_whole(given):
     x, gate, *weights = draw(20, 48, 40, 5, torch.float32)
     q = quantize_experts(*weights, "int4")
 
     def layer(x):
         r = router(x, gate, 2, backend="triton")
-        sort = {"order_P": r.order_P, "offsets_E1": r.offsets_E1}
+        sort = {"order_P": r.order_P, "offsets_E1": r.offsets_E1} if given else {}
         return experts_quantized(x, q, r.weights_Tk, r.indices_Tk, backend="triton", **sort)
 
     with torch.no_grad():

@@ -152,6 +152,22 @@ def test_compiles_whole(rmse_ratio):
         assert rmse_ratio(a, b) < 1e-6
 
 
+@pytest.mark.parametrize("first", [None, 1])
+def test_experts_alone_compile_whole(first):
+    """They sort by themselves; `first`: those of a rank of several."""
+    x, gate, *weights = draw(20, 16, 24, 5, torch.float32)
+    if first is not None:
+        weights = [w[first : first + 3].contiguous() for w in weights]
+
+    def layer(x, weights_Tk, indices_Tk):
+        return experts(x, *weights, weights_Tk, indices_Tk, first_expert=first, backend="triton")
+
+    with torch.no_grad():
+        r = router(x, gate, 2, backend="reference")
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(x, r.weights_Tk, r.indices_Tk), layer(x, r.weights_Tk, r.indices_Tk))
+
+
 if CUDA:
 
     @pytest.mark.parametrize("T", [1, 40, 700])
