@@ -113,6 +113,12 @@ def test_its_numbers_are_of_the_model_that_is_shipped(make_tables):
         assert result["limit"] is None or result["limit"] >= 100
 
 
+def test_texts_that_are_not_ours_to_give_on_are_not_in_the_results(make_tables):
+    theirs = {"receipts", "receipt-lines", "chartqa", "tables"}
+    kept = {result["task"]: len(result["predictions"]) for result in make_tables.find_results()}
+    assert {task for task, count in kept.items() if not count} == theirs
+
+
 def test_the_table_script_writes_only_between_its_markers(make_tables, tmp_path):
     scores = [{"metric": "accuracy", "value": 0.9612, "low": 0.95, "high": 0.97, "n": 2000}]
     (tmp_path / "results").mkdir()
