@@ -2,11 +2,13 @@
 
     y_t = sum over the chosen e of weight_te * w2_e (silu(w1_e x_t) * w3_e x_t)
 Token-expert pairs are sorted by expert, and grouped matrix products do all experts without asking the device how many
-tokens each got. On CUDA that is done by Triton kernels, which gather and apply SwiGLU and the routing weights as they
-go: experts_routing_triton.py routes and sorts, experts_few_triton.py reads each expert once for few tokens,
+tokens each got. On CUDA that is done by Triton kernels, which apply SwiGLU and the routing weights as they go, and
+gather too, but for many tokens and wide experts, where tokens are copied into order first:
+experts_routing_triton.py routes and sorts, experts_few_triton.py reads each expert once for few tokens,
 experts_large_triton.py is for many tokens and wide experts, experts_triton.py for narrow ones, and
 experts_backward_triton.py for the way back.
 The reference uses torch's grouped product in bf16 on CUDA, and a loop over the experts that were hit elsewhere.
+Source of the formulas: MiniMax-01 (arXiv 2501.08313), whose experts are Mixtral's (arXiv 2401.04088).
 
 Legend: T tokens, k experts a token, P = T * k token-expert pairs, E experts, I expert width, D model width.
 """
@@ -103,7 +105,8 @@ def experts(
     tensors. The kernels read the weights where they lie: w1 and w3 (E, I, D), w2 (E, D, I), contiguous.
 
     With `first_expert` the weights are those of the experts from there on alone, as a rank of several has them; what
-    comes of others is left out of the sum. Everything else stays about all experts. For inference only.
+    comes of others is left out of the sum. Everything else stays about all experts. For inference only: raises
+    ValueError for an x that wants a gradient.
     """
     if first_expert is not None:
         if torch.is_grad_enabled() and x_TD.requires_grad:

@@ -6,7 +6,8 @@ quantised too, row by row, and the products are in fp8: for many tokens on Hoppe
     int8    w = scale[e, n] * q[e, n, k], q in -127..127
     int4    w = scale[e, g, n] * (q - 8), q in 0..15; byte b of group g holds inputs 128 g + b (low) and 128 g + 64 + b
     fp8     w = scale[e, n] * q[e, n, k], q in e4m3, largest 448
-Symmetric, rounded to nearest. For int4, inputs that are no multiple of 128 are filled up with zeros.
+Symmetric, rounded to nearest, by the largest of each row or group (absmax, as in LLM.int8, arXiv 2208.07339; e4m3 of
+arXiv 2209.05433). For int4, inputs that are no multiple of 128 are filled up with zeros.
 
 Legend: T tokens, k choices, P = T * k pairs, E experts, I expert width, D model width, N outputs, K inputs, G groups.
 """
@@ -106,7 +107,7 @@ def experts_quantized(
     `order_P` and `offsets_E1` are the router's (see `Routing`), computed here if not given. With `first_expert` only
     the experts from there on are here, as in `experts`. The reference dequantises the experts that are hit in the dtype
     of `x_TD`, on CUDA all of them, and does not quantise x. For many tokens the kernels unpack as many experts at once
-    as `workspace` bytes hold, at least one.
+    as `workspace` bytes hold, at least one. Raises ValueError for an x that wants a gradient.
     """
     if torch.is_grad_enabled() and x_TD.requires_grad:
         raise ValueError("quantised experts have no gradient; run them under torch.no_grad()")

@@ -1,6 +1,7 @@
 """Triton kernels of the router: choosing experts, sorting token-expert pairs by expert, and the gradient.
 
-Two launches a layer (one for few tokens), nothing waits for the device, and the order is that of a stable sort:
+Two launches a layer (one for few tokens of a narrow model), nothing waits for the device, and the order is that of a
+stable sort:
     _route    logits, softmax, top k, renormalised weights; each program's pairs per expert and sum of probabilities
     _scatter  every program adds up the counts of those before it, which gives each of its pairs a place
 Imported only where a kernel is launched.

@@ -14,7 +14,10 @@ _MAX_CHANNELS = 16_384  # a row has to fit one program's registers
 
 
 def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float, *, backend: str | None = None) -> torch.Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last dim, in the dtype of `x_TD`."""
+    """x / sqrt(mean(x^2) + eps) * weight over the last dim, in the dtype of `x_TD`.
+
+    Of all in this file there are kernels for up to 16,384 channels in bf16, fp16 and fp32.
+    """
     if _chosen(backend, x_TD, weight_D) == REFERENCE:
         return F.rms_norm(x_TD, weight_D.shape, weight_D, eps)
     return _triton(x_TD, weight_D, eps)[0]

@@ -119,7 +119,7 @@ def paged_attention(
     """softmax(scale * q k^T) v over each sequence's pages, causal; (T, H, K) in the dtype of `q_THK`. No gradient.
 
     With `scales_NG2` (bf16, of keys and of values) the pools are in 8 bits as keys_8bit.py has it. `scale` must be
-    positive. Raises ValueError if the heads do not match the plan.
+    positive. Raises ValueError if the heads do not match the plan, or the pools are not contiguous (the kernels).
     """
     H, G = q_THK.shape[1], k_pool_NGK.shape[1]
     if G * plan.group != H:

@@ -103,7 +103,8 @@ def rope_into_pages(
     """Rotate queries and keys in place, and store keys and values at rows `write_T` (int64) of the pools; no gradient.
 
     The pools may have another dtype than the new keys: they are rounded as they are stored. With `scales_NG2` (bf16, of
-    keys and of values) the pools are as keys_8bit.py has it, and the new keys and values become what was stored.
+    keys and of values) the pools are as keys_8bit.py has it, and the new keys and values become what was stored. The
+    kernels raise ValueError for tensors that are not contiguous.
     """
     if choose(backend, q_THK, k_TGK, v_TGK, k_pool_NGK, supported=_supported(q_THK)) == REFERENCE:
         rotated = rope(q_THK, k_TGK, rotary, backend=REFERENCE)

@@ -2,7 +2,7 @@
 
 Each sequence has Lq new tokens and Lk >= Lq keys; the queries are its last Lq positions (mask aligned bottom right).
 On CUDA in 16 bits one variable-length flash call serves all sequences, and torch's SDPA long ones of equal length;
-elsewhere a loop over sequences.
+elsewhere a loop over sequences. Source of the formula: Attention Is All You Need (arXiv 1706.03762).
 
 Legend: T query tokens, U key tokens, S sequences, H query heads, G key/value heads, K head dim.
 """
@@ -10,8 +10,8 @@ Legend: T query tokens, U key tokens, S sequences, H query heads, G key/value he
 import torch
 import torch.nn.functional as F
 
-# From here on a sequence alone goes to cuDNN, by torch's own choice: 600 TFLOP/s on an H200 where flash has 350. cuDNN
-# plans anew for every length, which shorter ones would not make up for, but round lengths come again.
+# From here on sequences of one length go to cuDNN, by torch's own choice: 600 TFLOP/s on an H200 where flash has 350.
+# cuDNN plans anew for every length, which shorter ones would not make up for, but round lengths come again.
 LONG_SEQUENCE = 16_384
 _ROUND_LENGTH = 1_024
 
@@ -30,7 +30,7 @@ def softmax_attention(
 
     H must be a multiple of G: query head h reads key head h // (H / G). `cu_*` are int32 on the device (read by the
     flash kernel), `lengths_*` the same numbers on the host. In self-attention without a past pass the same
-    `cu_q_S1` object twice.
+    `cu_q_S1` object twice. Raises ValueError if H is not a multiple of G.
     """
     H, G = q_THK.shape[1], k_UGK.shape[1]
     if H % G:

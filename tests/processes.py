@@ -4,9 +4,11 @@ Every test file that trains over ranks uses it. The server starts with the first
 """
 
 import atexit
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
+import random
 import socket
 import sys
 import time
@@ -21,14 +23,21 @@ SERVER.set_forkserver_preload([
 ])  # fmt: skip
 
 
+def free_port() -> int:
+    """One that nobody is likely to take until it is used: no outgoing connection is given one below 32768."""
+    while True:
+        port = random.SystemRandom().randrange(15_000, 32_000)
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
+
+
 def start_ranks(function: Callable, world: int, *arguments) -> list[BaseProcess]:
     """Begin `function(*arguments)` in `world` processes that find each other. One that fails ends with 1.
 
     The function is one of a module that can be imported; the environment is the test's.
     """
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read by the server when it imports
     processes = []
     for rank in range(world):

@@ -15,25 +15,6 @@ def kernel_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@pytest.fixture(scope="session")
-def ragged_lengths():
-    """Document lengths that add up to `total`: many short and few long ones, and around every size kernels cut at."""
-
-    def make(total: int, longest: int = 5000, seed: int = 0, empty: bool = False) -> tuple[int, ...]:
-        generator = torch.Generator().manual_seed(seed)
-        lengths = [n for n in (1, 2, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 255, 257) if n <= longest]
-        while sum(lengths) < total:
-            lengths.append(int(longest ** torch.rand((), generator=generator).item()))
-        while sum(lengths) > total:
-            lengths[-1] -= min(lengths[-1], sum(lengths) - total)
-            lengths = [n for n in lengths if n]
-        order = torch.randperm(len(lengths), generator=generator).tolist()
-        lengths = [lengths[i] for i in order]
-        return tuple([0, *lengths[:1], 0, 0, *lengths[1:], 0] if empty else lengths)
-
-    return make
-
-
 @pytest.fixture
 def rmse_ratio():
     """||out - ref|| / ||ref||, in fp64."""

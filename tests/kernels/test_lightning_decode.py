@@ -147,6 +147,8 @@ def test_wrong_shapes_are_refused():
     qkv, pool = draw(3)
     with pytest.raises(ValueError, match="the states are"):
         lightning_decode(qkv, pool[:, :1], torch.tensor([0, 1, 2]), SLOPES)
+    with pytest.raises(ValueError, match="states_after_THKK is .2, 2, 32, 32., it has to be .3, 2, 32, 32."):
+        lightning_decode(qkv, pool, torch.tensor([0, 1, 2]), SLOPES, states_after_THKK=pool[:2])
     with pytest.raises(ValueError, match="give cu_seqlens_S1"):
         lightning_decode(qkv, pool, torch.tensor([0, 1]), SLOPES)
 

@@ -8,7 +8,8 @@ from mmvl.kernels.norm import add_rms_norm, gated_rms_norm, rms_norm, sum_of_squ
 SMALL = [(1, 24), (21, 256)] + [pytest.param(T, D, marks=pytest.mark.sanitize) for T, D in ((7, 24), (3, 300))]
 LARGE = [(1, 6144), (1031, 6144), (777, 8192), (65_537, 256), (2, 16_384)]
 SHAPES = SMALL + (LARGE if torch.cuda.is_available() else [])
-TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # of gradients
+FORWARD = TOLERANCES | {torch.bfloat16: 5e-3}
 DTYPES = list(TOLERANCES) if torch.cuda.is_available() else [torch.float32]
 cuda = torch.cuda.is_available()
 DEVICE = "cuda" if cuda else "cpu"
@@ -36,7 +37,7 @@ def compare(function, inputs, upstream, dtype, rmse_ratio):
         if b is None:  # not used by the output
             assert a is None or not a.count_nonzero()
         else:
-            assert rmse_ratio(a, b) < TOLERANCES[dtype], i
+            assert rmse_ratio(a, b) < (FORWARD if i < len(out) - len(inputs) else TOLERANCES)[dtype], i
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
