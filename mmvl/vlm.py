@@ -201,6 +201,9 @@ class VLM:
                         request = self._runner.submit(self._encode(messages), params, updates.put)
                     except (ValueError, OSError) as error:
                         yield index, error
+                    except Exception as error:  # a message of another shape, say: this one's matter alone
+                        why = f"{type(error).__name__}: {error}"
+                        yield index, ValueError(f"not a conversation that can be asked ({why})")
                     else:
                         in_flight[request] = index
                         held += request.image_bytes

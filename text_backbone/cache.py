@@ -182,11 +182,12 @@ class HybridCache:
         self._check_slot(slot)
         if not self._free_places:
             raise CacheFull("the cache has no free place for a checkpoint: forget one first")
-        place, length = self._free_places.pop(), self._lengths[slot]
+        place, length = self._free_places[-1], self._lengths[slot]
         pages = tuple(self._pages[slot][: self._pages_of(length)])
+        self._store.put(place, self._states[:, slot])  # first: it may run out of memory
+        self._free_places.pop()
         self._book.keep(pages)
         self._kept[place] = _Kept(length, pages)
-        self._store.put(place, self._states[:, slot])
         return place
 
     def resume(self, checkpoint: int) -> int:
@@ -217,14 +218,18 @@ class HybridCache:
         self.free(slot)
 
     def swap_in(self, key: int) -> int:
-        """Bring a sequence back; its slot. Raises CacheFull."""
+        """Bring a sequence back; its slot. Raises CacheFull, or what copying raises; the cache is as it was then."""
         swapped = self._swapped[key]
         if self._pages_of(swapped.length) > self._book.free:
             raise CacheFull(f"the cache has {self._book.free} free pages, {swapped.length} tokens are to come back")
         slot = self._new_slot([], swapped.length)
         self._pages[slot] = self._book.take(self._pages_of(swapped.length))
-        self._keys.put(self._rows(slot), swapped.keys)
-        self._states[:, slot].copy_(swapped.states)
+        try:
+            self._keys.put(self._rows(slot), swapped.keys)
+            self._states[:, slot].copy_(swapped.states)
+        except BaseException:
+            self.free(slot)
+            raise
         self.forget_swapped(key)
         return slot
 

@@ -57,12 +57,14 @@ class KeyStore:
             pool[:, target : target + count] = pool[:, source : source + count]
 
     def take(self, rows_U: torch.Tensor) -> list[torch.Tensor]:
-        """What these rows hold in all layers, in the host's memory, for `put`."""
-        return [pool.index_select(1, rows_U).cpu() for pool in self._pools()]
+        """What these rows hold in all layers, in the host's memory, for `put`; layer by layer, as memory is short."""
+        parts = [[layer.index_select(0, rows_U).cpu() for layer in pool] for pool in self._pools()]
+        return [torch.stack(layers) if layers else torch.empty(0) for layers in parts]
 
     def put(self, rows_U: torch.Tensor, taken: list[torch.Tensor]) -> None:
         for pool, part in zip(self._pools(), taken, strict=True):
-            pool.index_copy_(1, rows_U, part.to(pool.device))
+            for layer, new in zip(pool, part, strict=True):
+                layer.index_copy_(0, rows_U, new.to(pool.device))
 
     def _pools(self) -> list[torch.Tensor]:
         """Tensors (L, N, ...) of all that a row has; 8 bits as bytes, since fp8 cannot be indexed everywhere."""

@@ -1,5 +1,6 @@
 """The engine: requests go in, what each step said comes out. See README.md here for who does what."""
 
+import contextlib
 import time
 from collections import deque
 
@@ -136,17 +137,24 @@ class Engine:
         # A sampled image id would be a placeholder without an image.
         sampler = Sampler(processor.valid_vocab_size, [processor.image_id])
         self.graphs, cpu = None, None
-        if graphs and gpu:
-            self.graphs = self._new_graphs((draft_tokens and draft_tokens + 1, verified))
-        elif graphs:
-            cpu = CpuDecode.of(decoder, self.cache)
-        self._stepper = Stepper(
-            model, self.pools, sampler, self._images, behind=self.behind, most_sampled=verified, graphs=self.graphs,
-            cpu=cpu,
-        )  # fmt: skip
+        with self._on_device():
+            if graphs and gpu:
+                self.graphs = self._new_graphs((draft_tokens and draft_tokens + 1, verified))
+            elif graphs:
+                cpu = CpuDecode.of(decoder, self.cache)
+            self._stepper = Stepper(
+                model, self.pools, sampler, self._images, behind=self.behind, most_sampled=verified,
+                graphs=self.graphs, cpu=cpu,
+            )  # fmt: skip
         self._token_bytes = TokenBytes(processor.tokenizer)
         self._flights: deque[Flight] = deque()
         self._landed = 0.0  # when the last one did
+        self._told: list[Update] = []  # what is to be told next, also if the step that found it fails
+
+    def _on_device(self):
+        """Streams, events and kernels are the current device's, and a new thread begins with the first one."""
+        device = self.model.device
+        return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
     def _new_graphs(self, drafts: tuple[int, int]) -> StepGraphs | SpreadGraphs:
         decoder, sizes = self.model.language_model, (self.max_sequences, drafts, self.graph_tokens)
@@ -157,7 +165,8 @@ class Engine:
         """On a GPU, run what requests will need once, which takes from seconds to a minute or two where kernels have
         to be compiled; on a CPU nothing has to be. Before the first request. `progress` is told what is being done."""
         if self.model.device.type == "cuda":
-            warm_up(self, progress)
+            with self._on_device():
+                warm_up(self, progress)
 
     def forget_all(self) -> None:
         """Drop what is cached, counted and learnt of drafts. While nobody runs."""
@@ -236,9 +245,10 @@ class Engine:
             self._finish(request, "abort")
 
     def give_up(self, error: Exception) -> list[Update]:
-        """End all requests with an error that is none's own."""
+        """End all requests with an error that is none's own; also what a step that raised had still to tell."""
         self._flights.clear()
-        return [self._fail(request, error) for request in [*self.running, *self.waiting]]
+        told, self._told = self._told, []
+        return told + [self._fail(request, error) for request in [*self.running, *self.waiting]]
 
     def stats(self) -> Stats:
         """A look at the pools and the totals, from any thread."""
@@ -255,34 +265,39 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Update]:
         """Launch one step over all that can go on, and tell what the last one that is not waited for any more said."""
+        with self._on_device():
+            self._step()
+        told, self._told = self._told, []
+        return told
+
+    def _step(self) -> None:
         if self._flights and self.scheduler.wants_all_seen:
-            return self._collect()
-        updates: list[Update] = []
+            self._collect()
+            return
         works = self.scheduler.schedule()
         if works:
-            updates += self._launch(works)
+            self._launch(works)
         elif not self._flights and self.waiting and not self.running:
             error = CacheFull("the request needs more memory than there is, even alone; shorten it")
-            return [self._fail(self.waiting[0], error)]
+            self._told.append(self._fail(self.waiting[0], error))
+            return
         drain = not works or self._flights and self._flights[-1].seen
         while self._flights and (drain or len(self._flights) > int(self.behind)):
-            updates += self._collect()
-        return updates
+            self._collect()
 
-    def _launch(self, works: list[Work]) -> list[Update]:
+    def _launch(self, works: list[Work]) -> None:
         """Put a step on the device; whoever cannot take part for want of memory is told, or tries again."""
         failed = self._images.prepare(works, self.waiting) | self._ask_masks(works)
-        updates = [self._fail(request, error) for request, error in failed.items()]
+        self._told += [self._fail(request, error) for request, error in failed.items()]
         works = [work for work in works if work.request not in failed]
         if not works:
-            return updates
+            return
         try:
             self._flights.append(self._stepper.launch(works))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            updates += self._too_large(works, error)
-        return updates
+            self._too_large(works, error)
 
     def _ask_masks(self, works: list[Work]) -> dict[Request, Exception]:
         """What may come next in constrained answers; whose mask is broken, and how."""
@@ -298,23 +313,23 @@ class Engine:
                 failed[request] = error
         return failed
 
-    def _too_large(self, works: list[Work], error: Exception) -> list[Update]:
+    def _too_large(self, works: list[Work], error: Exception) -> None:
         """A step ran out of memory: one that was alone fails, several begin again one by one, in smaller steps."""
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
         smallest = PAGE_SIZE
         if len(works) == 1 and works[0].count <= smallest:
-            return [self._fail(works[0].request, error)]
+            self._told.append(self._fail(works[0].request, error))
+            return
         self.pace.too_large([work.count for work in works], smallest)
         for work in works:
             work.request.suspect = True  # the states are half-written: nothing of them is kept
             self.scheduler.preempt(work.request)
-        return []
 
-    def _collect(self) -> list[Update]:
+    def _collect(self) -> None:
         """What the oldest step that was launched said."""
         flight = self._flights.popleft()
-        results, updates = flight.results(), []
+        results = flight.results()
         now = time.perf_counter()
         seconds, self._landed = now - max(flight.launched, self._landed), now
         self.pace.took(flight.num_tokens - flight.num_answers, flight.num_answers, seconds)
@@ -324,11 +339,13 @@ class Engine:
         for result in results:
             result.work.request.in_flight -= 1
             if result.work.request.finish_reason is None:  # else it has ended while the step ran
-                updates.append(self._advance(result, now))
+                try:
+                    self._told.append(self._advance(result, now))
+                except Exception as error:  # of this answer alone: ids that are no text, say
+                    self._told.append(self._fail(result.work.request, error))
         if len(flight.works) == 1:
             flight.works[0].request.suspect = False
         self.counters.last_step_time = time.monotonic()
-        return updates
 
     def _advance(self, result: Result, now: float) -> Update:
         """Note sampled tokens: new text, and the end if it is one."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mmvl.benchmark.measure import waiting_is_an_error
+from mmvl.engine.memory import is_out_of_memory
 from mmvl.engine.static_batch import PAGES_TIMES, OneTokenBatch, RaggedBatch
 from mmvl.text_backbone.cache import HybridCache
 
@@ -155,6 +156,8 @@ class StepGraphs:
             try:
                 self._graphs[key] = self._capture(*key)
             except RuntimeError as error:
+                if self._decoder.ranks > 1 and is_out_of_memory(error):
+                    raise  # the other ranks may have had room, and would wait for this one in the next sum
                 self._broken.add(kind)
                 self._cache.forget_draft()
                 what = {"decode": "decoding", "draft": "verifying drafts", "chunk": "short prompts"}[kind]

@@ -5,6 +5,7 @@ Cached prefixes live in the same pages and give way to whoever needs room.
 
 import time
 
+from mmvl.engine.memory import is_out_of_memory
 from mmvl.engine.prefix import Prefix, PrefixCache
 from mmvl.engine.request import Request
 from mmvl.engine.stats import Counters
@@ -26,7 +27,15 @@ class Pools:
         if request.swapped:
             if not self._make_room(self._pages(request.num_tokens) + self._running):
                 return False
-            request.slot, request.swapped = self.cache.swap_in(request.number), False
+            try:
+                request.slot = self.cache.swap_in(request.number)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.release(request)  # it is computed again when it comes next
+                request.num_cached = 0
+                return False
+            request.swapped = False
             self._swap_bytes += self.cache.swapped_bytes(request.num_cached)
         else:
             self._know(request, request.num_tokens)
@@ -67,20 +76,34 @@ class Pools:
         length = self.cache.length(request.slot)
         if length - request.last_checkpoint >= self.prefixes.gap:
             self._know(request, length)
-            self.prefixes.keep(request.keys, request.slot, length)
+            try:
+                self.prefixes.keep(request.keys, request.slot, length)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                return  # only who begins alike has to compute more
             request.last_checkpoint = length
 
     def preempt(self, request: Request) -> None:
         """Take its slot and pages: to the host's memory if there is room, else it will be computed again."""
         size = self.cache.swapped_bytes(request.num_cached)
-        if size <= self._swap_bytes and request.num_cached and not request.suspect:
+        if size <= self._swap_bytes and request.num_cached and not request.suspect and self._swap_out(request):
             self._swap_bytes -= size
-            self.cache.swap_out(request.slot, request.number)
             request.swapped, request.slot = True, None
             self._running -= 1
         else:
             self.release(request)
             request.num_cached = 0
+
+    def _swap_out(self, request: Request) -> bool:
+        """False where there is no memory even to move it."""
+        try:
+            self.cache.swap_out(request.slot, request.number)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
 
     def release(self, request: Request) -> None:
         """Take back all that it holds, wherever that is."""

@@ -4,6 +4,7 @@ The thread lives while there is work and ends with it, so an idle model holds no
 Callers never touch the engine: what they want lies in an inbox, which the thread empties between two steps.
 """
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from mmvl.engine.request import Request, Update
 from mmvl.engine.sampling_params import SamplingParams
 from mmvl.processor import Prompt
 
+log = logging.getLogger(__name__)
 Listener = Callable[[Update], None]
 MOST_IMAGE_BYTES = 1 << 30  # of decoded images that requests hold, after which no more should be opened
 
@@ -100,4 +102,9 @@ class Runner:
                 with self._room:
                     self._image_bytes -= update.request.image_bytes
                     self._room.notify_all()
-            listener(update)
+            try:
+                listener(update)
+            except Exception:  # its caller is gone, an event loop that was closed, say; the others are not
+                log.exception("a listener failed; its request is dropped")
+                self._listeners.pop(update.request, None)
+                self.drop(update.request)

@@ -265,7 +265,7 @@ class Stepper:
     def _remember(self, works: Sequence[Work], slots_W: Tensor | None, tokens_S: Tensor) -> None:
         if slots_W is None or len(tokens_S) < len(works):
             slots_W = self._to_device([work.request.slot for work in works if work.samples])
-        self._last_N.index_copy_(0, slots_W, tokens_S)
+        self._last_N.index_copy_(0, slots_W, tokens_S.clamp(min=0))  # NOT_FINITE must not be embedded before it is seen
 
     def _settle(self, flight: Flight, packed: Packed | None) -> None:
         """Wait, and keep of the drafts what held."""

@@ -44,8 +44,10 @@ class Again(StepGraphs):
 
 
 class Refuses(StepGraphs):
+    error = RuntimeError("no room for a graph, say")
+
     def _record(self, compute):
-        raise RuntimeError("no room for a graph, say")
+        raise self.error
 
 
 @pytest.fixture(autouse=True)
@@ -166,6 +168,15 @@ def test_drafts_leave_what_held(decoder, kernels, counts, held):
     torch.testing.assert_close(cache._states, states, rtol=0, atol=0)
     graphs.accept(slots, held)
     same(cache, plain)
+
+
+def test_over_ranks_memory_for_a_graph_that_one_lacks_ends_the_job(decoder, kernels, monkeypatch):
+    cache, slots = filled(decoder, (15, 16, 33))
+    graphs = Refuses(decoder, cache, 32, torch.float32, SEQUENCES, drafts=(4, 12), chunk_tokens=64)
+    graphs.error = torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(type(decoder), "ranks", property(lambda self: 2))
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.takes(slots, (2, 1, 1), draft=True)
 
 
 def test_what_is_too_long_or_fails_is_left_to_the_decoder(decoder, kernels):

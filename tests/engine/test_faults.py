@@ -1,0 +1,170 @@
+"""What goes wrong for one request, or once, is nobody else's matter."""
+
+import queue
+
+import pytest
+import torch
+
+from mmvl.checkpoint import load_model
+from mmvl.engine import Engine, SamplingParams
+from mmvl.engine.memory import is_out_of_memory
+from mmvl.engine.runner import Runner
+from mmvl.processor import Processor
+from mmvl.vlm import VLM
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_dir):
+    return load_model(tiny_model_dir, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_model_dir):
+    return Processor.from_pretrained(tiny_model_dir)
+
+
+@pytest.fixture
+def engine(model, processor):
+    return lambda **settings: Engine(model, processor, **settings)
+
+
+def asked(processor, text):
+    return processor.encode([{"role": "user", "content": text}])
+
+
+def drained(engine, steps=500):
+    """All updates until nobody is left."""
+    updates = []
+    while engine.has_work and steps:
+        updates += engine.step()
+        steps -= 1
+    assert not engine.has_work, "the engine does not come to an end"
+    return updates
+
+
+def answer_of(engine, prompt, **params):
+    request = engine.submit(prompt, SamplingParams(ignore_eos=True, **params))
+    drained(engine)
+    return request.output_ids
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_logits_that_are_not_finite_end_their_own_request_alone(engine, processor, behind):
+    prompts = [asked(processor, text) for text in ("hello", "what is it")]
+    alone = answer_of(engine(), prompts[1], max_tokens=8)
+    shared = engine(behind=behind, draft_tokens=0)
+    broken = shared.submit(prompts[0], SamplingParams(max_tokens=8, repetition_penalty=1e-39))
+    good = shared.submit(prompts[1], SamplingParams(max_tokens=8, ignore_eos=True))
+    drained(shared)
+    assert broken.finish_reason == "error" and "not finite" in str(broken.error)
+    assert good.finish_reason == "length" and good.output_ids == alone
+
+
+def test_a_token_that_is_no_text_ends_its_own_request_alone(engine, processor):
+    shared = engine(draft_tokens=0)
+    first = shared.submit(asked(processor, "hello there"), SamplingParams(max_tokens=3, ignore_eos=True))
+    second = shared.submit(asked(processor, "what is it"), SamplingParams(max_tokens=9, ignore_eos=True))
+
+    def push(token, push=second.text_stream.push):
+        if len(second.output_ids) == 3:
+            raise AssertionError("no such id")
+        return push(token)
+
+    second.text_stream.push = push
+    ends = {update.request: update for update in drained(shared) if update.finished}
+    assert first.finish_reason == "length" and ends[first].error is None
+    assert second.finish_reason == "error" and str(ends[second].error) == "no such id"
+
+
+def test_who_had_finished_in_a_step_that_broke_is_told(engine, processor, monkeypatch):
+    shared = engine(draft_tokens=0)
+    first = shared.submit(asked(processor, "hello there"), SamplingParams(max_tokens=1, ignore_eos=True))
+    second = shared.submit(asked(processor, "what is it"), SamplingParams(max_tokens=9, ignore_eos=True))
+
+    def took(*_):
+        raise RuntimeError("the device is gone")
+
+    collect = shared._collect
+    monkeypatch.setattr(shared, "_collect", lambda: collect() or took())
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        drained(shared)
+    updates = shared.give_up(RuntimeError("the device is gone"))
+    ends = {update.request: update for update in updates if update.finished}
+    assert ends[first].error is None and first.finish_reason == "length"
+    assert str(ends[second].error) == "the device is gone" and not shared.has_work
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_memory_that_runs_out_for_a_checkpoint_costs_the_checkpoint(engine, processor, behind, monkeypatch):
+    prompt = asked(processor, "what is it? " * 20)
+    alone = answer_of(engine(), prompt, max_tokens=5)
+    shared = engine(behind=behind)
+    put, left = shared.cache._store.put, [1]
+
+    def full(*arguments):
+        if left:
+            left.pop()
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        put(*arguments)
+
+    monkeypatch.setattr(shared.cache._store, "put", full)
+    assert answer_of(shared, prompt, max_tokens=5) == alone and not left
+    shared.prefixes.clear()
+    assert shared.cache.free_checkpoints == shared.sizes.max_checkpoints
+    assert shared.cache.free_pages == shared.num_pages and shared.cache.free_slots == shared.max_sequences
+
+
+@pytest.mark.parametrize("what", ["take", "put"])
+def test_memory_that_runs_out_while_swapping_costs_computing_again(engine, processor, what, monkeypatch):
+    prompts = [asked(processor, text * 20) for text in ("hello ", "you ", "me ")]
+    alone = [answer_of(engine(), prompt, max_tokens=12) for prompt in prompts]
+    shared = engine(max_sequences=3, draft_tokens=0, swap_bytes=1 << 26, prefix_cache="off")
+    low = [shared.submit(prompt, SamplingParams(max_tokens=12, ignore_eos=True), priority=5) for prompt in prompts]
+    for _ in range(4):
+        shared.step()
+    keys, tried = shared.cache._keys, []
+
+    def full(*_):
+        tried.append(what)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(keys, what, full)
+    high = shared.submit(asked(processor, "hi"), SamplingParams(max_tokens=3, ignore_eos=True))
+    drained(shared)
+    assert tried and [request.output_ids for request in low] == alone and high.finish_reason == "length"
+    assert shared.cache.free_slots == 3 and shared.cache.used_pages == 0 and not shared.cache._swapped
+    assert shared.pools._swap_bytes == 1 << 26
+
+
+def test_a_listener_that_raises_is_dropped_and_others_are_answered(engine, processor, caplog):
+    runner, said = Runner(engine()), queue.SimpleQueue()
+
+    def closed(update):
+        raise RuntimeError("Event loop is closed")
+
+    runner.submit(asked(processor, "hi"), SamplingParams(max_tokens=50, ignore_eos=True), closed)
+    for _ in range(2):  # beside it, and after it
+        runner.submit(asked(processor, "what is it"), SamplingParams(max_tokens=3, ignore_eos=True), said.put)
+        while not said.get(timeout=30).finished:
+            pass
+    assert "Event loop is closed" in caplog.text and not runner._listeners
+
+
+def test_a_conversation_of_another_shape_is_its_own_matter(tiny_model_dir):
+    vlm = VLM(tiny_model_dir, device="cpu")
+    good = [{"role": "user", "content": "hi"}]
+    bad = ["hello", [5], [{"role": "user", "content": 5}], [{"role": "user", "content": [None]}], (good, {"stop": 5})]
+    answers = dict(vlm.batch([good, *bad, good], max_tokens=2))
+    errors = {n: type(a).__name__ for n, a in answers.items() if isinstance(a, Exception)}
+    assert errors.keys() <= set(range(1, 6)) and {1, 2, 3, 4} <= errors.keys()
+    assert set(errors.values()) == {"ValueError"} and len(answers) == 7
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["Triton Error [CUDA]: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate",
+     "CUDA error: out of memory", "[enforce fail] DefaultCPUAllocator: can't allocate memory"],
+)  # fmt: skip
+def test_memory_that_runs_out_has_many_names(words):
+    assert is_out_of_memory(RuntimeError(words)) and not is_out_of_memory(ValueError(words))
+    assert not is_out_of_memory(RuntimeError("CUDA error: misaligned address"))
