@@ -4,6 +4,7 @@ On a GPU the pools get what the model leaves, but for a reserve that activations
 machine has other things to do, and torch does not say beforehand what a step will take.
 """
 
+import contextlib
 import os
 from dataclasses import dataclass
 
@@ -184,6 +185,16 @@ def available_bytes() -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # not every system tells
         return 4 * GIB
+
+
+@contextlib.contextmanager
+def suppress_out_of_memory():
+    """Around what can be done without: it is left where memory runs out."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -5,7 +5,7 @@ Cached prefixes live in the same pages and give way to whoever needs room.
 
 import time
 
-from mmvl.engine.memory import is_out_of_memory
+from mmvl.engine.memory import suppress_out_of_memory
 from mmvl.engine.prefix import Prefix, PrefixCache
 from mmvl.engine.request import Request
 from mmvl.engine.stats import Counters
@@ -27,11 +27,9 @@ class Pools:
         if request.swapped:
             if not self._make_room(self._pages(request.num_tokens) + self._running):
                 return False
-            try:
+            with suppress_out_of_memory():
                 request.slot = self.cache.swap_in(request.number)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
+            if request.slot is None:
                 self.release(request)  # it is computed again when it comes next
                 request.num_cached = 0
                 return False
@@ -76,13 +74,9 @@ class Pools:
         length = self.cache.length(request.slot)
         if length - request.last_checkpoint >= self.prefixes.gap:
             self._know(request, length)
-            try:
+            with suppress_out_of_memory():  # without it who begins alike has to compute more
                 self.prefixes.keep(request.keys, request.slot, length)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                return  # only who begins alike has to compute more
-            request.last_checkpoint = length
+                request.last_checkpoint = length
 
     def preempt(self, request: Request) -> None:
         """Take its slot and pages: to the host's memory if there is room, else it will be computed again."""
@@ -97,13 +91,10 @@ class Pools:
 
     def _swap_out(self, request: Request) -> bool:
         """False where there is no memory even to move it."""
-        try:
+        with suppress_out_of_memory():
             self.cache.swap_out(request.slot, request.number)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return False
-        return True
+            return True
+        return False
 
     def release(self, request: Request) -> None:
         """Take back all that it holds, wherever that is."""

@@ -4,9 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmvl.checkpoint import load_model
 from mmvl.engine import Engine, SamplingParams
-from mmvl.processor import Processor
 from mmvl.text_backbone.packed import Packed
 
 # Temperature 3 makes the tiny random model say different things; greedy repeats itself soon.
@@ -18,16 +16,6 @@ PARAMS = [
     SamplingParams(max_tokens=9, repetition_penalty=1.5),
     SamplingParams(max_tokens=1, temperature=1.0, seed=4),
 ]
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model_dir):
-    return load_model(tiny_model_dir, dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_model_dir):
-    return Processor.from_pretrained(tiny_model_dir)
 
 
 @pytest.fixture(scope="module")

@@ -5,22 +5,10 @@ import queue
 import pytest
 import torch
 
-from mmvl.checkpoint import load_model
 from mmvl.engine import Engine, SamplingParams
 from mmvl.engine.memory import is_out_of_memory
 from mmvl.engine.runner import Runner
-from mmvl.processor import Processor
 from mmvl.vlm import VLM
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model_dir):
-    return load_model(tiny_model_dir, dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_model_dir):
-    return Processor.from_pretrained(tiny_model_dir)
 
 
 @pytest.fixture

@@ -1,25 +1,13 @@
 """The prefix cache: who hits what, that a hit changes no token, and that it gives way to those who need the room."""
 
 import pytest
-import torch
 from PIL import Image
 
-from mmvl.checkpoint import load_model
 from mmvl.engine import Engine, SamplingParams
 from mmvl.engine.prefix_keys import PrefixKeys
-from mmvl.processor import Processor, Prompt
+from mmvl.processor import Prompt
 
 PAGE = 64
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model_dir):
-    return load_model(tiny_model_dir, dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_model_dir):
-    return Processor.from_pretrained(tiny_model_dir)
 
 
 @pytest.fixture
