@@ -61,8 +61,8 @@ class HybridCache:
     """
 
     READS = frozenset(
-        ("free_slots", "free_pages", "used_pages", "free_checkpoints", "num_bytes", "length", "state", "pages_needed",
-         "swapped_bytes", "scratch_row", "pages_of", "check", "has_kernels")
+        ("free_slots", "free_pages", "used_pages", "used_pages_after", "free_checkpoints", "num_bytes", "length",
+         "state", "pages_needed", "swapped_bytes", "scratch_row", "pages_of", "check", "has_kernels")
     )  # fmt: skip
 
     def __init__(
@@ -122,6 +122,11 @@ class HybridCache:
     def used_pages(self) -> int:
         """How many pages sequences use; the others are free or kept by checkpoints alone."""
         return self._book.used
+
+    def used_pages_after(self, left: Sequence[int], checkpoint: int | None = None) -> int:
+        """How many they would use if the sequences in these slots left; those of `checkpoint` count as used."""
+        held = () if checkpoint is None else self._kept[checkpoint].pages
+        return self._book.used_after((self._pages[slot] for slot in left), held)
 
     @property
     def free_checkpoints(self) -> int:

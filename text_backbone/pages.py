@@ -1,6 +1,7 @@
 """The books of a pool of pages: which are free, which sequences use, which only checkpoints keep. No tensors here."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 
 class PageBook:
@@ -25,6 +26,12 @@ class PageBook:
     def used(self) -> int:
         """How many pages sequences use; the others are free, or kept by checkpoints alone."""
         return self._used
+
+    def used_after(self, left: Iterable[Sequence[int]], held: Sequence[int] = ()) -> int:
+        """How many pages would be in use if these users left theirs, and if `held` had to stay as well."""
+        leaving = Counter(page for pages in left for page in pages)
+        freed = sum(self._users[page] == count for page, count in leaving.items())
+        return self._used - freed + sum(self._users[page] == leaving[page] for page in held)
 
     def take(self, count: int) -> list[int]:
         """Free pages for a sequence."""

@@ -4,6 +4,7 @@ Cached prefixes live in the same pages and give way to whoever needs room.
 """
 
 import time
+from collections.abc import Sequence
 
 from mmvl.engine.memory import suppress_out_of_memory
 from mmvl.engine.prefix import Prefix, PrefixCache
@@ -20,13 +21,17 @@ class Pools:
         self._swap_bytes, self._counters = swap_bytes, counters
         self._running = 0
 
+    def would_admit(self, request: Request, without: Sequence[Request] = ()) -> bool:
+        """Whether `admit` would, once these were preempted. Changes nothing."""
+        return self._fits(request, self._hit(request), without)
+
     def admit(self, request: Request) -> bool:
         """Slot and pages for all tokens that it has, some of them perhaps found in the prefix cache. Or False."""
-        if not self.cache.free_slots:
+        hit = self._hit(request)
+        if not self._fits(request, hit):
             return False
+        self._evict_until(self._new_pages(request, hit) + self._running, hit)
         if request.swapped:
-            if not self._make_room(self._pages(request.num_tokens) + self._running):
-                return False
             with suppress_out_of_memory():
                 request.slot = self.cache.swap_in(request.number)
             if request.slot is None:
@@ -36,12 +41,6 @@ class Pools:
             request.swapped = False
             self._swap_bytes += self.cache.swapped_bytes(request.num_cached)
         else:
-            self._know(request, request.num_tokens)
-            limit = request.num_tokens - 1  # the last one has to be computed: its successor is sampled from it
-            hit = self.prefixes.match(request.keys, limit)
-            shared = 0 if hit is None else hit.length // self.cache.page_size
-            if not self._make_room(self._pages(request.num_tokens) - shared + self._running, hit):
-                return False
             request.slot = self.cache.allocate() if hit is None else self.cache.resume(hit.checkpoint)
             request.num_cached = request.last_checkpoint = self.cache.length(request.slot)
             self._plan(request)
@@ -63,9 +62,10 @@ class Pools:
     def grow(self, request: Request, count: int) -> bool:
         """Pages for `count` more tokens; cached prefixes give way. Or False."""
         needed = self.cache.pages_needed(request.slot, count)
-        if needed and not self._make_room(needed):
+        if needed > self.num_pages - self.cache.used_pages:
             return False
         if needed:
+            self._evict_until(needed)
             self.cache.reserve(request.slot, count)
         return True
 
@@ -112,14 +112,26 @@ class Pools:
         if length > len(request.keys):
             request.keys.extend(request.ids(len(request.keys), length))
 
-    def _pages(self, tokens: int) -> int:
-        return -(-tokens // self.cache.page_size)
+    def _hit(self, request: Request) -> Prefix | None:
+        """What the prefix cache has of a request that is to be computed."""
+        if request.swapped:
+            return None
+        self._know(request, request.num_tokens)
+        limit = request.num_tokens - 1  # the last one has to be computed: its successor is sampled from it
+        return self.prefixes.match(request.keys, limit)
 
-    def _make_room(self, pages: int, keeping: Prefix | None = None) -> bool:
-        """See to it that so many pages are free; False, with nothing dropped, where that cannot be."""
-        if pages > self.num_pages - self.cache.used_pages:
-            return False
+    def _new_pages(self, request: Request, hit: Prefix | None) -> int:
+        shared = 0 if hit is None else hit.length // self.cache.page_size
+        return -(-request.num_tokens // self.cache.page_size) - shared
+
+    def _fits(self, request: Request, hit: Prefix | None, without: Sequence[Request] = ()) -> bool:
+        """Whether there are a slot and pages, one more for each who runs: their answers grow."""
+        used = self.cache.used_pages_after([r.slot for r in without], None if hit is None else hit.checkpoint)
+        pages = self._new_pages(request, hit) + self._running - len(without)
+        return self.cache.free_slots + len(without) > 0 and pages <= self.num_pages - used
+
+    def _evict_until(self, pages: int, keeping: Prefix | None = None) -> None:
+        """Drop cached prefixes until so many pages are free, which has been seen to be possible."""
         while self.cache.free_pages < pages:
-            if not self.prefixes.evict(keeping):
-                return False
-        return True
+            evicted = self.prefixes.evict(keeping)
+            assert evicted, "pages that neither a sequence nor a prefix has"

@@ -6,7 +6,7 @@ go first, then the request that is served last has to wait. Requests are served 
 their coming among equals, and nobody overtakes one who waits for room.
 """
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -24,6 +24,9 @@ class Memory(Protocol):
 
     def admit(self, request: Request) -> bool:
         """Slot and pages for all tokens that it has; its slot, num_cached and cuts are then set. Or False."""
+
+    def would_admit(self, request: Request, without: Sequence[Request]) -> bool:
+        """Whether it would be admitted once these were preempted. Changes nothing."""
 
     def grow(self, request: Request, count: int) -> bool:
         """Pages for `count` more tokens. Or False."""
@@ -132,22 +135,39 @@ class Scheduler:
         )
 
     def _admit(self, request: Request) -> bool:
-        most = self.pace.max_running
-        full = most is not None and len(self.running) >= most
-        if full or request.in_flight or not self.memory.admit(request):
+        if request.in_flight or not self._has_place(0) or not self.memory.admit(request):
             return False
         insort(self.running, request, key=_RANK)
         return True
 
+    def _has_place(self, leaving: int) -> bool:
+        """Whether one more may run, if so many did not."""
+        most = self.pace.max_running
+        return most is None or len(self.running) - leaving < most
+
     def _make_way(self) -> None:
-        """Who waits may push out those of a lower priority."""
+        """Who waits may push out those of a lower priority, as few as will do, the last first, if that lets it in."""
         while self.waiting and self.running and self.running[-1].priority > self.waiting[0].priority:
-            if self._admit(self.waiting[0]):
-                self.waiting.pop(0)
-            elif self.waiting[0].in_flight:
-                break
-            else:
-                self.preempt(self.running[-1])
+            victims = self._victims(self.waiting[0])
+            if victims is None:
+                return
+            for victim in victims:
+                self.preempt(victim)
+            if not self._admit(self.waiting[0]):
+                return
+            self.waiting.pop(0)
+
+    def _victims(self, request: Request) -> list[Request] | None:
+        """Who has to go so that it fits; None: it would not fit without all those of a lower priority either."""
+        last = self.running[::-1]
+
+        def enough(count: int) -> bool:
+            return self._has_place(count) and self.memory.would_admit(request, last[:count])
+
+        lower = sum(other.priority > request.priority for other in last)
+        if request.in_flight or not enough(lower):
+            return None
+        return last[: bisect_left(range(lower), True, key=enough)]  # who fits fits without more of them, too
 
     def preempt(self, request: Request) -> None:
         """Back to the queue, in its place; its memory is free."""

@@ -15,9 +15,13 @@ class Memory:
     def _pages(self, tokens):
         return -(-tokens // 4)
 
+    def would_admit(self, request, without=()):
+        free = self.free + sum(self.held[other.name] for other in without)
+        return len(self.held) - len(without) < self.slots and self._pages(request.num_tokens) <= free
+
     def admit(self, request):
         need = self._pages(request.num_tokens)
-        if len(self.held) == self.slots or need > self.free:
+        if not self.would_admit(request):
             return False
         self.free -= need
         self.held[request.name], request.slot, request.num_cached = need, 0, 0
@@ -120,6 +124,36 @@ def test_a_higher_priority_goes_first_and_pushes_out():
     scheduler.add(high)
     assert step(scheduler) == {"b": 8} and scheduler.waiting == [low]
     assert make(Request("a", 2, priority=1), Request("b", 2), budget=2).schedule()[0].request.name == "b"
+
+
+def test_who_would_not_fit_beside_its_equals_pushes_nobody_out():
+    equal, low = Request("a", 8), Request("b", 4, priority=1)
+    scheduler = make(equal, low, pages=5, budget=12)
+    step(scheduler)
+    scheduler.add(Request("c", 13))  # 4 pages, of which 3 are not a's
+    assert step(scheduler) == {"a": 1, "b": 1} and scheduler.preemptions == 0
+    scheduler.remove(equal)
+    scheduler.memory.preempt(equal)
+    assert step(scheduler) == {"c": 12} and scheduler.preemptions == 1  # now it is b that is in its way
+
+
+def test_a_limit_of_those_who_run_is_a_reason_to_push_out():
+    scheduler = make(Request("a", 4), Request("b", 4, priority=1), budget=12)
+    step(scheduler)
+    scheduler.pace.max_running = 2
+    scheduler.add(Request("c", 5))
+    assert step(scheduler) == {"a": 1, "c": 5}
+    scheduler.add(Request("d", 5))
+    assert step(scheduler) == {"a": 1, "c": 1} and scheduler.preemptions == 1
+
+
+def test_as_few_as_will_do_are_pushed_out_the_last_first():
+    low = [Request(f"a{n}", 3, priority=1 + n // 2) for n in range(4)]
+    scheduler = make(*low, pages=8, budget=16)
+    step(scheduler)
+    scheduler.add(Request("b", 21))  # 6 pages, of which 4 are free
+    step(scheduler)
+    assert [request.name for request in scheduler.running] == ["b", "a0", "a1"] and scheduler.preemptions == 2
 
 
 def test_nobody_overtakes_who_waits_for_room():
