@@ -64,7 +64,7 @@ def ask_table(
     other: a table whose rows and columns are asked for in vain, where this one lacks them. looks: how many look-ups
     are tried; of a small table they are fewer.
     """
-    ask = _Asked(page, table, rng)
+    ask = Asked(page, table, rng)
     for question, answers in table.qa:
         page.facts.append(((question,), ", ".join(answers)))
     for _ in range(looks if ask.keys and len(ask.named) > 1 else 0):
@@ -80,8 +80,10 @@ def ask_table(
         ask.in_vain(other)
 
 
-class _Asked:
+class Asked:
     """A table about to be asked about. named: columns with a name of their own; keys: those whose cells name rows."""
+
+    lower_case = 0.4  # share of the questions that are typed without capitals
 
     def __init__(self, page: Page, table: RealTable, rng: random.Random):
         self.page, self.rng, self.header, self.rows = page, rng, table.header, table.rows
@@ -95,8 +97,8 @@ class _Asked:
         self.cells = Counter(cell.lower() for row in self.rows for cell in row)
 
     def fact(self, answer: str, *questions: str) -> None:
-        """An answer to a question in one of several wordings; four in ten are typed without capitals."""
-        if self.rng.random() < 0.4:
+        """An answer to a question in one of several wordings."""
+        if self.rng.random() < self.lower_case:
             questions = tuple(q.lower() for q in questions)
         self.page.facts.append((questions, answer))
 
@@ -104,13 +106,17 @@ class _Asked:
         """Whether the row's cell in column c is text that stands in no other row of the column."""
         return bool(row[c].strip("-\u2013\u2014 ")) and self.counts[c][row[c].lower()] == 1
 
-    def ways(self, key: str, c: int, value: str = "") -> tuple[str, ...]:
-        """Wordings of a look-up. value: an example of the column, which decides whether it is counted."""
+    def ways(self, key: str, c: int, value: str = "", k: int | None = None) -> tuple[str, ...]:
+        """Wordings of a look-up of column c, of which value is an example, in the row of key, a cell of column k."""
         column = self.header[c].lower() if self.rng.random() < 0.7 else self.header[c]
         special = [ways for word, ways in _SPECIAL.items() if word in self.header[c].lower().split()]
         counted = number(value) is not None and not special and self.header[c].lower().endswith(("s", "gold", "silver"))
         forms = [*_VALUE, *(_NUMBER * 2 if counted else ()), *(way for ways in special for way in ways * 3)]
         return tuple(form.format(column=column, key=key) for form in self.rng.sample(forms, min(4, len(forms))))
+
+    def ways_of(self, column: str, key: str) -> tuple[str, ...]:
+        """Wordings of a look-up of a column that the table may lack."""
+        return tuple(form.format(column=column, key=key) for form in self.rng.sample(_VALUE + _NUMBER, 2))
 
     def look_up(self) -> None:
         rng = self.rng
@@ -122,14 +128,16 @@ class _Asked:
         if k != self.keys[0] and self.cells[row[k].lower()] > 1:  # another column's cell could be meant
             return
         if rng.random() < 0.75:
-            self.fact(row[c], *self.ways(row[k], c, row[c]))
+            self.fact(row[c], *self.ways(row[k], c, row[c], k))
         elif self.names_one(c, row):
-            values = {"keys": self.header[k].lower(), "column": self.header[c].lower(), "value": row[c]}
-            if self.cells[row[c].lower()] > 1:  # "listed with" would fit another column's cell as well
-                forms = [form for form in _ROW if "listed with" not in form]
-            else:
-                forms = list(_ROW)
-            self.fact(row[k], *(form.format(**values) for form in forms))
+            self.fact(row[k], *self.ask_row(k, c, row[c]))
+
+    def ask_row(self, k: int, c: int, value: str) -> tuple[str, ...]:
+        """Wordings that ask for the entry of column k in the one row with `value` in column c."""
+        # "Listed with" would fit another column's cell as well.
+        forms = [form for form in _ROW if "listed with" not in form or self.cells[value.lower()] == 1]
+        values = {"keys": self.header[k].lower(), "column": self.header[c].lower(), "value": value}
+        return tuple(form.format(**values) for form in forms)
 
     def neighbour(self) -> None:
         """What stands beside, above or below a cell; what is listed before or after a row, first or last."""
@@ -205,14 +213,14 @@ class _Asked:
         a, b = rng.sample(range(len(rows)), 2)
         year = name.startswith(("year", "rank", "no"))
         if rows[a][k] != rows[b][k] and values[a] != values[b] and not year:
-            self.fact(_plain(abs(values[a] - values[b])),
+            self.fact(plain_number(abs(values[a] - values[b])),
                       f"What is the difference in {name} between {rows[a][k]} and {rows[b][k]}?")  # fmt: skip
             more, less = (a, b) if values[a] > values[b] else (b, a)
             self.fact(rows[more][k], f"Which has the higher {name}, {rows[a][k]} or {rows[b][k]}?",
                       f"Who had more {name}, {rows[a][k]} or {rows[b][k]}?")  # fmt: skip
             self.fact(rows[less][k], f"Which has the lower {name}, {rows[a][k]} or {rows[b][k]}?")
         if not year and "year" not in name and "rank" not in name and len(rows) <= 8:
-            self.fact(_plain(sum(values)), f"What is the sum of {name}?", f"What is the total of all {name}?")
+            self.fact(plain_number(sum(values)), f"What is the sum of {name}?", f"What is the total of all {name}?")
 
     def size(self) -> None:
         rows, header = self.rows, self.header
@@ -248,12 +256,13 @@ class _Asked:
         k = self.keys[0]
         c = rng.choice([c for c in self.named if c != k])
         names = [row[0] for row in other.rows if row and row[0].strip()] if other else []
-        columns = [h for h in other.header if len(h) > 2 and h.lower() not in said] if other else []
+        heads = [" ".join(h.split()) for h in other.header] if other else []
+        columns = [h for h in heads if len(h) > 2 and h.lower() not in said]
         key, draw = rng.choice(self.rows)[k], rng.random()
         if draw < 0.4 and columns and key.strip():
             column = rng.choice(columns).lower()
             if not set(column.split()) & set(said.split()):
-                self._absent(*(form.format(column=column, key=key) for form in rng.sample(_VALUE + _NUMBER, 2)))
+                self._absent(*self.ways_of(column, key))
             return
         if draw < 0.75:
             key = _like(key, [row[k] for row in self.rows], rng)
@@ -261,10 +270,10 @@ class _Asked:
             key = rng.choice(names) if names else ""
         near = any(key.lower() in cell or cell in key.lower() for cell in self.cells if len(cell) > 2)
         if key and not near and key.lower() not in self.cells:
-            self._absent(*self.ways(key, c, self.rows[0][c]))
+            self._absent(*self.ways(key, c, self.rows[0][c], k))
 
     def _absent(self, *questions: str) -> None:
-        self.page.absent += [q.lower() if self.rng.random() < 0.4 else q for q in questions[:2]]
+        self.page.absent += [q.lower() if self.rng.random() < self.lower_case else q for q in questions[:2]]
 
 
 def _like(key: str, keys: Sequence[str], rng: random.Random) -> str:
@@ -277,5 +286,6 @@ def _like(key: str, keys: Sequence[str], rng: random.Random) -> str:
     return " ".join([*words[:-1], others[-1]])
 
 
-def _plain(value: float) -> str:
+def plain_number(value: float) -> str:
+    """Two digits after the point at most."""
     return f"{value:.2f}".rstrip("0").rstrip(".")

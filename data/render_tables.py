@@ -4,13 +4,14 @@ import random
 
 from PIL import Image
 
+from mmvl.data.ask_as_people import ask_as_people
 from mmvl.data.ask_tables import ask_table
 from mmvl.data.page import Page
 from mmvl.data.paper import age, encode_page
 from mmvl.data.public_formats import RealTable, read_tables
 from mmvl.data.rendering import Pages, Plan, page_renderer
 from mmvl.data.splits import in_split
-from mmvl.data.tables import HELD_OUT_LAYOUTS, LAYOUTS, draw_table, invent_table, mix_table, part_of
+from mmvl.data.tables import HELD_OUT_LAYOUTS, LAYOUTS, draw_table, invent_table, mix_table, part_of, shuffle_columns
 from mmvl.data.text import clean
 
 
@@ -21,6 +22,8 @@ def render_tables(
     tables: str = "",
     real: float = 0.7,
     mixed: float = 0.0,
+    shuffled: float = 0.0,
+    people: float = 0.0,
     most_rows: int = 24,
     most_columns: int = 6,
     max_side: int = 800,
@@ -30,9 +33,11 @@ def render_tables(
 
     tables: file or folder of real tables (see `public_formats.read_tables`), a share `real` of all, of the split
     "development" of `splits` where pages are held out, otherwise of "train"; mixed: share of these that is mixed of
-    their columns (`tables.mix_table`). A table of more than most_rows rows gives a part of them and no questions by
-    people. Mixed and invented ones have at most most_columns columns and 12 rows. max_side: as for `render_receipts`.
-    wear: share of the tables that are worn, and how much. Other settings: see `Pages`.
+    their columns (`tables.mix_table`); shuffled: share of the others whose cells change places within their columns
+    (`tables.shuffle_columns`). people: share of the conversations that ask in people's words (`ask_as_people`). A table
+    of more than most_rows rows gives a part of them and no questions by people, like a shuffled one. Mixed and invented
+    ones have at most most_columns columns and 12 rows. max_side: as for `render_receipts`. wear: share of the tables
+    that are worn, and how much. Other settings: see `Pages`.
     """
     if most_rows < 2:
         raise ValueError(f"tables: most_rows is {most_rows}; it is at least 2")
@@ -49,7 +54,10 @@ def render_tables(
         if known and rng.random() < real:
             if mixed and rng.random() < mixed and (table := mix_table(rng, known, few_rows, most_columns)).rows:
                 return draw_table(rng, table, layouts, faces, max_side)
-            table, _ = part_of(rng.choice(known), rng, rng.choice((most_rows, most_rows, 8, 5)))
+            table = rng.choice(known)
+            if shuffled and rng.random() < shuffled:
+                table = shuffle_columns(table, rng)
+            table, _ = part_of(table, rng, rng.choice((most_rows, most_rows, 8, 5)))
         else:
             table = invent_table(rng, phrases, few_rows, most_columns)
         return draw_table(rng, table, layouts, faces, max_side)
@@ -58,7 +66,8 @@ def render_tables(
         page, table = drawn
         page.facts, page.absent = [], []  # each view has its own
         other = rng.choice(known) if known and rng.random() < real else invent_table(rng, phrases)
-        ask_table(page, table, rng, other, looks=max(8, 3 * pages.most_questions))
+        ask = ask_as_people if people and rng.random() < people else ask_table
+        ask(page, table, rng, other, looks=max(8, 3 * pages.most_questions))
         return page, "tables", {"table": table.key}
 
     def store(image: Image.Image, rng: random.Random) -> tuple[str, bytes]:

@@ -81,6 +81,22 @@ def mix_table(rng: random.Random, known: Sequence[RealTable], most_rows: int = 1
     return RealTable("", header, [list(row) for row in list(zip(*columns, strict=False))[:number_of_rows]], [])
 
 
+def shuffle_columns(table: RealTable, rng: random.Random) -> RealTable:
+    """The table with each column's cells in an order of its own, and its columns too at times: facts that nobody knows.
+
+    What is asked about it has to be read; a few hundred real tables that come again and again would be known by heart.
+    """
+    rows = [[*row, *[""] * (len(table.header) - len(row))][: len(table.header)] for row in table.rows]
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    for column in columns:
+        rng.shuffle(column)
+    order = list(range(len(columns)))
+    if rng.random() < 0.3:
+        rng.shuffle(order)
+    rows = [list(row) for row in zip(*(columns[c] for c in order), strict=True)]
+    return RealTable(table.key, [table.header[c] for c in order], rows, [])
+
+
 def plain(table: RealTable) -> RealTable:
     """The table in printable ASCII: accents are dropped, dashes and quotes become straight."""
 
