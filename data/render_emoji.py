@@ -3,7 +3,8 @@
 The font is Noto Color Emoji (SIL OFL 1.1, pictures Apache-2.0); it holds bitmaps of one size, 109, scaled afterwards.
 Other drawing styles come as folders of pictures named by code point, such as openmoji/1f600.png: what an SVG set of
 emoji (npm's @iconify-json/openmoji, fluent-emoji-flat, noto-v1, twemoji) gives with any rasteriser. One style is never
-trained on, so that it can be asked whether a thing is known or only its drawing.
+trained on, so that it can be asked whether a thing is known or only its drawing. For the same reason most pictures for
+training are redrawn (see restyle.py).
 """
 
 import random
@@ -16,6 +17,7 @@ from mmvl.data.drawing import encode
 from mmvl.data.order import derive
 from mmvl.data.parallel import Make
 from mmvl.data.rendering import renderer
+from mmvl.data.restyle import is_ink, keeps_colour, place, restyle
 from mmvl.data.turns import Made, asked
 
 _BITMAP_SIZE = 109
@@ -80,8 +82,9 @@ def draw_emoji(font: ImageFont.FreeTypeFont, char: str) -> Image.Image:
 def find_pictures(folder: str | Path, names: dict[str, str], held_out: bool) -> list[tuple[str, str, str, Path]]:
     """[(style, character, name, file)] of folder/STYLE/CODE.png, held-out styles or the others, in order.
 
-    names: character -> name; other characters are left out. ValueError for a file that is not named by a code point,
-    FileNotFoundError where no picture of the wanted styles is.
+    names: character -> name; other characters are left out, and for training also black glyphs of what is named by its
+    colour. ValueError for a file that is not named by a code point, FileNotFoundError where no picture of the wanted
+    styles is.
     """
     found = []
     for path in sorted(Path(folder).glob("*/*.png")):
@@ -91,7 +94,7 @@ def find_pictures(folder: str | Path, names: dict[str, str], held_out: bool) -> 
             char = chr(int(path.stem, 16))
         except (ValueError, OverflowError):
             raise ValueError(f"{path}: a picture of an emoji is named by its code point, such as 1f600.png") from None
-        if char in names:
+        if char in names and (held_out or not keeps_colour(names[char]) or not is_ink(Image.open(path))):
             found.append((path.parent.name, char, names[char], path))
     if not found:
         kind = f"the held-out styles ({', '.join(HELD_OUT_STYLES)})" if held_out else "styles for training"
@@ -108,11 +111,13 @@ def render_emoji(
     held_out: bool = False,
     min_size: int = 40,
     max_size: int = 112,
+    restyled: float = 0.85,
 ) -> Make:
     """Write `count` pictures of one emoji each, min_size to max_size pixels high, and return the shards.
 
     fonts: directory with NotoColorEmoji.ttf. pictures: folder of further styles, see `find_pictures`. held_out: only
-    the held-out styles, which need `pictures` (for evaluation); otherwise the font and the other styles.
+    the held-out styles, which need `pictures` (for evaluation); otherwise the font and the other styles. restyled:
+    share of the pictures for training whose drawing and ground are changed.
     """
     if held_out and not pictures:
         raise ValueError("emoji: held_out needs pictures=DIR, a folder of drawing styles")
@@ -134,13 +139,22 @@ def render_emoji(
         picture = picture.crop(picture.getbbox())
         height = rng.randint(min_size, max_size)
         picture = picture.resize((max(1, round(picture.width * height / picture.height)), height), Image.LANCZOS)
-        ground = (255, 255, 255) if rng.random() < 0.5 else tuple(rng.randint(120, 255) for _ in range(3))
-        edges = [rng.randint(2, 2 + height // 2) for _ in range(4)]
-        size = (picture.width + edges[0] + edges[1], height + edges[2] + edges[3])
-        image = Image.new("RGBA", size, (*ground, 255))
-        image.alpha_composite(picture, (edges[0], edges[2]))
-        shown = encode(image.convert("RGB"), rng, jpeg=0.3)
+        if not held_out and rng.random() < restyled:
+            image = place(restyle(picture, name, rng), rng)
+        else:
+            image = _plain(picture, rng)
+        shown = encode(image, rng, jpeg=0.3)
         meta = {"emoji": f"U+{ord(char):04X}"} | ({"style": style} if style else {})
         return asked("emoji", shown, [(rng.choice(QUESTIONS), name)], kind="caption", **meta)
 
     return make
+
+
+def _plain(picture: Image.Image, rng: random.Random) -> Image.Image:
+    """As it is, on white or another light ground; RGB."""
+    height = picture.height
+    ground = (255, 255, 255) if rng.random() < 0.5 else tuple(rng.randint(120, 255) for _ in range(3))
+    edges = [rng.randint(2, 2 + height // 2) for _ in range(4)]
+    image = Image.new("RGBA", (picture.width + edges[0] + edges[1], height + edges[2] + edges[3]), (*ground, 255))
+    image.alpha_composite(picture, (edges[0], edges[2]))
+    return image.convert("RGB")
