@@ -4,54 +4,50 @@ Where values are not printed, only what can be seen is asked: single values that
 precision; which is more where one clearly is; neither differences nor sums, and nothing of a stack's or pie's numbers.
 """
 
+import itertools
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 
+from mmvl.data.chart_words import owner_ways, plural, rank_ways, thing, value_ways
 from mmvl.data.charts import COUNTRIES, Chart
 from mmvl.data.page import Page
 
 
-def ask_chart(page: Page, chart: Chart, rng: random.Random) -> None:
-    """Put the chart's questions into page.facts, and some without answer into page.absent."""
+def ask_chart(page: Page, chart: Chart, rng: random.Random, looks: int = 16) -> None:
+    """Put the chart's questions into page.facts, and some without answer into page.absent.
+
+    looks: how many single values are asked for; where there are fewer, they come again in other words.
+    """
     fact, cats, about = page.fact, chart.categories, chart.about
     many = len(chart.series) > 1
-    noun = "year" if chart.time and cats[0][:4].isdigit() else "month" if chart.time else "category"
+    noun = thing(chart, rng)
     shown = [c.rstrip("*") for c in cats]
     text, can_read, clear = _reading(chart)
     at = "in" if chart.time else "for"
     pairs = [(i, j) for i in range(len(cats)) for j in range(len(chart.series))]
-    for i, j in rng.sample(pairs, min(16, len(pairs))):
+    often = Counter(v for _, values in chart.series for v in values)
+    rng.shuffle(pairs)
+    for i, j in itertools.islice(itertools.cycle(pairs), looks):
         name, values = chart.series[j]
         if not can_read(values[i]):
             continue
-        of = f" of {name}" if name else ""
-        fact(
-            text(values[i]),
-            f"What was the {about}{of} {at} {shown[i]}?",
-            f"What is the value{of} {at} {shown[i]}?",
-            f"How much was the {about}{of} {at} {shown[i]}?",
-            f"What is the {about}{of} {at} {shown[i]}?",
-            *_as_people_ask(chart, name, shown[i], rng),
-        )
-        if chart.shown and values.count(values[i]) == 1 and not many:
+        fact(text(values[i]), *value_ways(chart, name, shown[i], rng))
+        if chart.shown and values.count(values[i]) == 1:
+            fact(shown[i], *owner_ways(chart, noun, name, text(values[i])))
+        if chart.shown and many and often[values[i]] == 1:
             fact(
-                shown[i],
-                f"In which {noun} was the value {text(values[i])}?",
-                f"Which {noun} has a value of {text(values[i])}?",
-                f"What {noun} shows {text(values[i])}?",
+                name,
+                f"Which group has {text(values[i])} {at} {shown[i]}?",
+                f"What does the value {text(values[i])} belong to?",
             )
     for name, values in rng.sample(chart.series, min(2, len(chart.series))):
         of = f" of {name}" if name else ""
         order = sorted(values, reverse=True)
         best, worst = order[0], order[-1]
         if len(values) == 1 or clear(best, order[1]):
-            fact(
-                shown[values.index(best)],
-                f"Which {noun} has the highest {about}{of}?",
-                f"In which {noun} was the {about}{of} highest?",
-                f"Where does the {about}{of} peak?",
-            )
+            fact(shown[values.index(best)], *rank_ways(chart, noun, name, highest=True))
         if can_read(best):
             fact(
                 text(best),
@@ -60,15 +56,16 @@ def ask_chart(page: Page, chart: Chart, rng: random.Random) -> None:
                 f"What is the largest value{of}?",
             )
         if len(values) == 1 or clear(worst, order[-2]):
-            fact(
-                shown[values.index(worst)],
-                f"Which {noun} has the lowest {about}{of}?",
-                f"Which {noun} has the smallest value{of}?",
-            )
+            fact(shown[values.index(worst)], *rank_ways(chart, noun, name, highest=False))
         if can_read(worst):
             fact(text(worst), f"What is the lowest value{of}?", f"What is the minimum {about}{of}?")
         if len(values) > 3 and clear(order[0], order[1]) and clear(order[1], order[2]):
-            fact(shown[values.index(order[1])], f"Which {noun} has the second highest {about}{of}?")
+            fact(
+                shown[values.index(order[1])],
+                f"Which {noun} has the second highest {about}{of}?",
+                f"What was the second largest {noun}{of}?",
+                f"Which {noun} ranked second{of}?",
+            )
         if len(cats) > 1:
             a, b = rng.sample(range(len(cats)), 2)
             if chart.shown and values[a] != values[b]:
@@ -142,8 +139,10 @@ def ask_chart(page: Page, chart: Chart, rng: random.Random) -> None:
             chart.colours[0],
             "What colour are the bars?" if chart.kind in ("bar", "horizontal") else "What colour is the line?",
         )
-    plural = {"year": "years", "month": "months", "category": "categories"}[noun]
-    fact(str(len(cats)), f"How many {plural} are shown?", f"How many {plural} does the chart show?")
+    things = plural(noun)
+    fact(str(len(cats)), f"How many {things} are shown?", f"How many {things} does the chart show?")
+    if chart.kind in ("bar", "horizontal") and not many:
+        fact(str(len(cats)), "How many bars are there?", "How many bars does the chart have?")
     if chart.title:
         page.values["title"] = chart.title
         fact(chart.title, "What is the title of the chart?", "What does the chart show?")
@@ -162,7 +161,7 @@ def ask_chart(page: Page, chart: Chart, rng: random.Random) -> None:
         "pie": "pie chart",
     }[chart.kind]
     fact(kind, "What kind of chart is this?", "What type of chart is it?")
-    page.caption = f"A {kind} of {about} with {len(cats)} {plural}."
+    page.caption = f"A {kind} of {about} with {len(cats)} {plural(noun if chart.time else 'category')}."
     if chart.shown and len(pairs) <= 24:
         rows = [" | ".join(["", *(n for n, _ in chart.series)]).strip()] if many else []
         rows += [" | ".join([c, *(text(v[i]) for _, v in chart.series)]) for i, c in enumerate(shown)]
@@ -170,31 +169,6 @@ def ask_chart(page: Page, chart: Chart, rng: random.Random) -> None:
         page.whole = ways, "\n".join(rows)
         page.facts += [page.whole] * 2
     page.absent += _strange(chart, shown, rng)
-
-
-def _as_people_ask(chart: Chart, name: str, category: str, rng: random.Random) -> list[str]:
-    """Wordings for a value as readers of statistics pages put them.
-
-    They name whom the whole chart is about, which such a chart often leaves to the page around it.
-    """
-    about, at = chart.about, "in" if chart.time else "for"
-    if chart.series[0][0]:  # several series: the name of one, then the category
-        ways = [f"What was {name}'s {about} {at} {category}?", f"How high was {name} {at} {category}?"]
-        return ways if chart.time or chart.unit != "%" else [f"What share of {category} said {name}?", *ways]
-    things = about.removeprefix("number of ")
-    if chart.time:
-        place = rng.choice(COUNTRIES)
-        ways = [
-            f"What was the {about} in {place} in {category}?",
-            f"What was {place}'s {about} in {category}?",
-            f"What is the {about} as of {category}?",
-            f"How much did the {about} amount to in {category}?",
-        ]
-        return ways + ([f"How many {things} did {place} have in {category}?"] * 2 if things != about else [])
-    ways = [f"What was {category}'s {about}?", f"How much does {category} have?", f"What is the {about} of {category}?"]
-    if chart.unit == "%":
-        ways += [f"What percentage is {category}?", f"What percentage of respondents said {category}?"]
-    return ways + ([f"How many {things} does {category} have?"] * 2 if things != about else [])
 
 
 def _reading(chart: Chart):
@@ -217,12 +191,11 @@ def _reading(chart: Chart):
 
 
 def _strange(chart: Chart, shown: Sequence[str], rng: random.Random) -> list[str]:
-    """Questions for categories that the chart does not have."""
+    """Questions for categories that the chart does not have, in the words of those for the ones that it has."""
+    names = [name for name, _ in chart.series]
     if chart.time and shown[0][:4].isdigit() and len(shown[0]) == 4:
         years = [int(s[:4]) for s in shown]
         others = [y for y in (years[0] - rng.randint(2, 9), years[-1] + rng.randint(2, 9)) if str(y) not in shown]
-        ways = ("What was the {about} in {c}?", "How much was the {about} in {c}?", "What is the value in {c}?")
     else:
-        others = [c for c in rng.sample(COUNTRIES, 4) if c not in shown and all(c not in n for n, _ in chart.series)]
-        ways = ("What is the {about} for {c}?", "What was {c}'s {about}?", "What is the value for {c}?")
-    return [rng.choice(ways).format(about=chart.about, c=other) for other in others]
+        others = [c for c in rng.sample(COUNTRIES, 4) if c not in shown and all(c not in n for n in names)]
+    return [rng.choice(value_ways(chart, rng.choice(names), str(other), rng)) for other in others]

@@ -6,7 +6,7 @@ Answers are plain numbers, as in ChartQA: no per cent sign, no thousands separat
 import math
 import random
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mmvl.data.corpus import Phrases
 from mmvl.data.invented import proper
@@ -44,6 +44,7 @@ class Chart:
     time: bool = False
     colours: list[str] = field(default_factory=list)
     shown: bool = True  # every value is printed
+    thing: str = ""  # what a category is, such as "country", where that is known
 
     def text(self, value: float) -> str:
         """The value as an answer."""
@@ -204,6 +205,24 @@ def _numbers(rng, kind, categories, names, label, about, unit, low, high, time) 
     return chart
 
 
+def cut_chart(chart: Chart, rng: random.Random, most_categories: int, most_series: int) -> Chart:
+    """The chart with at most so many categories, one after the other, and series. What adds up to 100% still does."""
+    number = len(chart.categories)
+    first, last = 0, number
+    if number > most_categories:
+        size = rng.randint(min(3, most_categories), most_categories)
+        first = rng.randrange(number - size + 1)
+        last = first + size
+    series = [(name, values[first:last]) for name, values in chart.series[:most_series]]
+    decimals, whole = chart.decimals, chart.unit == "%" and chart.label == "Share"  # a pie or a stack
+    if whole and chart.kind == "pie":
+        series[0][1][-1] = round(series[0][1][-1] + 100 - sum(series[0][1]), decimals)
+    elif whole and len(chart.series) > most_series:
+        for i in range(last - first):
+            series[-1][1][i] = round(series[-1][1][i] + 100 - sum(values[i] for _, values in series), decimals)
+    return replace(chart, categories=chart.categories[first:last], series=series)
+
+
 def number(text: str) -> float | None:
     """The number that a table's cell is, else None."""
     match = re.fullmatch(r"[$+]?(-?\d{1,3}(?:,\d{3})+|-?\d+)(\.\d+)?\s?%?", text.strip())
@@ -246,4 +265,13 @@ def chart_of_table(rng: random.Random, table: RealTable) -> Chart | None:
     decimals = max((len(x.rpartition(".")[2].strip(" %")) if "." in x else 0) for x in columns[at])
     time = all(re.fullmatch(r"(1[89]|20)\d\d.*", x) for x in columns[by])
     kind = rng.choice(("bar", "horizontal", "horizontal", "line") if time else ("bar", "horizontal", "horizontal"))
-    return Chart(kind, list(columns[by]), [("", values)], label, label.lower(), decimals=min(2, decimals), time=time)
+    return Chart(
+        kind,
+        list(columns[by]),
+        [("", values)],
+        label,
+        label.lower(),
+        decimals=min(2, decimals),
+        time=time,
+        thing=" ".join(table.header[by].lower().split()),
+    )

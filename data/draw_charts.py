@@ -1,96 +1,20 @@
-"""Draws charts with Pillow in several styles. It takes about 10 ms a chart where matplotlib takes over 100."""
+"""Draws charts with Pillow in several styles. It takes about 10 ms a chart where matplotlib takes over 100.
 
+Pictures of less than 480 pixels are laid out for that: print of 11 to 13 pixels, thin margins, names beside their bars.
+"""
+
+import itertools
 import math
 import random
-from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
+from mmvl.data.chart_styles import COLOURS, Style
 from mmvl.data.charts import COUNTRIES, Chart
 from mmvl.data.page import Faces, Page, length, wrap
 
-_COLOURS = {
-    "blue": (47, 118, 222), "navy": (15, 40, 62), "grey": (187, 187, 187), "red": (168, 13, 13),
-    "green": (120, 175, 60), "orange": (240, 140, 30), "purple": (128, 80, 170), "yellow": (235, 200, 50),
-    "pink": (230, 120, 170), "brown": (140, 86, 75), "teal": (23, 155, 160), "black": (30, 30, 30),
-}
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a chart looks. palette: names of _COLOURS; bands: stripes behind categories; box: a frame around the plot."""
-
-    palette: tuple[str, ...]
-    paper: tuple[int, int, int] = (255, 255, 255)
-    plot: tuple[int, int, int] | None = None
-    ink: tuple[int, int, int] = (70, 70, 70)
-    grid: tuple[int, int, int] | None = (228, 228, 228)
-    bands: bool = False
-    box: bool = False
-    ticks: bool = False
-    legend: str = "bottom"
-    title: float = 0.6
-    labels: float = 0.5
-    separator: str = ","
-    serif: bool = False
-
-
-_NAMES = tuple(_COLOURS)
-
-STYLES = {
-    "statistics": Style(
-        ("blue", "navy", "grey", "red", "green", "yellow"), bands=True, title=0.08, labels=0.85, separator=" "
-    ),
-    "plain": Style(
-        ("blue", "orange", "green", "red", "purple", "brown"), grid=None, box=True, ticks=True, legend="inside"
-    ),
-    "office": Style(("blue", "orange", "grey", "yellow", "teal", "green"), title=0.9),
-    "dark": Style(
-        ("teal", "orange", "pink", "yellow", "green", "blue"), (32, 34, 40), None, (225, 225, 225), (70, 72, 80)
-    ),
-    "minimal": Style(("navy", "red", "grey", "teal"), grid=None, title=0.8, labels=0.95, legend="top"),
-    "newspaper": Style(
-        ("red", "navy", "teal", "grey", "brown"),
-        (240, 235, 222),
-        None,
-        (40, 40, 40),
-        (205, 200, 190),
-        title=1,
-        legend="top",
-    ),
-    "grid": Style(
-        ("pink", "teal", "green", "purple", "orange", "blue"),
-        (255, 255, 255),
-        (233, 233, 233),
-        (60, 60, 60),
-        (255, 255, 255),
-        legend="right",
-    ),
-    "pew": Style(
-        ("navy", "yellow", "grey", "brown", "green"), grid=None, title=1, labels=1.0, legend="top", serif=True
-    ),
-}
-
-HELD_OUT_STYLES = {
-    "journal": Style(
-        ("black", "grey", "brown", "navy"),
-        grid=(215, 215, 215),
-        box=True,
-        ticks=True,
-        legend="right",
-        title=0.7,
-        serif=True,
-    ),
-    "slate": Style(
-        ("yellow", "pink", "teal", "grey", "orange"),
-        (38, 50, 66),
-        (48, 62, 80),
-        (235, 238, 242),
-        (80, 95, 112),
-        title=0.8,
-        legend="top",
-    ),
-}
+_NAMES = tuple(COLOURS)
+_SMALL = 480  # pictures whose longer side is less than this are laid out for it
 
 
 def _nice(low: float, high: float, count: int) -> list[float]:
@@ -109,13 +33,29 @@ def _show(value: float, decimals: int, separator: str, unit: str) -> str:
     return text + unit
 
 
-def draw_chart(rng: random.Random, chart: Chart, style: Style, name: str, faces: Faces, max_side: int = 720) -> Page:
-    """The chart as a Page (RGB) with title, axes, legend; colours and whether values are printed go into `chart`."""
-    width = rng.randint(int(max_side * 0.62), max_side)
-    height = round(width * rng.uniform(0.55, 0.85))
-    size = round(rng.randint(11, 16) * max(1, width / 640))
+def draw_chart(
+    rng: random.Random,
+    chart: Chart,
+    style: Style,
+    name: str,
+    faces: Faces,
+    max_side: int = 720,
+    printed: float | None = None,
+) -> Page:
+    """The chart as a Page (RGB) with title, axes, legend; colours and whether values are printed go into `chart`.
+
+    printed: share of the charts whose values are to be printed at their marks (None: as the style has it). Such a
+    chart, and one in a small picture, loses the categories for which there is no room, but keeps two.
+    """
+    little = max_side < _SMALL
+    width = rng.randint(int(max_side * (0.85 if little else 0.62)), max_side)
+    height = round(width * (rng.uniform(0.65, 0.95) if little else rng.uniform(0.55, 0.85)))
+    size = rng.randint(11, 13) if little else round(rng.randint(11, 16) * max(1, width / 640))
     face = faces.pick(rng, mono=0.02, fancy=0.03)
     font, small = face(size), face(max(10, size - rng.randint(0, 1)))
+    chart.shown = printed is not None and rng.random() < printed
+    if little or chart.shown:
+        _make_room(chart, small, width, height, little)
     page = Page.blank(width, height, "chart", name, style.paper)
     page.read_rows = False
     page.row()
@@ -127,7 +67,7 @@ def draw_chart(rng: random.Random, chart: Chart, style: Style, name: str, faces:
     others = [
         c
         for c in _NAMES
-        if c not in palette and sum(abs(a - b) for a, b in zip(_COLOURS[c], style.paper, strict=True)) > 150
+        if c not in palette and sum(abs(a - b) for a, b in zip(COLOURS[c], style.paper, strict=True)) > 150
     ]
     rng.shuffle(others)
     chart.colours = (
@@ -135,15 +75,16 @@ def draw_chart(rng: random.Random, chart: Chart, style: Style, name: str, faces:
     )
     while len(chart.colours) < parts:
         chart.colours.append(rng.choice(_NAMES))
-    rgb = [_COLOURS[c] for c in chart.colours]
+    rgb = [COLOURS[c] for c in chart.colours]
     crowded = len(chart.categories) * len(chart.series) * size * 3 > width * 0.95 and "horizontal" not in chart.kind
-    chart.shown = rng.random() < style.labels and not (crowded and chart.kind in ("grouped", "lines", "bar"))
+    if printed is None:
+        chart.shown = rng.random() < style.labels and not (crowded and chart.kind in ("grouped", "lines", "bar"))
     if pie:
         chart.shown = True
     top, bottom, left, right = size, height - size, size, width - size
     if rng.random() < style.title:
         chart.title = _title(rng, chart)
-        title_font = face(round(size * rng.uniform(1.1, 1.5)), rng.random() < 0.7)
+        title_font = face(round(size * (1.1 if little else rng.uniform(1.1, 1.5))), rng.random() < 0.7)
         lines = wrap(chart.title, title_font, width - 2 * size)
         chart.title = " ".join(lines)
         centred = rng.random() < 0.5 and name != "newspaper"
@@ -152,16 +93,46 @@ def draw_chart(rng: random.Random, chart: Chart, style: Style, name: str, faces:
             page.print(width / 2 if centred else left, top, line, title_font, "m" if centred else "l", style.ink)
         top += size * 1.2
     legend = [n for n, _ in chart.series] if parts > 1 and not pie else []
-    aside = pie and rng.random() < 0.4
+    aside = pie and (rng.random() < 0.4 or little and max(length(font, c) for c in chart.categories) > width * 0.2)
     if legend or aside:
         top, bottom, left, right = _legend(
             page, rng, chart.categories if pie else legend, rgb, font, style, (top, bottom, left, right)
         )
     if pie:
-        _pie(page, rng, chart, rgb, font, style, (top, bottom, left, right), aside)
+        _pie(page, rng, chart, rgb, font, style, (top, bottom, left, right), aside, little)
     else:
-        _axes(page, rng, chart, rgb, font, small, style, (top, bottom, left, right), face)
+        _axes(page, rng, chart, rgb, font, small, style, (top, bottom, left, right), little)
     return page
+
+
+def _make_room(chart: Chart, font, width: int, height: int, little: bool) -> None:
+    """Leave out of the chart what has no room, values at their marks included; `shown` tells whether they have it."""
+    if chart.kind == "pie":
+        return
+    texts = [_show(v, chart.decimals, ",", chart.unit) for _, values in chart.series for v in values]
+    widest, plot = max(length(font, text) for text in texts) + 4, width * 0.72
+    longest = max(length(font, word) for c in chart.categories for word in c.split())
+    if (
+        little
+        and not chart.time
+        and longest > min(plot / len(chart.categories), 6 * font.size)
+        and "horizontal" not in chart.kind
+    ):
+        chart.kind = "stacked-horizontal" if chart.kind == "stacked" else "horizontal"
+    parts = 1 if chart.kind in ("stacked", "stacked-horizontal", "lines") else len(chart.series)
+    if "horizontal" in chart.kind:
+        rows = max(len(wrap(c, font, width * 0.35)) for c in chart.categories)
+        most = int(height * 0.55 / font.size / max(parts * 1.3, rows * 1.2))
+    elif chart.shown:
+        most = int(plot * (1 if parts == 1 else 0.8) / widest / parts)
+    else:
+        most = int(plot / font.size / (parts if not chart.time else 1.2))
+    if most < 3 and chart.kind == "grouped" and chart.shown:
+        chart.kind = "horizontal"
+        most = int(height * 0.55 / font.size / (parts * 1.3))
+    most = max(2, most)
+    chart.categories = chart.categories[:most]
+    chart.series = [(name, values[:most]) for name, values in chart.series]
 
 
 def _title(rng: random.Random, chart: Chart) -> str:
@@ -214,10 +185,16 @@ def _legend(page: Page, rng, names, rgb, font, style: Style, box):
     return (top + used_up, bottom, left, right) if where == "top" else (top, bottom - used_up, left, right)
 
 
-def _pie(page: Page, rng, chart: Chart, rgb, font, style: Style, box, aside: bool) -> None:
+def _pie(page: Page, rng, chart: Chart, rgb, font, style: Style, box, aside: bool, little: bool) -> None:
     top, bottom, left, right = box
     size = font.size
-    radius = max(30, min((right - left) / 2 - (size if aside else 6 * size), (bottom - top) / 2 - 1.5 * size))
+    radius = max(
+        30,
+        min(
+            (right - left) / 2 - (3 * size if little and aside else size if aside else 6 * size),
+            (bottom - top) / 2 - 1.5 * size,
+        ),
+    )
     cx, cy = (left + right) / 2, (top + bottom) / 2
     big = Image.new("RGB", (round(radius * 4) + 4,) * 2, style.paper)
     draw = ImageDraw.Draw(big)
@@ -252,7 +229,7 @@ def _pie(page: Page, rng, chart: Chart, rgb, font, style: Style, box, aside: boo
         page.print(x, y, text, font, anchor, style.ink)
 
 
-def _axes(page: Page, rng, chart: Chart, rgb, font, small, style: Style, box, face) -> None:
+def _axes(page: Page, rng, chart: Chart, rgb, font, small, style: Style, box, little: bool) -> None:
     """Bars and lines: ticks, grid, category names, bars or lines, printed values."""
     top, bottom, left, right = box
     size = font.size
@@ -266,7 +243,10 @@ def _axes(page: Page, rng, chart: Chart, rgb, font, small, style: Style, box, fa
     if chart.kind in ("line", "lines") and rng.random() < 0.3:
         low = min(min(c) for c in columns)
         low = max(0.0, low - (high - low) * 0.2) if low > 0 else low
-    ticks = _nice(low, high * (1.0 if stacked and chart.unit == "%" else 1.06), rng.randint(4, 7))
+    number = rng.randint(4, 7)
+    if little and across:  # the values stand side by side
+        number = 3
+    ticks = _nice(low, high * (1.0 if stacked and chart.unit == "%" else 1.06), number)
     step = ticks[1] - ticks[0]
     decimals = (
         0
@@ -279,14 +259,17 @@ def _axes(page: Page, rng, chart: Chart, rgb, font, small, style: Style, box, fa
     )
     names = [_show(t, decimals, style.separator, chart.unit) for t in ticks]
     hide_axis = style.labels >= 0.95 and chart.shown
+    values = [_show(v, chart.decimals, style.separator, chart.unit) for column in columns for v in column]
     label_shown = rng.random() < 0.75
     if across:
-        longest = max(length(font, c) for c in chart.categories)
-        wrapped = [wrap(c, font, max(60, (right - left) * 0.3)) for c in chart.categories]
-        left += min(longest, max(60, (right - left) * 0.3)) + size * 0.8
+        aside = max(60, (right - left) * (0.36 if little else 0.3))
+        wrapped = [wrap(c, font, aside) for c in chart.categories]
+        if little:
+            aside = max(length(font, line) for lines in wrapped for line in lines)
+        left += min(max(length(font, c) for c in chart.categories), aside) + size * 0.8
         bottom -= 0 if hide_axis else size * 1.6
         bottom -= size * 1.6 if label_shown else 0
-        right -= size * 3
+        right -= max(length(small, text) for text in values) if little and chart.shown else size * 3
     else:
         left += (0 if hide_axis else max(length(font, n) for n in names) + size * 0.5) + (
             size * 1.6 if label_shown else 0
@@ -351,11 +334,17 @@ def _axes(page: Page, rng, chart: Chart, rgb, font, small, style: Style, box, fa
             for j, line in enumerate(lines):
                 page.print(middle, bottom + size * (1.2 + 1.15 * j), line, small, "m", ink)
     if chart.kind in ("line", "lines"):
-        _lines(page, rng, chart, rgb, small, style, left, slot, place)
+        _lines(page, rng, chart, rgb, small, style, left, slot, bottom, place, little)
         return
-    gap = rng.uniform(0.15, 0.5)
+    gap = rng.uniform(0.15, 0.25 if little else 0.5)
     parts = 1 if stacked else len(chart.series)
     thick = slot * (1 - gap) / parts
+    if little and stacked and chart.shown:  # in all parts or in none
+        extents = (abs(place(v) - place(0)) for column in columns for v in column)
+        wide = [length(small, text) for text in values]
+        chart.shown = all(
+            extent > (w if across else size) and (across or w <= thick) for extent, w in zip(extents, wide, strict=True)
+        )
     for i, column in enumerate(columns):
         begin = (top if across else left) + i * slot + slot * gap / 2
         base = 0.0
@@ -395,7 +384,7 @@ def _axes(page: Page, rng, chart: Chart, rgb, font, small, style: Style, box, fa
                 page.print(a + thick / 2, place(value) + (-4 if value >= 0 else size), text, small, "m", ink)
 
 
-def _lines(page: Page, rng, chart: Chart, rgb, font, style: Style, left, slot, place) -> None:
+def _lines(page: Page, rng, chart: Chart, rgb, font, style: Style, left, slot, bottom, place, little: bool) -> None:
     """Lines are drawn at twice the size for smooth edges."""
     width, height = page.image.size
     big = page.image.resize((2 * width, 2 * height), Image.Resampling.NEAREST)
@@ -408,12 +397,16 @@ def _lines(page: Page, rng, chart: Chart, rgb, font, style: Style, left, slot, p
             draw.ellipse((x - 2 * marker, y - 2 * marker, x + 2 * marker, y + 2 * marker), fill=colour)
     page.image.paste(big.reduce(2))
     page.draw = ImageDraw.Draw(page.image)
-    if chart.shown and len(chart.series) > 1:
+    columns = list(zip(*(values for _, values in chart.series), strict=True))
+    apart = all(abs(place(a) - place(b)) > 2.5 * font.size for column in columns for a, b in itertools.pairwise(column))
+    if len(chart.series) > (2 if little and apart else 1):
         chart.shown = False
-    if chart.shown:
-        for i, value in enumerate(chart.series[0][1]):
+    for i, column in enumerate(columns if chart.shown else ()):
+        for value in column:
             text = _show(value, chart.decimals, style.separator, chart.unit)
-            page.print(left + (i + 0.5) * slot, place(value) - 7, text, font, "m", style.ink)
+            under = value < max(column) and place(value) + 2 * font.size < bottom  # the lower of two lines
+            y = place(value) + (font.size + 3 if under else -7)
+            page.print(left + (i + 0.5) * slot, y, text, font, "m", style.ink)
 
 
 def _upright(page: Page, x: int, middle: float, text: str, font, ink, room: float) -> None:

@@ -151,6 +151,35 @@ def test_a_chart_about_whom_the_page_around_it_says():
     assert stores and all(a == ("4" if "2018" in way else "9") for way, a in stores.items())
 
 
+def test_people_ask_a_chart_for_single_values():
+    """A wording for a value has the answer of its category and series; what is not there is asked for the same way."""
+    series = [("Spain", [4.0, 9.0, 7.0]), ("Peru", [1.0, 3.0, 5.0])]
+    label, about = "Revenue in million U.S. dollars", "revenue"
+    for many in (False, True):
+        chart = Chart("grouped" if many else "bar", ["Coal", "Oil", "Gas"], series if many else [("", series[0][1])],
+                      label, about, colours=["blue", "red"][: 1 + many])  # fmt: skip
+        seen, absent = {}, set()
+        for seed in range(30):
+            page = Page.blank(8, 8, "chart", "")
+            ask_chart(page, chart, random.Random(seed), looks=12)
+            absent |= set(page.absent)
+            for ways, answer in page.facts:
+                for way in ways:
+                    assert seen.setdefault(way, answer) == answer, way
+        assert not absent & set(seen)
+        values = {"Coal": "4", "Oil": "9", "Gas": "7"}
+        if many:
+            assert seen["What was Peru's revenue for Oil?"] == "3" and seen["Which group has 5 for Gas?"] == "Peru"
+            assert seen["What energy source shows 9 for Spain?"] == "Oil"
+        else:
+            assert all(seen[f"What is the revenue of {c}?"] == value for c, value in values.items())
+            asked = [q for q in seen if re.fullmatch(r"How many million U.S. dollars did Oil's revenue .*", q)]
+            assert asked and {seen[q] for q in asked} == {"9"}
+            assert seen["Which energy source topped the list?"] == "Oil" == seen["Who had the highest revenue?"]
+            assert seen["Which energy source ranked last?"] == "Coal" and seen["How many bars are there?"] == "3"
+            assert any(q.startswith("How many million U.S. dollars did") for q in absent)
+
+
 @pytest.mark.parametrize("date", ["03 MAR 2018", "28/04/18", "2018-01-05", "14/MAY/2017", "04-05-2018", "9/1/2017"])
 def test_other_dates_keep_their_form(date):
     shape = re.sub(r"[A-Z]", "A", re.sub(r"\d", "9", date))

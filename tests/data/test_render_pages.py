@@ -12,9 +12,10 @@ from PIL import Image
 
 from mmvl.data.ask_charts import ask_chart
 from mmvl.data.ask_tables import ask_table
-from mmvl.data.charts import Chart, chart_of_table, invent_chart
+from mmvl.data.chart_styles import HELD_OUT_STYLES, STYLES
+from mmvl.data.charts import Chart, chart_of_table, cut_chart, invent_chart
 from mmvl.data.corpus import Phrases
-from mmvl.data.draw_charts import HELD_OUT_STYLES, STYLES, draw_chart
+from mmvl.data.draw_charts import draw_chart
 from mmvl.data.fonts import training_fonts
 from mmvl.data.office import HELD_OUT_LAYOUTS, LAYOUTS, draw_office_page
 from mmvl.data.page import CANNOT_SEE, Faces, Page, Views, converse
@@ -182,6 +183,49 @@ def test_charts_of_every_kind_and_style(faces, phrases):
     table = RealTable("t", ["Town", "People"], [["Aa", "1,200"], ["Bb", "900"], ["Cc", "1,500"]], [])
     assert chart_of_table(random.Random(0), table).series == [("", [1200.0, 900.0, 1500.0])]
     assert chart_of_table(random.Random(0), RealTable("t", ["A", "B"], [["x", "y"]] * 4, [])) is None
+
+
+def test_small_charts_print_their_values(faces, phrases):
+    kinds = set()
+    for seed in range(40):
+        rng = random.Random(seed)
+        chart = cut_chart(invent_chart(rng, phrases), rng, 5, 3)
+        assert 2 <= len(chart.categories) <= 5 and len(chart.series) <= 3
+        if chart.unit == "%" and chart.label == "Share":  # a pie, or a stack: the whole of it is 100
+            parts = [chart.series[0][1]] if chart.kind == "pie" else zip(*(v for _, v in chart.series), strict=True)
+            assert all(sum(part) == pytest.approx(100) for part in parts)
+        page = draw_chart(rng, chart, STYLES["office"], "office", faces, 336, 1.0)
+        in_ink(page)
+        kinds.add(chart.kind)
+        assert all(len(values) == len(chart.categories) for _, values in chart.series)
+        words = "".join(piece.text for row in page.rows for piece in row).replace(",", "")
+        if chart.shown:
+            assert all(chart.text(value) in words for _, values in chart.series for value in values)
+        sizes = [piece.box[3] - piece.box[1] for row in page.rows for piece in row if piece.text.isdigit()]
+        assert all(size >= 7 for size in sizes), "digits of the smallest print"
+    assert {"bar", "horizontal", "line", "pie"} <= kinds
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ({"most_categories": 1}, "most_categories is 1; it is 2 to 16"),
+        ({"most_series": 9}, "most_series is 9; it is 2 to 5"),
+        ({"printed_values": 1.5}, "printed_values is 1.5; it is a share, 0 to 1, or null"),
+        ({"max_side": 100}, "max_side is 100; print has no room below 240"),
+    ],
+)
+def test_settings_of_charts(fonts, corpus, tmp_path, setting, text):
+    with pytest.raises(ValueError, match=text):
+        RENDERERS["charts"].run(tmp_path, 1, 0, 1, fonts=fonts, corpus=corpus, **setting)
+
+
+def test_small_charts_by_name(fonts, corpus, tmp_path):
+    settings = {"max_side": 336, "most_categories": 4, "printed_values": 1.0, "fewest_questions": 8, "views": 2}
+    for sample in samples(RENDERERS["charts"].run(tmp_path, 8, 1, 1, fonts=fonts, corpus=corpus, **settings)):
+        [data] = sample.members.values()
+        assert max(Image.open(io.BytesIO(data)).size) <= 350  # wear may add a margin
+        assert len(exchange(sample)) >= 6
 
 
 def test_tables_are_printed_as_they_say(faces, phrases):
