@@ -283,6 +283,8 @@ def _axes(page: Page, rng, chart: Chart, rgb, font, small, style: Style, box, li
         else:
             bottom -= max(map(len, wrapped)) * size * 1.15 + size * 0.5
         top += size * 1.2
+    if little:  # long names and titles may leave next to nothing
+        bottom, right = max(bottom, top + 3 * size), max(right, left + 3 * size)
     span = ticks[-1] - ticks[0]
 
     def place(value: float) -> float:
