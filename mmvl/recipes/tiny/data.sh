@@ -27,12 +27,17 @@ render() { shards render "$1" "$2" "$3" "$4" --set fonts="$FONTS" --set corpus="
 asked=(--set whole=0.3 --set unanswerable=0.12 --set views=3 --set fewest_questions=6)
 real=(${TABLES:+--set tables="$TABLES" --set mixed=0.6})
 render tables tables 50000 33 "${asked[@]}" "${real[@]}" --set most_questions=20
+# People's questions on real tables, and questions like theirs where the cells have changed places, so that none is known
+# by heart.
+[ -z "$TABLES" ] || render tables real-tables 60000 44 --set views=3 --set unanswerable=0.08 --set tables="$TABLES" \
+  --set real=1 --set shuffled=0.5 --set people=0.85 --set fewest_questions=8 --set most_questions=20
 render charts charts 80000 35 "${asked[@]}" ${TABLES:+--set tables="$TABLES"} --set most_questions=18
 render receipts receipts 50000 31 "${asked[@]}" --set most_questions=12
 render pages pages 40000 32 "${asked[@]}" --set most_questions=12
 # Small tables and cards teach in a few hundred tokens which cell and which label is meant.
 render tables small-tables 150000 40 --set views=3 --set unanswerable=0.15 --set real=0.6 "${real[@]}" \
-  --set max_side=320 --set most_rows=5 --set most_columns=4 --set fewest_questions=8 --set most_questions=20
+  --set shuffled=0.5 --set people=0.4 --set max_side=320 --set most_rows=5 --set most_columns=4 \
+  --set fewest_questions=8 --set most_questions=20
 # So do small charts, most with a value printed at each mark, for which value belongs to which bar.
 render charts small-charts 150000 42 --set views=3 --set unanswerable=0.1 ${TABLES:+--set tables="$TABLES"} \
   --set max_side=336 --set most_categories=8 --set most_series=3 --set printed_values=0.9 --set wear=0.2 \
