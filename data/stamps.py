@@ -14,6 +14,7 @@ from PIL import Image
 
 from mmvl.data.order import derive
 from mmvl.data.parallel import write_shards
+from mmvl.data.restyle import place, restyle
 from mmvl.data.turns import assistant, user
 
 LICENCE = "GPL-2 (package); origin of single pictures in its changelog"
@@ -59,6 +60,14 @@ def load_stamp(path: Path, longest: int = 224) -> Image.Image:
     return image
 
 
+def redrawn_stamp(path: Path, caption: str, rng: random.Random, longest: int = 224) -> Image.Image:
+    """The picture in other colours, lines and shape on another ground, of 72 to `longest` pixels before its margins."""
+    picture = Image.open(path).convert("RGBA")
+    scale = rng.randint(min(72, longest), longest) / max(picture.size)
+    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    return place(restyle(picture.resize(size, Image.Resampling.LANCZOS), caption, rng), rng)
+
+
 def import_stamps(
     out_dir: str | Path,
     count: int = 0,
@@ -71,9 +80,10 @@ def import_stamps(
     prefix: str = "stamps",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
-    """One caption sample a stamp (WebP); count 0 means every stamp once, more gives other questions on the same ones.
+    """One caption sample a stamp (WebP); count 0 means every stamp once, more gives the same ones with other questions.
 
-    packages: see `find_stamps`. longest: pixels of the longer side at most.
+    For training the second and further samples of a stamp are redrawn, each otherwise (see restyle.py). packages: see
+    `find_stamps`. longest: pixels of a stamp's longer side at most.
     """
     stamps = find_stamps(packages, held_out)
 
@@ -82,7 +92,9 @@ def import_stamps(
         path, caption = stamps[position]
         rng = random.Random(derive("stamps", seed, turn, path.name))
         buffer = io.BytesIO()
-        load_stamp(path, longest).save(buffer, "WEBP", quality=85, method=4)
+        redrawn = turn > 0 and not held_out
+        image = redrawn_stamp(path, caption, rng, longest) if redrawn else load_stamp(path, longest)
+        image.save(buffer, "WEBP", quality=85, method=4)
         record = {
             "source": "tuxpaint-stamps",
             "kind": "caption",

@@ -81,6 +81,12 @@ def test_stamps(stamps, tmp_path):
     image = Image.open(io.BytesIO(got[0].members["0.webp"])).convert("RGB")
     assert image.width == 224 and got[0].json["kind"] == "caption"
     assert image.getpixel((100, 20))[0] > 250  # the first stamp is wholly transparent: white paper shows
+    more = samples(import_stamps(tmp_path / "more", 3 * len(train), packages=stamps, workers=1))
+    assert [s.members for s in more[: len(train)]] == [s.members for s in got]
+    views = [more[k * len(train) + 1].members["0.webp"] for k in range(3)]
+    assert len(set(views)) == 3, "the same stamp again is drawn otherwise"
+    fixed = samples(import_stamps(tmp_path / "held", 2 * len(held), packages=stamps, held_out=True, workers=1))
+    assert [s.members for s in fixed[: len(held)]] == [s.members for s in fixed[len(held) :]], "but not for evaluation"
 
 
 def test_stamps_of_one_thing_are_held_out_together(tmp_path):
