@@ -57,7 +57,7 @@ if [ -n "$RECEIPTS" ]; then
 fi
 [ -z "$CHARTS" ] || shards render chart-scans chart-scans 9000 39 --set charts="$CHARTS"
 shards import easy-vqa easy-vqa 32000 12 ${EASY_VQA_WHEEL:+--set wheel="$EASY_VQA_WHEEL"}
-[ -z "$STAMPS" ] || shards import stamps stamps 0 13 --set packages="$STAMPS"
+[ -z "$STAMPS" ] || shards import stamps stamps 8000 13 --set packages="$STAMPS"
 shards render emoji emoji 200000 14 --set fonts="$FONTS" ${EMOJI:+--set pictures="$EMOJI"}
 shards import text text 0 11 --set corpus="$CORPUS"
 while ((running)); do wait -n || failed=1; running=$((running - 1)); done
