@@ -7,11 +7,12 @@ precision; which is more where one clearly is; neither differences nor sums, and
 import itertools
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 
 from mmvl.data.chart_words import owner_ways, plural, rank_ways, thing, value_ways
-from mmvl.data.charts import COUNTRIES, Chart
+from mmvl.data.charts import COUNTRIES, MONTHS, Chart
 from mmvl.data.page import Page
 
 
@@ -193,9 +194,14 @@ def _reading(chart: Chart):
 def _strange(chart: Chart, shown: Sequence[str], rng: random.Random) -> list[str]:
     """Questions for categories that the chart does not have, in the words of those for the ones that it has."""
     names = [name for name, _ in chart.series]
-    if chart.time and shown[0][:4].isdigit() and len(shown[0]) == 4:
+    if chart.time and shown[0][:4].isdigit():
         years = [int(s[:4]) for s in shown]
-        others = [y for y in (years[0] - rng.randint(2, 9), years[-1] + rng.randint(2, 9)) if str(y) not in shown]
+        around = {min(years) - rng.randint(2, 9), max(years) + rng.randint(2, 9)}
+        twofold = re.fullmatch(r"\d{4}/\d\d", shown[0])  # 2019/20
+        others = [f"{y}/{(y + 1) % 100:02d}" if twofold else str(y) for y in sorted(around)]
+    elif chart.time:
+        months = [m + shown[0][3:] for m in MONTHS if not any(s.startswith(m) for s in shown)]
+        others = rng.sample(months, min(2, len(months)))
     else:
         others = [c for c in rng.sample(COUNTRIES, 4) if c not in shown and all(c not in n for n in names)]
-    return [rng.choice(value_ways(chart, rng.choice(names), str(other), rng)) for other in others]
+    return [rng.choice(value_ways(chart, rng.choice(names), other, rng)) for other in others]

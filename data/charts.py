@@ -81,7 +81,7 @@ _TOPICS = (
     ("Passengers in millions", "", "passengers", 1, 120),
 )
 
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 COUNTRIES = (
     """China India Brazil Germany France Italy Spain Japan Mexico Canada Turkey Poland Sweden Norway Finland Denmark
@@ -137,7 +137,7 @@ def invent_chart(rng: random.Random, phrases: Phrases) -> Chart:
         else:
             start, number = rng.randrange(12), rng.randint(3, 7 if many else 10)
             year = rng.choice(("", "", " '" + f"{rng.randint(8, 22):02d}"))
-            categories = [_MONTHS[(start + i) % 12] + year for i in range(number)]
+            categories = [MONTHS[(start + i) % 12] + year for i in range(number)]
     else:
         draw = rng.random()
         number = rng.randint(2, 6 if many or kind == "pie" else 11)

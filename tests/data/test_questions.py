@@ -151,6 +151,24 @@ def test_a_chart_about_whom_the_page_around_it_says():
     assert stores and all(a == ("4" if "2018" in way else "9") for way, a in stores.items())
 
 
+@pytest.mark.parametrize(
+    ("categories", "form"),
+    [
+        (["2009", "2010*"], r"\d{4}"),
+        (["2009/10", "2010/11"], r"\d{4}/\d\d"),
+        (["Nov '09", "Dec '09"], r"[A-Z][a-z]{2} '09"),
+    ],
+)
+def test_years_and_months_that_a_chart_lacks(categories, form):
+    chart = Chart("line", categories, [("", [1.0, 3.0])], "", "birth rate", time=True, colours=["red"])
+    for seed in range(12):
+        page = Page.blank(8, 8, "chart", "")
+        ask_chart(page, chart, random.Random(seed))
+        lacks = [question for question in page.absent if "title" not in question]
+        assert len(lacks) == 2 and all(re.search(rf"(in|of|by|as of|year) {form}\?", q) for q in lacks), lacks
+        assert not any(category.strip("*") in q for q in lacks for category in categories)
+
+
 def test_people_ask_a_chart_for_single_values():
     """A wording for a value has the answer of its category and series; what is not there is asked for the same way."""
     series = [("Spain", [4.0, 9.0, 7.0]), ("Peru", [1.0, 3.0, 5.0])]
