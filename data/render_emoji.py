@@ -2,9 +2,9 @@
 
 The font is Noto Color Emoji (SIL OFL 1.1, pictures Apache-2.0); it holds bitmaps of one size, 109, scaled afterwards.
 Other drawing styles come as folders of pictures named by code point, such as openmoji/1f600.png: what an SVG set of
-emoji (npm's @iconify-json/openmoji, fluent-emoji-flat, noto-v1, twemoji) gives with any rasteriser. One style is never
-trained on, so that it can be asked whether a thing is known or only its drawing. For the same reason most pictures for
-training are redrawn (see restyle.py).
+emoji (npm's @iconify-json/openmoji, fluent-emoji, emojione, fxemoji, streamline-emojis, twemoji and so on) gives with
+any rasteriser. One style is never trained on, so that it can be asked whether a thing is known or only its drawing. For
+the same reason most pictures for training are redrawn (see restyle.py).
 """
 
 import random
