@@ -42,6 +42,11 @@ class Prompt:
     images: list[TiledImage] = field(default_factory=list)
     loss_mask: list[bool] = field(default_factory=list)
 
+    @property
+    def image_bytes(self) -> int:
+        """Memory of its decoded images."""
+        return sum(image.tiles_N3TT.nbytes for image in self.images)
+
     def append(self, ids: Sequence[int], loss: bool) -> None:
         self.token_ids.extend(ids)
         self.loss_mask.extend([loss] * len(ids))

@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import queue
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from mmvl.engine.engine import Engine
+from mmvl.engine.image_budget import Lease, bytes_needed
 from mmvl.engine.ranks import load
 from mmvl.engine.request import FinishReason, Request, Update
-from mmvl.engine.runner import MOST_IMAGE_BYTES, Runner
+from mmvl.engine.runner import Runner
 from mmvl.engine.sampling_params import SamplingParams
-from mmvl.media import load_media
+from mmvl.media import iter_media
 from mmvl.model import VLModel
 from mmvl.processor import Processor, Prompt
 
@@ -64,11 +67,11 @@ class Stream:
     `close()`, leaving its `with` block, or dropping it aborts the request and frees its place in the batch at once.
     """
 
-    def __init__(self, runner: Runner, prompt, params: SamplingParams):
+    def __init__(self, runner: Runner, prompt: Prompt, params: SamplingParams, lease: Lease):
         self._closed = True  # until submitted, for __del__
         self._runner = runner
         self._updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
-        self._request = runner.submit(prompt, params, self._updates.put)
+        self._request = runner.submit(prompt, params, self._updates.put, lease=lease)
         self._closed = False
         self.last: Answer | None = None
 
@@ -146,6 +149,7 @@ class VLM:
         self.processor = Processor.from_pretrained(self.directory)
         self.engine = Engine(loaded, self.processor, max_sequences=max_sequences, **(engine or {}))
         self._runner = Runner(self.engine)
+        self._openers = ThreadPoolExecutor(thread_name_prefix="mmvl-open")  # images, for those who must not wait
 
     def warm_up(self, progress: Callable[[str], None] = lambda what: None) -> None:
         """Make ready for the first request, on a GPU: `Engine.warm_up`. For programs that will answer many."""
@@ -165,19 +169,19 @@ class VLM:
     def stream(self, messages: list[dict], **sampling) -> Stream:
         """Like `chat`, piece by piece. Pieces are whole characters and, joined, the answer.
 
-        Waits before it opens images while those of other requests take more than `runner.MOST_IMAGE_BYTES`.
+        Before it opens images it waits while others take so much of `image_budget.MOST_IMAGE_BYTES` that these would be
+        too many.
         """
         params = SamplingParams.from_kwargs(**sampling)
-        if _has_images(messages):
-            self._runner.wait_for_room()
-        return Stream(self._runner, self._encode(messages), params)
+        lease = self._ask_for_memory(messages)
+        return Stream(self._runner, self._open(lease, self._encode, messages), params, lease)
 
     def batch(self, conversations: Iterable[list[dict]], **sampling) -> Iterator[tuple[int, Answer | Exception]]:
         """Answer many conversations, as they finish: (index, answer), or (index, error) where one cannot be answered.
 
         An item may also be a pair of a conversation and a dict of sampling settings that go over those of the call.
-        The iterable is read as places get free, and as long as its images take at most `runner.MOST_IMAGE_BYTES`.
-        Closing the iterator aborts what still runs.
+        The iterable is read as places get free, and as there is memory for images. Closing the iterator aborts what
+        still runs.
         """
         SamplingParams.from_kwargs(**sampling)  # wrong ones are the caller's mistake, not that of every item
         return self._batch(conversations, sampling)
@@ -185,20 +189,26 @@ class VLM:
     def _batch(self, conversations, sampling: dict) -> Iterator[tuple[int, Answer | Exception]]:
         updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
         in_flight: dict[Request, int] = {}
-        source = enumerate(conversations)
-        more, held = True, 0
+        source, waiting, more = enumerate(conversations), None, True
         try:
             while more or in_flight:
                 # Twice the places, so that the next ones wait, encoded, when a place gets free.
-                while more and len(in_flight) < 2 * self.engine.max_sequences and held < MOST_IMAGE_BYTES:
-                    index, item = next(source, (None, None))
-                    if index is None:
+                while more and len(in_flight) < 2 * self.engine.max_sequences:
+                    numbered, waiting = waiting or next(source, None), None
+                    if numbered is None:
                         more = False
                         break
+                    index, item = numbered
                     try:
                         messages, own = item if isinstance(item, tuple) else (item, {})
                         params = SamplingParams.from_kwargs(**(sampling | own))
-                        request = self._runner.submit(self._encode(messages), params, updates.put)
+                        lease = self._ask_for_memory(messages)
+                        if in_flight and not lease.granted.done():
+                            lease.release()  # nobody else should wait for what is not used while the caller is at work
+                            waiting = numbered
+                            break
+                        prompt = self._open(lease, self._encode, messages)
+                        request = self._runner.submit(prompt, params, updates.put, lease=lease)
                     except (ValueError, OSError) as error:
                         yield index, error
                     except Exception as error:  # a message of another shape, say: this one's matter alone
@@ -206,13 +216,11 @@ class VLM:
                         yield index, ValueError(f"not a conversation that can be asked ({why})")
                     else:
                         in_flight[request] = index
-                        held += request.image_bytes
-                if not in_flight:
-                    continue
-                update = updates.get()
-                if update.finished:
-                    held -= update.request.image_bytes
-                    yield in_flight.pop(update.request), update.error or Answer.of(update.request)
+                while in_flight:
+                    update = updates.get()
+                    if update.finished:
+                        yield in_flight.pop(update.request), update.error or Answer.of(update.request)
+                        break
         finally:
             for request in in_flight:
                 self._runner.drop(request)
@@ -235,10 +243,8 @@ class VLM:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(updates.put_nowait, update)
 
-        while not (self._runner.has_room or isinstance(prompt, str | Prompt) or not _has_images(prompt)):
-            await asyncio.sleep(0.01)
-        prompt = await asyncio.to_thread(self._prompt, prompt)
-        request = self._runner.submit(prompt, params or SamplingParams(), listen, priority)
+        prompt, lease = await self._open_aside(prompt)
+        request = self._runner.submit(prompt, params or SamplingParams(), listen, priority, lease)
         try:
             while True:
                 update = await updates.get()
@@ -250,18 +256,46 @@ class VLM:
                 self._runner.drop(request)
 
     def count(self, prompt: list[dict] | Prompt | str) -> int:
-        """Tokens that the prompt of a request would have, those of its images included."""
-        return len(self._prompt(prompt).token_ids)
-
-    def _prompt(self, prompt: list[dict] | Prompt | str) -> Prompt:
+        """Tokens that the prompt of a request would have, those of its images included. Waits for nobody."""
         if isinstance(prompt, Prompt):
-            return prompt
-        if isinstance(prompt, str):
-            return Prompt(self.processor.encode_text(prompt))
-        return self._encode(prompt)
+            return len(prompt.token_ids)
+        lease = self._runner.images.take(bytes_needed(prompt, self.processor.tiling))
+        try:
+            return len(self._open(lease, self._encoder(prompt), prompt).token_ids)
+        finally:
+            lease.release()
+
+    def _ask_for_memory(self, messages) -> Lease:
+        """For the images of a conversation, which are not opened yet."""
+        return self._runner.images.ask(bytes_needed(messages, self.processor.tiling))
+
+    def _open(self, lease: Lease, encode: Callable[..., Prompt], prompt) -> Prompt:
+        """Open its images and encode it, when its turn has come."""
+        with lease:
+            lease.granted.result()
+            encoded = encode(prompt)
+            lease.settle(encoded.image_bytes)
+        return encoded
+
+    async def _open_aside(self, prompt: list[dict] | Prompt | str) -> tuple[Prompt, Lease]:
+        """`_open` for an event loop, which goes on meanwhile."""
+        if isinstance(prompt, Prompt):
+            return prompt, self._runner.images.take(prompt.image_bytes)
+        aside, images = self._openers.submit, self._runner.images
+        with images.ask(await asyncio.wrap_future(aside(bytes_needed, prompt, self.processor.tiling))) as lease:
+            await asyncio.wrap_future(lease.granted)
+            opening = aside(self._open, lease, self._encoder(prompt), prompt)
+        try:
+            return await asyncio.wrap_future(opening), lease
+        except BaseException:
+            opening.add_done_callback(lambda _: lease.release())  # a thread that opens them cannot be stopped
+            raise
+
+    def _encoder(self, prompt: list[dict] | str) -> Callable[..., Prompt]:
+        return self._encode if not isinstance(prompt, str) else lambda text: Prompt(self.processor.encode_text(text))
 
     def _encode(self, messages: list[dict]) -> Prompt:
-        return self.processor.encode(_with_pages(_checked(messages)), add_generation_prompt=True)
+        return self.processor.encode(_with_pages(_checked(messages), self.processor), add_generation_prompt=True)
 
 
 def user_turn(images, question: str) -> list[dict]:
@@ -288,24 +322,19 @@ def _checked(messages: list[dict]) -> list[dict]:
     return messages
 
 
-def _has_images(messages: list[dict]) -> bool:
-    parts = [message.get("content") for message in messages if isinstance(message, dict)]
-    return any(part.get("type") == "image" for content in parts if isinstance(content, list | tuple)
-               for part in content if isinstance(part, dict))  # fmt: skip
+def _with_pages(messages: list[dict], processor: Processor) -> list[dict]:
+    """Open the media: each image part becomes one part a page, cut into tiles."""
+    return [message | {"content": _open_parts(message.get("content"), processor)} for message in messages]
 
 
-def _with_pages(messages: list[dict]) -> list[dict]:
-    """Open the media: each image part becomes one part a page."""
-    return [message | {"content": _open_parts(message.get("content"))} for message in messages]
-
-
-def _open_parts(content):
+def _open_parts(content, processor: Processor):
     if not isinstance(content, list | tuple):
         return content
     parts = []
     for part in content:
         if part.get("type") == "image":
-            parts += [{"type": "image", "image": page.image} for page in load_media(part.get("image"))]
+            with closing(iter_media(part.get("image"))) as pages:  # one picture is in memory at a time
+                parts += [{"type": "image", "image": tiled} for page in pages for tiled in processor.tile([page.image])]
         else:
             parts.append(part)
     return parts

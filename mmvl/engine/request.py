@@ -82,11 +82,6 @@ class Request:
         return len(self.image_positions)
 
     @property
-    def image_bytes(self) -> int:
-        """Memory of its decoded images."""
-        return sum(image.tiles_N3TT.nbytes for image in self.prompt.images)
-
-    @property
     def completion_tokens(self) -> int:
         """Tokens of the answer, the end token included."""
         return len(self.output_ids)

@@ -10,47 +10,50 @@ from collections import deque
 from collections.abc import Callable
 
 from mmvl.engine.engine import Engine
+from mmvl.engine.image_budget import ImageBudget, Lease
 from mmvl.engine.request import Request, Update
 from mmvl.engine.sampling_params import SamplingParams
 from mmvl.processor import Prompt
 
 log = logging.getLogger(__name__)
 Listener = Callable[[Update], None]
-MOST_IMAGE_BYTES = 1 << 30  # of decoded images that requests hold, after which no more should be opened
 
 
 class Runner:
-    """Every method may be called from any thread. `listener` is called once an update, on the engine's thread."""
+    """Every method may be called from any thread. `listener` is called once an update, on the engine's thread.
+
+    images: what the decoded images of those who run and wait take of the memory.
+    """
 
     def __init__(self, engine: Engine):
-        self._engine = engine
+        self._engine, self.images = engine, ImageBudget()
+        self._leases: dict[Request, Lease] = {}
         self._listeners: dict[Request, Listener] = {}
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()  # held for moments only, never during a step
-        self._submitted: deque[tuple[Request, Listener]] = deque()
+        self._submitted: deque[tuple[Request, Listener, Lease]] = deque()
         self._dropped: deque[tuple[Request, threading.Event | None]] = deque()
-        self._image_bytes, self._room = 0, threading.Condition()
 
-    @property
-    def has_room(self) -> bool:
-        """Whether the images of those who run and wait leave memory for another request's to be decoded."""
-        return self._image_bytes < MOST_IMAGE_BYTES
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        listener: Listener,
+        priority: int = 0,
+        lease: Lease | None = None,
+    ) -> Request:
+        """Queue a prompt, without waiting for a step. Raises what `Engine.prepare` raises.
 
-    def wait_for_room(self) -> None:
-        """Until they do. Not on the engine's thread, which makes it."""
-        with self._room:
-            self._room.wait_for(lambda: self.has_room)
-
-    def submit(self, prompt: Prompt, params: SamplingParams, listener: Listener, priority: int = 0) -> Request:
-        """Queue a prompt, without waiting for a step. Raises what `Engine.prepare` raises."""
-        request = self._engine.prepare(prompt, params, priority)
-        with self._room:
-            self._image_bytes += request.image_bytes
-        with self._lock:
-            self._submitted.append((request, listener))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="mmvl-engine")
-                self._thread.start()
+        lease: of its images' memory; given back when the request has ended, or is refused. None: it is taken here.
+        """
+        with lease or self.images.take(prompt.image_bytes) as lease:
+            request = self._engine.prepare(prompt, params, priority)
+            with self._lock:
+                if self._thread is None:
+                    thread = threading.Thread(target=self._run, name="mmvl-engine")
+                    thread.start()
+                    self._thread = thread
+                self._submitted.append((request, listener, lease))
         return request
 
     def abort(self, request: Request) -> None:
@@ -84,7 +87,8 @@ class Runner:
 
     def _empty_inbox(self) -> None:
         while self._submitted:
-            request, self._listeners[request] = self._submitted[0][0], self._submitted[0][1]
+            request, listener, lease = self._submitted[0]
+            self._listeners[request], self._leases[request] = listener, lease
             self._engine.add(request)
             self._submitted.popleft()
         while self._dropped:
@@ -96,12 +100,11 @@ class Runner:
 
     def _tell(self, update: Update) -> None:
         listener = self._listeners.get(update.request)
+        if update.finished and (lease := self._leases.pop(update.request, None)) is not None:
+            lease.release()
         if listener is not None:
             if update.finished:
                 del self._listeners[update.request]
-                with self._room:
-                    self._image_bytes -= update.request.image_bytes
-                    self._room.notify_all()
             try:
                 listener(update)
             except Exception:  # its caller is gone, an event loop that was closed, say; the others are not
