@@ -31,7 +31,7 @@ render tables tables 50000 33 "${asked[@]}" "${real[@]}" --set most_questions=20
 # by heart.
 [ -z "$TABLES" ] || render tables real-tables 60000 44 --set views=3 --set unanswerable=0.08 --set tables="$TABLES" \
   --set real=1 --set shuffled=0.5 --set people=0.85 --set fewest_questions=8 --set most_questions=20
-render charts charts 80000 35 "${asked[@]}" ${TABLES:+--set tables="$TABLES"} --set most_questions=18
+render charts charts 80000 35 "${asked[@]}" ${TABLES:+--set tables="$TABLES"} --set printed_values=0.65 --set most_questions=18
 render receipts receipts 50000 31 "${asked[@]}" --set most_questions=12
 render pages pages 40000 32 "${asked[@]}" --set most_questions=12
 # Small tables and cards teach in a few hundred tokens which cell and which label is meant.
