@@ -12,6 +12,7 @@ from mmvl.engine.graph_rule import LARGEST, chunk_tokens_of
 from mmvl.engine.graphs import StepGraphs
 from mmvl.engine.images import ImageEncoder
 from mmvl.engine.memory import (
+    MOST_SEQUENCES,
     PAGE_SIZE,
     activation_bytes,
     checkpoint_spacing,
@@ -100,6 +101,9 @@ class Engine:
         self.graph_tokens = min(graph_tokens, most) if graphs and gpu else 0
         self.expert_workspace = workspace_bytes(model, expert_workspace)
         decoder.limit_workspace(self.expert_workspace)
+        # a few tokens more cost a GPU nothing, which reads all weights for one; a CPU has to multiply
+        verified = (16 if gpu else 1) * (draft_tokens + 2) if draft_tokens else 0
+        sampled = min(max(max_sequences or MOST_SEQUENCES[model.device.type], verified), max_batch_tokens)
         self.sizes = choose_sizes(
             decoder.cache_config,
             model.device,
@@ -107,8 +111,9 @@ class Engine:
             max_sequences=max_sequences,
             max_cached_tokens=max_cached_tokens,
             prefix_cache=prefix_cache,
-            # a graph keeps what its step takes
-            activations=activation_bytes(model, max_batch_tokens + self.graph_tokens, self.expert_workspace),
+            activations=activation_bytes(
+                model, max_batch_tokens, self.expert_workspace, sampled=sampled, in_graphs=self.graph_tokens
+            ),
         )
         self.max_sequences, self.num_pages = self.sizes.max_sequences, self.sizes.num_pages
         self.context = min(model.config.text.max_position_embeddings, (self.num_pages - 1) * PAGE_SIZE)
@@ -127,8 +132,6 @@ class Engine:
         self.counters = Counters()
         swap_bytes = self.sizes.swap_bytes if swap_bytes is None else swap_bytes
         self.pools = Pools(self.cache, self.prefixes, self.num_pages, swap_bytes, self.counters)
-        # a few tokens more cost a GPU nothing, which reads all weights for one; a CPU has to multiply
-        verified = (16 if gpu else 1) * (draft_tokens + 2) if draft_tokens else 0
         # a GPU reads all weights for a few tokens as it does for 512
         self.pace = Pace(max_batch_tokens, least=512 if gpu else 128, first=2048 if gpu else 256)
         self.scheduler = Scheduler(self.pools, pace=self.pace, max_draft_tokens=verified)

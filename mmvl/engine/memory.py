@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mmvl.engine.sampler import sampling_bytes
 from mmvl.kernels.experts_quantized import WORKSPACE
 from mmvl.kernels.keys_8bit import KINDS, check_device
 from mmvl.model import TILES_AT_ONCE
@@ -83,22 +84,25 @@ def workspace_bytes(model, wanted: int | None = None) -> int:
     return min(max(wanted, one), max(len(stack.w1) for stack in stacks) * one)
 
 
-def activation_bytes(model, tokens: int, workspace: int = 0) -> int:
+def activation_bytes(model, tokens: int, workspace: int = 0, *, sampled: int = 0, in_graphs: int = 0) -> int:
     """About what a step of so many tokens, and a full batch of tiles in the vision half, take at most; and `workspace`.
 
     Per token either an attention layer's projections or, of each expert chosen, its input, hidden layer and output,
-    beside the stream; half as much again for what the allocator cannot use.
+    beside the stream; half as much again for what the allocator cannot use. Or, if that is more, what the logits of
+    `sampled` tokens and sampling take, for which the layers have left theirs. Graphs keep what their largest step, of
+    `in_graphs` tokens, takes to themselves.
     """
     text, size = model.config.text, model.dtype.itemsize
     attention = 3 * text.hidden_size + 6 * text.num_attention_heads * text.head_dim
     experts = text.num_experts_per_tok * (2 * text.hidden_size + text.intermediate_size)
-    step = size * tokens * max(attention, 4 * text.hidden_size + experts) * 3 // 2 + workspace
+    of_token = size * max(attention, 4 * text.hidden_size + experts) * 3 // 2
+    step = tokens * of_token + workspace
     vision = getattr(model.config, "vision", None)
-    if vision is None:
-        return step
-    patches = (vision.image_size // vision.patch_size) ** 2 + 1
-    of_patch = 4 * vision.hidden_size + vision.intermediate_size + text.hidden_size
-    return step + size * TILES_AT_ONCE * patches * of_patch
+    if vision is not None:
+        patches = (vision.image_size // vision.patch_size) ** 2 + 1
+        of_patch = 4 * vision.hidden_size + vision.intermediate_size + text.hidden_size
+        step += size * TILES_AT_ONCE * patches * of_patch
+    return max(step, sampling_bytes(sampled, text.vocab_size)) + in_graphs * of_token
 
 
 def largest_step(model) -> int:

@@ -3,6 +3,8 @@
 S sequences, V vocabulary, N likeliest. Each row depends on its own logits, settings and random numbers only, so that a
 request samples the same alone or in any batch, and the n-th token of an answer has its own random number, so that it
 samples the same with a draft or without. Nothing here waits for the device.
+
+To draw takes ten times the memory of the logits, so that of a large vocabulary only some rows are sampled at once.
 """
 
 import secrets
@@ -15,6 +17,22 @@ import torch
 from mmvl.engine.sampling_params import SamplingParams
 
 NOT_FINITE = -1  # in place of a token whose logits are not numbers
+AT_ONCE = 1 << 23  # logits of the rows that are sampled at once: enough to keep a GPU busy
+# Bytes a logit: the logits, and what a row that is penalised keeps; of the rows sampled at once, beside these, copies
+# for log probabilities and of those drawn, and then either the sort (numbers and ids; what a GPU takes to make them) or
+# ids, two of fp64 and three of bool.
+LOGIT, PENALISED, COPIES, SORTED, SORTING, DRAWING = 4, 5, 8, 12, 32, 27
+
+
+def sampling_bytes(rows: int, vocab_size: int) -> int:
+    """About what the logits of a step that samples so many rows, and sampling from them, take of a GPU at most."""
+    at_once = min(rows, rows_at_once(vocab_size))
+    return vocab_size * (rows * (LOGIT + PENALISED) + at_once * (COPIES + max(SORTED + SORTING, DRAWING)))
+
+
+def rows_at_once(vocab_size: int) -> int:
+    """How many rows of logits are sampled at once."""
+    return max(AT_ONCE // vocab_size, 1)
 
 
 class SamplerState:
@@ -77,6 +95,16 @@ class Logprobs:
     values_RN: torch.Tensor
     ids_RN: torch.Tensor
 
+    @classmethod
+    def joined(cls, parts: Sequence["Logprobs | None"], step: int) -> "Logprobs | None":
+        """Those of parts of a batch of `step` rows each."""
+        found = [(n * step, part) for n, part in enumerate(parts) if part is not None]
+        if not found:
+            return None
+        rows = tuple(first + row for first, part in found for row in part.rows)
+        of_all = [[part.chosen_R, part.values_RN, part.ids_RN] for _, part in found]
+        return cls(rows, *(torch.cat(column) for column in zip(*of_all, strict=True)))
+
 
 class Sampler:
     """Sampler(valid_vocab_size, banned_ids): ids that the tokenizer does not have, and `banned_ids`, are never chosen.
@@ -95,6 +123,16 @@ class Sampler:
         """
         assert logits_SV.shape[0] == len(rows), (logits_SV.shape, len(rows))
         logits_SV = logits_SV[:, : self.valid_vocab_size]
+        most = max((row.state.params.logprobs or 0 for row in rows), default=0)
+        step = rows_at_once(logits_SV.shape[1])
+        parts = [self._sample(logits_SV[n : n + step], rows[n : n + step], most) for n in range(0, len(rows), step)]
+        if len(parts) == 1:
+            return parts[0]
+        tokens, logprobs = zip(*parts, strict=True)
+        return torch.cat(tokens), Logprobs.joined(logprobs, step)
+
+    def _sample(self, logits_SV: torch.Tensor, rows: Sequence[Row], most: int) -> tuple[torch.Tensor, Logprobs | None]:
+        """Of some rows; `most` likeliest tokens for those who ask for log probabilities."""
         asked = [n for n, row in enumerate(rows) if row.state.params.logprobs is not None]
         plain_RV = logits_SV[asked].log_softmax(-1) if asked else None
         for banned in self.banned_ids:
@@ -121,7 +159,11 @@ class Sampler:
         for n, row in enumerate(rows):
             if row.state.params.penalised:
                 row.state.note(tokens_S[n : n + 1])
-        return tokens_S, None if plain_RV is None else _logprobs(plain_RV, tokens_S, asked, rows)
+        if plain_RV is None:
+            return tokens_S, None
+        values_RN, ids_RN = plain_RV.topk(min(most, plain_RV.shape[1]), dim=-1)
+        chosen_R = plain_RV.gather(1, tokens_S[asked][:, None].clamp(min=0))[:, 0]
+        return tokens_S, Logprobs(tuple(asked), chosen_R, values_RN, ids_RN)
 
 
 def _largest(logits_SV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,13 +173,6 @@ def _largest(logits_SV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     # on a CPU `max` wakes all threads for two rows already, and they go on waiting where a decode step wants to be
     tokens_S = logits_SV.argmax(dim=-1)
     return logits_SV.gather(1, tokens_S[:, None])[:, 0], tokens_S
-
-
-def _logprobs(plain_RV, tokens_S, asked, rows) -> Logprobs:
-    chosen_R1 = tokens_S[asked][:, None].clamp(min=0)
-    most = max(rows[n].state.params.logprobs for n in asked)
-    values_RN, ids_RN = plain_RV.topk(min(most, plain_RV.shape[1]), dim=-1)
-    return Logprobs(tuple(asked), plain_RV.gather(1, chosen_R1)[:, 0], values_RN, ids_RN)
 
 
 def _index(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
@@ -169,14 +204,18 @@ def draw(logits_SV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Se
     temperature_S1, top_k_S1, top_p_S1, min_p_S1, uniform_S1 = settings_S5.split(1, dim=1)
     # Stable: equal logits keep their order of ids, on every device.
     sorted_SV, ids_SV = logits_SV.sort(dim=-1, descending=True, stable=True)
+    scaled_SV = sorted_SV.double()
+    del sorted_SV
     # The largest is subtracted first, so that a tiny temperature cannot overflow.
-    scaled_SV = (sorted_SV.double() - sorted_SV[:, :1].double()) / temperature_S1
-    scaled_SV = scaled_SV.masked_fill(torch.arange(vocab, device=device) >= top_k_S1, float("-inf"))
+    scaled_SV.sub_(scaled_SV[:, :1].clone()).div_(temperature_S1)
+    scaled_SV.masked_fill_(torch.arange(vocab, device=device) >= top_k_S1, float("-inf"))
     probs_SV = scaled_SV.softmax(dim=-1)
-    before_SV = probs_SV.cumsum(dim=-1) - probs_SV
-    kept_SV = (before_SV < top_p_S1) & (probs_SV >= min_p_S1 * probs_SV[:, :1]) & (probs_SV > 0)
-    by_id_SV = torch.zeros_like(probs_SV).scatter_(1, ids_SV, probs_SV * kept_SV)
-    cumulative_SV = by_id_SV.cumsum(dim=-1)
+    before_SV = torch.cumsum(probs_SV, dim=-1, out=scaled_SV).sub_(probs_SV)
+    kept_SV = before_SV < top_p_S1
+    kept_SV &= probs_SV >= min_p_S1 * probs_SV[:, :1]
+    kept_SV &= probs_SV > 0
+    by_id_SV = before_SV.scatter_(1, ids_SV, probs_SV.mul_(kept_SV))  # every id is there once
+    cumulative_SV = torch.cumsum(by_id_SV, dim=-1, out=probs_SV)
     drawn_S1 = torch.searchsorted(cumulative_SV, uniform_S1 * cumulative_SV[:, -1:], right=True)
-    last_S1 = (by_id_SV > 0).mul(torch.arange(vocab, device=device)).amax(dim=-1, keepdim=True)
+    last_S1 = vocab - 1 - (by_id_SV > 0).view(torch.uint8).flip(-1).argmax(dim=-1, keepdim=True)
     return torch.minimum(drawn_S1, last_S1)[:, 0]

@@ -1,12 +1,16 @@
 """What steps take of a GPU's memory, and how long they may be for it."""
 
+import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mmvl.benchmark.decoder import SLICE
 from mmvl.benchmark.shapes import WHOLE
+from mmvl.engine import SamplingParams, sampler
 from mmvl.engine.memory import activation_bytes, choose_sizes, largest_step, workspace_bytes
 from mmvl.text_backbone.decoder import Decoder
 from mmvl.text_backbone.moe import QuantizedStack
@@ -28,6 +32,49 @@ def slice_of_the_model(kind=None):
 def memory_is(monkeypatch, free):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(free * GIB), 140 * GIB))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+
+
+class LiveBytes(TorchDispatchMode):
+    """How much memory the tensors that are made inside take at once, at most: `peak`."""
+
+    def __init__(self):
+        super().__init__()
+        self.peak, self._live = 0, {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
+            if storage is not None and storage._cdata not in given | self._live.keys():
+                self._live[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self._live.pop, storage._cdata)
+        self.peak = max(self.peak, sum(self._live.values()))
+        return made
+
+
+@pytest.mark.parametrize(("rows", "at_once"), [(24, 99), (24, 8), (3, 1)])
+def test_sampling_takes_what_the_plan_says(monkeypatch, rows, at_once):
+    """All that a request may ask for, as far as it can be seen without a GPU: not what a GPU takes to sort."""
+    vocab = 5000
+    monkeypatch.setattr(sampler, "AT_ONCE", at_once * vocab)
+    monkeypatch.setattr(sampler, "SORTING", 0)
+    asked = {"top_p": 0.9, "min_p": 0.01, "logprobs": 3, "repetition_penalty": 1.1, "frequency_penalty": 0.1}
+    greedy = sampler.SamplerState(SamplingParams(**asked), [1, 2])
+    drawn = [sampler.SamplerState(SamplingParams(temperature=1.0, **asked), [1, 2]) for _ in range(rows - 1)]
+    all_rows = [sampler.Row(state, 0, torch.ones(vocab, dtype=torch.bool)) for state in (greedy, *drawn)]
+    with LiveBytes() as live:
+        sampler.Sampler(vocab, [3])(torch.randn(rows, vocab), all_rows)
+    planned = sampler.sampling_bytes(rows, vocab)
+    assert 0.85 * planned < live.peak <= planned
+
+
+def test_what_is_sampled_is_in_the_plan():
+    model = slice_of_the_model()
+    layers, sampling = activation_bytes(model, 8192), sampler.sampling_bytes(256, SLICE.vocab_size)
+    assert sampling < layers == activation_bytes(model, 8192, sampled=256)  # one after the other
+    assert activation_bytes(model, 256, sampled=256) == sampling > 4 * 256 * SLICE.vocab_size
+    assert activation_bytes(model, 256, sampled=256, in_graphs=8192) == sampling + layers  # a graph's is its own
 
 
 def test_steps_need_room_for_activations():
@@ -63,7 +110,7 @@ def test_the_whole_model_in_int4_on_two_gpus_has_room_for_32_sequences(monkeypat
     config, steps = Shard(WHOLE, 0, 2).local, largest_step(model)
 
     def sizes(workspace, sequences):
-        activations = activation_bytes(model, steps, workspace)
+        activations = activation_bytes(model, steps, workspace, sampled=144)  # with drafts
         return choose_sizes(config, model.device, model.dtype, max_sequences=sequences, prefix_cache="off",
                             activations=activations)  # fmt: skip
 

@@ -170,6 +170,24 @@ def test_a_row_is_drawn_the_same_alone_and_in_any_batch(data):
         assert batch == [choose(sampler, logits_SV[row : row + 1].clone(), [alone[row]], n)[0] for row in range(rows)]
 
 
+def test_a_few_rows_at_once_give_what_all_give(monkeypatch):
+    asked = [{}, {"logprobs": 3}, {"temperature": 1.0, "seed": 1}, {"temperature": 2.0, "seed": 2, "logprobs": 1},
+             {"presence_penalty": 1.0, "logprobs": 0}, {"temperature": 1.0, "seed": 3}, {"logprobs": 2}]  # fmt: skip
+    logits_SV = torch.randn(len(asked), 50, generator=torch.Generator().manual_seed(0))
+
+    def sampled():
+        rows = [Row(SamplerState(SamplingParams(**settings), [1, 2]), 0) for settings in asked]
+        return Sampler(48, [5])(logits_SV.clone(), rows)
+
+    whole_S, whole = sampled()
+    for rows in (1, 2, 3):
+        monkeypatch.setattr("mmvl.engine.sampler.AT_ONCE", rows * 48)
+        tokens_S, logprobs = sampled()
+        assert torch.equal(tokens_S, whole_S) and logprobs.rows == whole.rows == (1, 3, 4, 6)
+        for part, of_whole in zip(vars(logprobs).values(), vars(whole).values(), strict=True):
+            assert part == of_whole if isinstance(part, tuple) else torch.equal(part, of_whole)
+
+
 def test_a_seed_repeats_and_no_seed_does_not():
     def draws(seed):
         state = SamplerState(SamplingParams(temperature=1.0, seed=seed), [0])
