@@ -57,6 +57,8 @@ class Processor:
 
     eos_ids: ids that end an answer; by default that of `<end_of_sentence>`.
     tokenizer_config: further keys of tokenizer_config.json, kept for `save`.
+
+    `valid_vocab_size` is one more than the last id that has a token; of the ids before it `missing_ids` have none.
     """
 
     def __init__(
@@ -85,8 +87,11 @@ class Processor:
         self.eos_id = self._id(_text(self.tokenizer_config.get("eos_token"), EOS))
         self.eos_ids = tuple(eos_ids) if eos_ids else (self.eos_id,)
         self.end_of_document_id = self._special_ids.get(END_OF_DOCUMENT)
-        # the model's vocabulary may be padded beyond this: such ids must never be sampled
-        self.valid_vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        # the model's vocabulary may be padded beyond the last id that has a token, and ids before it may have none:
+        # such must never be sampled
+        ids = set(tokenizer.get_vocab(with_added_tokens=True).values())
+        self.valid_vocab_size = max(ids) + 1
+        self.missing_ids = tuple(sorted(set(range(self.valid_vocab_size)) - ids))
 
     def _id(self, token: str) -> int:
         if token not in self._special_ids:

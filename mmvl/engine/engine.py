@@ -137,8 +137,9 @@ class Engine:
         self.scheduler = Scheduler(self.pools, pace=self.pace, max_draft_tokens=verified)
         self._images = ImageEncoder(model, max_bytes=self.sizes.feature_bytes, fill_tiles=64 if gpu else 0)
         self.behind = gpu if behind is None else behind
-        # A sampled image id would be a placeholder without an image.
-        sampler = Sampler(processor.valid_vocab_size, [processor.image_id])
+        # A sampled image id would be a placeholder without an image, one that has no token would be no text.
+        known = min(processor.valid_vocab_size, model.config.text.vocab_size)
+        sampler = Sampler(known, [processor.image_id, *processor.missing_ids])
         self.graphs, cpu = None, None
         with self._on_device():
             if graphs and gpu:

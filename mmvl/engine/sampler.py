@@ -107,7 +107,7 @@ class Logprobs:
 
 
 class Sampler:
-    """Sampler(valid_vocab_size, banned_ids): ids that the tokenizer does not have, and `banned_ids`, are never chosen.
+    """Sampler(valid_vocab_size, banned_ids): ids from the first on, and `banned_ids`, are never chosen.
 
     The head has more rows than the tokenizer has tokens (padding for even shards): those rows are not words.
     """
@@ -115,6 +115,7 @@ class Sampler:
     def __init__(self, valid_vocab_size: int, banned_ids: Sequence[int] = ()):
         self.valid_vocab_size = valid_vocab_size
         self.banned_ids = sorted(i for i in set(banned_ids) if i < valid_vocab_size)
+        self._banned: torch.Tensor | None = None  # the same, where the logits are
 
     def __call__(self, logits_SV: torch.Tensor, rows: Sequence[Row]) -> tuple[torch.Tensor, Logprobs | None]:
         """logits_SV (S, V) fp32 (overwritten), one row each -> S token ids on the device, and log probabilities.
@@ -123,6 +124,8 @@ class Sampler:
         """
         assert logits_SV.shape[0] == len(rows), (logits_SV.shape, len(rows))
         logits_SV = logits_SV[:, : self.valid_vocab_size]
+        if self._banned is None or self._banned.device != logits_SV.device:
+            self._banned = _index(self.banned_ids, logits_SV.device)
         most = max((row.state.params.logprobs or 0 for row in rows), default=0)
         step = rows_at_once(logits_SV.shape[1])
         parts = [self._sample(logits_SV[n : n + step], rows[n : n + step], most) for n in range(0, len(rows), step)]
@@ -135,8 +138,7 @@ class Sampler:
         """Of some rows; `most` likeliest tokens for those who ask for log probabilities."""
         asked = [n for n, row in enumerate(rows) if row.state.params.logprobs is not None]
         plain_RV = logits_SV[asked].log_softmax(-1) if asked else None
-        for banned in self.banned_ids:
-            logits_SV[:, banned] = float("-inf")
+        logits_SV.index_fill_(1, self._banned, float("-inf"))
         for n, row in enumerate(rows):
             params = row.state.params
             if params.penalised:

@@ -1,10 +1,16 @@
 """Continuous batching: alone or beside others, in chunks or at once, a request gets the same text."""
 
+import copy
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
 
 from mmvl.engine import Engine, SamplingParams
+from mmvl.processor import Processor
 from mmvl.text_backbone.packed import Packed
 
 # Temperature 3 makes the tiny random model say different things; greedy repeats itself soon.
@@ -81,6 +87,24 @@ def test_greedy_is_the_likeliest_token_of_the_plain_forward_pass(model, processo
         logits_V[processor.image_id] = float("-inf")
         assert token == int(logits_V.argmax())
         ids.append(token)
+
+
+def test_ids_without_a_token_are_never_sampled(model, processor, prompts, alone):
+    """The token that the model likes best is taken out of its tokenizer; and a tokenizer may have more than a model."""
+    gone = alone[0][0]
+    settings, token = json.loads(processor.tokenizer.to_str()), processor.tokenizer.id_to_token(gone)
+    del settings["model"]["vocab"][token]
+    settings["model"]["merges"] = [(a, b) for a, b in settings["model"]["merges"] if token not in (a, b, a + b)]
+    holey = Processor(Tokenizer.from_str(json.dumps(settings)), processor.tiling)
+    assert holey.missing_ids == (gone,)
+    (ids,) = outputs(model, holey, prompts[:1], PARAMS[:1])
+    assert gone not in ids and len(ids) == len(alone[0])
+
+    larger = copy.copy(processor)
+    larger.valid_vocab_size = model.config.text.vocab_size + 40
+    larger.missing_ids = (larger.valid_vocab_size - 1,)
+    everything = SimpleNamespace(next_mask=lambda ids: torch.ones(larger.valid_vocab_size, dtype=torch.bool))
+    outputs(model, larger, prompts[:1], [SamplingParams(max_tokens=2, logit_mask=everything)])
 
 
 def test_the_samples_differ_enough_to_mean_something(alone):

@@ -356,6 +356,17 @@ def test_ids():
     assert PROCESSOR.decode([PROCESSOR.bos_id, call, *PROCESSOR.encode_text("x")]) == "x"
 
 
+def test_ids_without_a_token_are_known():
+    assert PROCESSOR.missing_ids == ()
+    settings = json.loads(TOKENIZER.to_str())
+    first = len(settings["model"]["vocab"]) - 5  # the last ones move up by three
+    settings["model"]["vocab"] = {k: v + 3 * (v >= first) for k, v in settings["model"]["vocab"].items()}
+    holey = Processor(Tokenizer.from_str(json.dumps(settings)), TILING)
+    assert holey.missing_ids == (first, first + 1, first + 2)
+    assert holey.valid_vocab_size == PROCESSOR.valid_vocab_size + 3
+    assert pickle.loads(pickle.dumps(holey)).missing_ids == holey.missing_ids
+
+
 def test_a_conversation_of_a_shape_seen_before_is_encoded_as_if_it_were_the_first(tiny_model_dir):
     picture = Image.effect_noise((40, 30), 60)
 
