@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mmvl.app.errors import usage
-from mmvl.app.options import whole_numbers
+from mmvl.app.options import SequenceParallel, whole_numbers
 
 
 def bench_ranks(
@@ -17,6 +17,7 @@ def bench_ranks(
     ] = None,
     lengths: Annotated[str, typer.Option(metavar="N,N", help="Tokens to prefill.")] = "8192,32768",
     sequences: Annotated[str, typer.Option(metavar="N,N", help="Sequences to decode.")] = "1,8,64",
+    sequence_parallel: SequenceParallel = False,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Written after every step.")] = None,
 ) -> None:
     """Prefill and decode with random weights over all ranks that torchrun started, with and without sending."""
@@ -34,7 +35,7 @@ def bench_ranks(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        run(shape, experts, many, several, json_file, lambda what: print(what, flush=True))
+        run(shape, experts, many, several, json_file, lambda what: print(what, flush=True), sequence_parallel)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

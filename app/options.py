@@ -93,6 +93,13 @@ KvCacheDtype = Annotated[
         help="Keys and values as the model computes, or in 8 bits: twice the tokens in the same memory.",
     ),
 ]
+SequenceParallel = Annotated[
+    bool,
+    typer.Option(
+        "--sequence-parallel",
+        help="Of a model over several ranks: long prompts in parts, one a rank. It takes memory for weights.",
+    ),
+]
 Question = Annotated[str, typer.Option("-q", "--question", metavar="TEXT", help="What to ask about the files.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, metavar="N", help="Longest answer, in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0.0, metavar="T", help="0 is greedy: the likeliest token each time.")]

@@ -86,6 +86,7 @@ def load_model(
     rank: int = 0,
     ranks: int = 1,
     group: dist.ProcessGroup | None = None,
+    sequence_parallel: bool = False,
 ) -> VLModel | Decoder:
     """Load a model directory: a `VLModel`, or a `Decoder` where there is no vision half.
 
@@ -94,6 +95,7 @@ def load_model(
         quantize: int8, int4 or fp8: the experts are quantised as they are read. "none": what is stored quantised is
             dequantised. None: it stays so on a GPU, and is dequantised elsewhere, where that is faster.
         rank, ranks, group: of processes that share the model. Those after the first get a `Decoder`, their part of it.
+        sequence_parallel: lightning layers whole on each of them (text_backbone/sequence_prefill.py).
 
     Raises:
         FileNotFoundError, ValueError: one line that says what is wrong and where.
@@ -102,7 +104,7 @@ def load_model(
     config = load_config(directory)
     vision = isinstance(config, VLConfig)
     text = config.text if vision else config
-    shard = None if ranks == 1 else Shard(text, rank, ranks, group)
+    shard = None if ranks == 1 else Shard(text, rank, ranks, group, by_sequence=sequence_parallel)
     with WeightFiles(directory, config) as files:
         kind = _kind(files, quantize, device, directory)
         with torch.device("meta"):

@@ -115,6 +115,8 @@ class VLM:
     device: "cpu", "cuda", "cuda:1", ...; None takes a GPU if there is one.
     dtype: a torch dtype or its name; None is bfloat16 on a GPU and float32 on the CPU.
     quantize: int8, int4 or fp8: quantise the experts as they are loaded; "none" dequantises a model that is stored so.
+    sequence_parallel: of a model over several ranks, send states instead of tokens in the prefill of long prompts;
+        every rank then holds its lightning layers whole.
     max_sequences: answers generated at the same time, further ones wait; None: as many as the memory allows.
     engine: further settings of `mmvl.engine.Engine`, by name.
 
@@ -136,6 +138,7 @@ class VLM:
         device=None,
         dtype=None,
         quantize: str | None = None,
+        sequence_parallel: bool = False,
         max_sequences: int | None = None,
         engine: dict | None = None,
     ):
@@ -143,7 +146,8 @@ class VLM:
         self.device = _device(device)
         self.dtype = _dtype(dtype, self.device)
         # of several ranks, all but the first stay in `load` until the first one ends
-        loaded = load(self.directory, device=self.device, dtype=self.dtype, quantize=quantize)
+        how = {"quantize": quantize, "sequence_parallel": sequence_parallel}
+        loaded = load(self.directory, device=self.device, dtype=self.dtype, **how)
         if not isinstance(loaded, VLModel):
             raise ValueError(f"{self.directory} holds a text model without the vision half; mmvl needs both to answer")
         self.processor = Processor.from_pretrained(self.directory)

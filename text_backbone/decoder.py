@@ -54,12 +54,14 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.shard = shard
         local = config if shard is None else shard.local
-        self.postnorm = config.postnorm
         self.is_lightning = config.attn_type_list[layer] == LIGHTNING
+        whole = shard is not None and shard.by_sequence and self.is_lightning
+        self.postnorm = config.postnorm
         self.attention_alpha, self.attention_beta = config.attention_factors(layer)
         self.mlp_alpha, self.mlp_beta = config.layernorm_mlp_alpha, config.layernorm_mlp_beta
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.self_attn = (LightningLayer if self.is_lightning else SoftmaxLayer)(local, layer, shard)
+        attention = LightningLayer if self.is_lightning else SoftmaxLayer
+        self.self_attn = attention(config if whole else local, layer, shard)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.block_sparse_moe = SparseMoe(config, shard)
         self.has_shared = config.shared_intermediate_size > 0
@@ -70,7 +72,7 @@ class DecoderLayer(nn.Module):
     def forward(self, stream: Stream, packed: Packed, rotary: Rotary, cache=None, shares: TokenShares | None = None):
         """With `shares`, of many tokens over several ranks, the stream is this rank's share."""
         residual_TD, h_TD = stream.norm(self.input_layernorm, self.postnorm)
-        if shares is not None:
+        if shares is not None and not (self.is_lightning and shares.parts is not None):
             h_TD = shares.gather(h_TD)
         if self.is_lightning:
             attended_TD = self.self_attn(h_TD, packed, cache, shares)
@@ -173,7 +175,7 @@ class Decoder(nn.Module):
         rotary = Rotary.of(packed.positions_T, self.config.rotary_dim, self.config.rope_theta)
         shares = None
         if self.shard is not None and x_TD.shape[0] > FEW and not self.config.shared_intermediate_size:
-            shares = TokenShares(self.shard, x_TD.shape[0])
+            shares = TokenShares(self.shard, packed)
             x_TD = shares.mine(x_TD)
         stream, balances, counts = Stream(None, x_TD), [], []
         for number, layer in enumerate(self.model.layers):

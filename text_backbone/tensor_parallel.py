@@ -11,9 +11,14 @@ would take four: 4 against 4 for two ranks, 3 for four, 2.5 for eight. Norms and
 
 With more ranks than key/value heads several ranks keep the same one.
 
+With `by_sequence` lightning layers are whole on every rank. Of many tokens of a few sequences each rank then has a part
+of the sequence, and ranks exchange states instead of tokens in these layers (sequence_prefill.py): for the price of the
+weights, next to nothing is sent there. Softmax layers, and what is cached, stay as they are.
+
 Legend: T tokens, D model width, n ranks, k experts a token, L tokens of a rank's share (filled up).
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -23,6 +28,8 @@ import torch.nn.functional as F
 
 from .config import TextConfig
 from .expert_parallel import ExpertLayout
+from .packed import Packed
+from .sequence_prefill import SequenceParts, gather_ranks
 from .small_sum import SmallSum, small_sum
 
 FEW = 512  # tokens up to which they are on every rank; the largest step that is captured in a CUDA graph
@@ -33,6 +40,8 @@ GROUPS = 4  # of more tokens
 class Shard:
     """Part `rank` of `size` of a decoder; `group` are the ranks that share it (None: torch.distributed's own).
 
+    by_sequence: lightning layers are whole on every rank, for prefill by parts of the sequence.
+
     Raises ValueError where heads, key/value heads or experts do not divide by the ranks.
     """
 
@@ -40,6 +49,7 @@ class Shard:
     rank: int
     size: int
     group: dist.ProcessGroup | None = None
+    by_sequence: bool = False
 
     def __post_init__(self):
         c, n = self.config, self.size
@@ -88,6 +98,8 @@ class Shard:
         parent, _, last = name.removesuffix(".weight").rpartition(".")
         if last in ("embed_tokens", "lm_head"):
             return None if self.rank else tuple(whole)
+        if self.is_whole(name):
+            return tuple(whole)
         if last in ("w1", "w3", "w2"):
             whole[0] = slice(self.experts.start, self.experts.stop)
         elif last in ("qkv_proj", "output_gate", "q_proj", "gate_proj", "up_proj") or (
@@ -100,6 +112,11 @@ class Shard:
         elif last in ("out_proj", "o_proj", "down_proj"):
             whole[1] = self._share(shape[1], self.size, self.rank)
         return tuple(whole)
+
+    def is_whole(self, name: str) -> bool:
+        """Whether the parameter is of a lightning layer's attention that is whole on every rank."""
+        number = re.search(r"layers\.(\d+)\.self_attn\.", name) if self.by_sequence else None
+        return number is not None and int(number[1]) in self.config.lightning_layers
 
     @staticmethod
     def _share(count: int, parts: int, part: int) -> slice:
@@ -124,25 +141,33 @@ class Shard:
 
 
 class TokenShares:
-    """Of `tokens` tokens each rank has a share: of each of `GROUPS` groups as many rows, the last ones filled up."""
+    """Of a step's many tokens each rank has a share: of each of `groups` groups as many rows, the last ones filled up.
 
-    def __init__(self, shard: Shard, tokens: int):
-        self.shard, self.tokens = shard, tokens
-        self.rows = -(-tokens // (GROUPS * shard.size))  # of a rank in a group
+    `parts` tells where the sequences are if each rank has one part of them, in one group; None: in `GROUPS`.
+    """
+
+    def __init__(self, shard: Shard, packed: Packed):
+        self.shard, self.tokens = shard, packed.num_tokens
+        by_sequence = shard.by_sequence and packed.slots is not None and self._states_are_less(packed)
+        self.groups = 1 if by_sequence else GROUPS
+        self.rows = -(-self.tokens // (self.groups * shard.size))  # of a rank in a group
+        self.parts = SequenceParts(packed, shard.rank, shard.size, self.rows, shard.group) if by_sequence else None
+
+    def _states_are_less(self, packed: Packed) -> bool:
+        """Whether ranks send less of states than of tokens."""
+        config = self.shard.config
+        state = config.num_attention_heads * config.head_dim**2
+        return (self.shard.size + 1) * len(packed.lengths) * state < self.tokens * config.hidden_size
 
     def mine(self, x_TD: torch.Tensor) -> torch.Tensor:
         """This rank's share (L, D) of what all ranks have."""
-        padded = F.pad(x_TD, (0, 0, 0, GROUPS * self.shard.size * self.rows - self.tokens))
-        return padded.view(GROUPS, self.shard.size, self.rows, -1)[:, self.shard.rank].flatten(0, 1)
+        padded = F.pad(x_TD, (0, 0, 0, self.groups * self.shard.size * self.rows - self.tokens))
+        return padded.view(self.groups, self.shard.size, self.rows, -1)[:, self.shard.rank].flatten(0, 1)
 
     def gather(self, x_LD: torch.Tensor) -> torch.Tensor:
         """All tokens (T, D) of everyone's share."""
-        everyones = x_LD.new_empty(self.shard.size, *x_LD.shape)
-        if x_LD.is_cuda:
-            dist.all_gather_into_tensor(everyones.flatten(0, 1), x_LD.contiguous(), group=self.shard.group)
-        else:
-            dist.all_gather(list(everyones.unbind(0)), x_LD.contiguous(), group=self.shard.group)
-        parts = everyones.view(self.shard.size, GROUPS, self.rows, -1)
+        everyones = gather_ranks(x_LD, self.shard.size, self.shard.group)
+        parts = everyones.view(self.shard.size, self.groups, self.rows, -1)
         return parts.transpose(0, 1).reshape(-1, x_LD.shape[1])[: self.tokens]
 
     def sum_of(self, part: Callable[[torch.Tensor], torch.Tensor], x_TC: torch.Tensor) -> torch.Tensor:
@@ -160,5 +185,5 @@ class TokenShares:
             pending.append((work, y))  # y must live until then
         for work, _ in pending:
             work.wait()
-        sums += [torch.zeros_like(sums[0])] * (GROUPS - len(sums))
+        sums += [torch.zeros_like(sums[0])] * (self.groups - len(sums))
         return torch.cat(sums)

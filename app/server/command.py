@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mmvl.app.errors import UsageError, one_line, usage
-from mmvl.app.options import Device, JsonFile, KvCacheDtype, Model, Quantize
+from mmvl.app.options import Device, JsonFile, KvCacheDtype, Model, Quantize, SequenceParallel
 
 
 def _option(*names: str, default: object, metavar: str, text: str):
@@ -19,6 +19,7 @@ def serve(
     device: Device = None,
     quantize: Quantize = None,
     kv_cache_dtype: KvCacheDtype = "auto",
+    sequence_parallel: SequenceParallel = False,
     max_sequences: Annotated[
         int, typer.Option("--max-sequences", min=1, metavar="N", help="Answers that are written at the same time.")
     ] = 32,
@@ -137,8 +138,8 @@ def serve(
         from mmvl.app.server.app import create_app
         from mmvl.app.server.run import open_model, run_app
 
-        engine = {"kv_cache_dtype": kv_cache_dtype}
-        vlm = open_model(model, device=device, quantize=quantize, max_sequences=max_sequences, engine=engine)
+        how = {"quantize": quantize, "sequence_parallel": sequence_parallel, "max_sequences": max_sequences}
+        vlm = open_model(model, device=device, engine={"kv_cache_dtype": kv_cache_dtype}, **how)
         app = create_app(vlm, settings)
         name = app.state.service.names[0]
 

@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from mmvl.benchmark.run import provenance
 from mmvl.benchmark.shapes import random_decoder, shape_of
-from mmvl.text_backbone.config import TextConfig
+from mmvl.text_backbone.decoder import Decoder
 from mmvl.text_backbone.tensor_parallel import Shard
 
 CONTEXT = 1024  # tokens that every sequence has before it decodes
@@ -67,8 +67,11 @@ def run(
     sequences: Sequence[int],
     json_path: Path | None,
     progress: Callable[[str], None],
+    sequence_parallel: bool = False,
 ) -> dict:
     """Measure on all ranks; the result of rank 0, which alone writes `json_path` and reports progress.
+
+    sequence_parallel: long prompts in parts, as in `load_model`.
 
     Raises:
         ValueError: the shape does not exist, or does not divide by the ranks.
@@ -79,7 +82,7 @@ def run(
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     config = shape_of(shape)
     result = {**provenance(device), "shape": shape, "ranks": ranks, "experts": experts or str(dtype)[6:]}
-    result |= {"context": CONTEXT, "prefill": [], "decode": []}
+    result |= {"sequence_parallel": sequence_parallel, "context": CONTEXT, "prefill": [], "decode": []}
 
     def note(what: str) -> None:
         if rank == 0:
@@ -88,7 +91,8 @@ def run(
                 json_path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
     begin = time.perf_counter()
-    bench = _Bench(config, experts, rank, ranks, device, dtype)
+    spread = {"rank": rank, "ranks": ranks, "sequence_parallel": sequence_parallel}
+    bench = _Bench(random_decoder(device, config=config, experts=experts, dtype=dtype, **spread), dtype, device)
     result["make_seconds"] = time.perf_counter() - begin
     result["weight_bytes"] = bench.weight_bytes
     note(f"made {bench.weight_bytes / 1e9:.1f} GB a rank in {result['make_seconds']:.1f} s")
@@ -121,10 +125,9 @@ def run(
 
 
 class _Bench:
-    def __init__(self, config: TextConfig, experts: str | None, rank: int, ranks: int, device, dtype):
-        self.config, self.device, self.dtype, self.ranks = config, device, dtype, ranks
-        self.decoder = random_decoder(device, config=config, experts=experts, dtype=dtype, rank=rank, ranks=ranks)
-        self.shard = self.decoder.shard
+    def __init__(self, decoder: Decoder, dtype: torch.dtype, device: torch.device):
+        self.config, self.device, self.dtype, self.ranks = decoder.config, device, dtype, decoder.ranks
+        self.decoder, self.shard = decoder, decoder.shard
         self.weight_bytes = sum(t.nbytes for t in self.decoder.state_dict().values())
 
     def _cache(self, sequences: int, tokens: int):

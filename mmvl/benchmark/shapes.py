@@ -47,8 +47,10 @@ def random_decoder(
     dtype: torch.dtype,
     rank: int = 0,
     ranks: int = 1,
+    sequence_parallel: bool = False,
 ) -> Decoder:
     """A decoder, or one rank's part of it, on `device`; `experts`: their kind of quantisation, or None.
+    `sequence_parallel`: as in `load_model`.
 
     Norms are 1, matrices such that their outputs are as large as their inputs. Raises ValueError for a kind that does
     not exist, or a shape that does not divide by the ranks.
@@ -56,7 +58,8 @@ def random_decoder(
     check_experts(experts)
     device = torch.device(device)
     with torch.device("meta"):
-        decoder = Decoder(config, Shard(config, rank, ranks) if ranks > 1 else None).to(dtype).requires_grad_(False)
+        shard = Shard(config, rank, ranks, by_sequence=sequence_parallel) if ranks > 1 else None
+        decoder = Decoder(config, shard).to(dtype).requires_grad_(False)
         for layer in decoder.model.layers if experts else ():
             layer.block_sparse_moe.experts = QuantizedStack(config, experts, layer.block_sparse_moe.here)
     decoder.to_empty(device=device)
@@ -64,6 +67,7 @@ def random_decoder(
     for name, t in decoder.state_dict().items():
         # what every rank has must be the same on all
         shared = any(part in name for part in ("layernorm", "model.norm", "block_sparse_moe.gate"))
+        shared |= shard is not None and shard.is_whole(name)
         generator.manual_seed(crc32(name.encode()) + (0 if shared else rank))
         inputs = config.intermediate_size if name.endswith("2") else config.hidden_size
         if ".experts.scale" in name:

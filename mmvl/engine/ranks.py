@@ -56,9 +56,9 @@ def join() -> Team | None:
     return _team
 
 
-def load(directory: Path, device: torch.device, dtype: torch.dtype | None, quantize: str | None = None):
+def load(directory: Path, device: torch.device, dtype: torch.dtype | None, **settings):
     """`load_model`, or under torchrun each rank's part of it, from which ranks after the first never return."""
-    return spread(partial(load_model, str(Path(directory).absolute()), dtype=dtype, quantize=quantize), device)
+    return spread(partial(load_model, str(Path(directory).absolute()), dtype=dtype, **settings), device)
 
 
 def spread(make: Callable[..., VLModel | Decoder], device: torch.device):

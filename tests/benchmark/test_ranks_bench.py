@@ -4,12 +4,15 @@ import json
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from mmvl.app.bench_ranks import bench_ranks
 from mmvl.app.errors import UsageError
 from mmvl.app.options import whole_numbers
 from mmvl.benchmark import ranks
-from mmvl.benchmark.shapes import shape_of
+from mmvl.benchmark.shapes import random_decoder, shape_of
+from mmvl.text_backbone.sequence_prefill import SequenceParts
+from tests.processes import run_ranks
 
 
 @pytest.mark.parametrize("experts", [None, "int8", "int4", "fp8"])
@@ -21,10 +24,28 @@ def test_everything_is_measured_and_written(experts, tmp_path, monkeypatch):
     assert [row["tokens"] for row in found["prefill"]] == [20] and [r["sequences"] for r in found["decode"]] == [1, 3]
     assert all(row["ms"] > 0 and row["floor_ms"] > 0 and row["of_roofline"] > 0 for row in found["decode"])
     assert found["commit"] and said[-1] == "done"
-    bench = ranks._Bench(shape_of("tiny"), experts, 0, 1, torch.device("cpu"), torch.float32)
+    here = torch.device("cpu")
+    decoder = random_decoder(here, config=shape_of("tiny"), experts=experts, dtype=torch.float32)
+    bench = ranks._Bench(decoder, torch.float32, here)
     with torch.inference_mode():
         out = bench.decoder.model.layers[0].block_sparse_moe(bench._embeddings(50))[0]
     assert 0.1 < out.std() < 2
+
+
+def measure_parts(out) -> None:
+    """What each of two ranks runs."""
+    attend, parted = SequenceParts.attend, []
+    SequenceParts.attend = lambda *args: parted.append(args) or attend(*args)
+    dist.init_process_group("gloo")
+    ranks.run("tiny", None, (600,), (2,), out, lambda what: None, sequence_parallel=True)
+    assert parted, "the prompt of 600 tokens was not parted"
+    dist.destroy_process_group()
+
+
+def test_prompts_in_parts_are_measured_over_ranks(tmp_path):
+    run_ranks(measure_parts, 2, tmp_path / "out.json")
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["ranks"] == 2 and found["sequence_parallel"] and found["prefill"][0]["ms"] > 0
 
 
 def test_lists_of_numbers():

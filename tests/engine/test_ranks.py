@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from mmvl import VLM
+from mmvl.text_backbone.sequence_prefill import SequenceParts
 from tests.processes import start_ranks
 
 QUESTIONS = ["Transcribe the text.", "What is in the image?", "How many words are there, and which?", "x"]
@@ -30,6 +31,11 @@ def answers(vlm: VLM) -> list[str]:
     return [*said, vlm.chat(many[0], max_tokens=12, temperature=0.8, seed=3).text]
 
 
+def long_answers(vlm: VLM) -> list[str]:
+    """Of a long prompt alone, whose parts are on several ranks, and of one that goes on behind it."""
+    return [vlm.ask(None, "words and " * 300 + more, max_tokens=12) for more in ("", "what " * 600)]
+
+
 def say_and_go_on(out: Path, busy: bool) -> None:
     """What every rank runs, until it is ended; rank 0 writes what the model said. What they say to stderr is kept."""
     os.dup2(os.open(out / f"stderr-{os.environ['RANK']}", os.O_WRONLY | os.O_CREAT), sys.stderr.fileno())
@@ -37,6 +43,11 @@ def say_and_go_on(out: Path, busy: bool) -> None:
     said = {"plain": answers(vlm)}
     if busy:
         said["int8"] = answers(VLM(device="cpu", quantize="int8"))
+    else:
+        attend, parted = SequenceParts.attend, []
+        SequenceParts.attend = lambda *args: parted.append(args) or attend(*args)
+        said["by sequence"] = long_answers(VLM(device="cpu", sequence_parallel=True))
+        assert parted
     (out / "answers.part").write_text(json.dumps(said))
     (out / "answers.part").rename(out / "answers.json")
     while True:
@@ -47,7 +58,9 @@ def say_and_go_on(out: Path, busy: bool) -> None:
 
 @pytest.fixture(scope="module")
 def alone():
-    return {"plain": answers(VLM(device="cpu")), "int8": answers(VLM(device="cpu", quantize="int8"))}
+    vlm = VLM(device="cpu")
+    quantized = answers(VLM(device="cpu", quantize="int8"))
+    return {"plain": answers(vlm), "by sequence": long_answers(vlm), "int8": quantized}
 
 
 @pytest.mark.parametrize("world, busy, killed", [(2, True, 1), (4, False, 0)])
@@ -60,7 +73,7 @@ def test_ranks_say_the_same_and_end_together(tmp_path, alone, world, busy, kille
     if not (tmp_path / "answers.json").exists():
         pytest.fail("no answers: " + "\n".join(path.read_text()[-1000:] for path in told.values() if path.exists()))
     said = json.loads((tmp_path / "answers.json").read_text())
-    assert said == {way: alone[way] for way in said} and ("int8" in said) == busy
+    assert said == {way: alone[way] for way in ("plain", "int8" if busy else "by sequence")}
     ranks[killed].kill()
     deadline = time.monotonic() + 60
     for p in ranks:
