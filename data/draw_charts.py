@@ -18,12 +18,12 @@ _SMALL = 480  # pictures whose longer side is less than this are laid out for it
 
 
 def _nice(low: float, high: float, count: int) -> list[float]:
-    """Round tick values that cover low to high."""
-    raw = max((high - low) / count, 1e-9)
+    """Two or more round tick values that cover low to high; of values that are all the same, one above them too."""
+    raw = ((high - low) or 1) / count
     power = 10 ** math.floor(math.log10(raw))
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * 0.999)
-    first, last = math.floor(low / step), math.ceil(high / step - 1e-6)
-    return [i * step for i in range(first, last + 1)]
+    first = math.floor(low / step)
+    return [i * step for i in range(first, max(math.ceil(high / step - 1e-6), first + 1) + 1)]
 
 
 def _show(value: float, decimals: int, separator: str, unit: str) -> str:

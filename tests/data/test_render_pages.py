@@ -185,6 +185,13 @@ def test_charts_of_every_kind_and_style(faces, phrases):
     assert chart_of_table(random.Random(0), RealTable("t", ["A", "B"], [["x", "y"]] * 4, [])) is None
 
 
+@pytest.mark.parametrize("kind", ["bar", "horizontal bar", "line"])
+def test_a_chart_of_nothing_but_zeros_is_drawn(kind, faces):
+    chart = Chart(kind, ["Ann", "Bob"], [("", [0.0, 0.0])], "Goals", "goals")
+    page = draw_chart(random.Random(1), chart, STYLES["office"], "office", faces, 336, 1.0)
+    assert min(page.image.size) > 100
+
+
 def test_small_charts_print_their_values(faces, phrases):
     kinds = set()
     for seed in range(40):
