@@ -313,14 +313,17 @@ def user_turn(images, question: str) -> list[dict]:
 
 
 def _checked(messages: list[dict]) -> list[dict]:
-    """Refuse a conversation that has no question at its end."""
+    """Refuse what is no conversation, or has no question at its end; what is in it the processor looks at."""
     if not messages:
         raise ValueError("the conversation is empty; ask something")
+    if not isinstance(messages, list | tuple) or not all(isinstance(message, dict) for message in messages):
+        raise ValueError("a conversation is a list of messages, each a dict with a role and a content")
     last = messages[-1]
     if last.get("role") != "user":
         raise ValueError(f"the last turn is of role {last.get('role')!r}; it must be the user's question")
     content = last.get("content")
-    texts = [content] if isinstance(content, str) else [p.get("text") for p in content or [] if p.get("type") == "text"]
+    parts = content if isinstance(content, list | tuple) else [{"type": "text", "text": content}]
+    texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
     if not any(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError("the question is empty; ask something")
     return messages
@@ -336,7 +339,7 @@ def _open_parts(content, processor: Processor):
         return content
     parts = []
     for part in content:
-        if part.get("type") == "image":
+        if isinstance(part, dict) and part.get("type") == "image":
             with closing(iter_media(part.get("image"))) as pages:  # one picture is in memory at a time
                 parts += [{"type": "image", "image": tiled} for page in pages for tiled in processor.tile([page.image])]
         else:

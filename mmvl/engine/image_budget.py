@@ -132,6 +132,8 @@ def _size_of(source) -> tuple[int, int]:
         if is_pdf(source):
             return MAX_PAGES, PLAIN_BYTES * PDF_LONG_SIDE**2
         file = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else os.fspath(source)
+        if isinstance(file, str) and not os.path.isfile(file):  # a pipe would be waited for
+            return 0, 0
         with Image.open(file, formats=FORMATS) as image:
             return _of_image(image)
     except Exception:  # a damaged header makes Pillow raise nearly anything; opening it says so in our words

@@ -1,6 +1,7 @@
 """Whose turn it is to open images, and that what is reserved for them is enough."""
 
 import io
+import os
 import random
 import threading
 
@@ -108,6 +109,11 @@ def test_headers_tell_what_decoding_takes(tmp_path):
     assert bytes_needed(asking(pdf), tiling) > MAX_PAGES * of_tiles
     whole = bytes_needed(asking(path), tiling)
     assert whole == bytes_needed([*asking(path), {"role": "user", "content": "and?"}], tiling)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    assert bytes_needed(asking(tmp_path / "a.png", str(tmp_path)), tiling_of()) == 0
 
 
 @pytest.mark.parametrize(
