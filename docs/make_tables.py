@@ -9,7 +9,6 @@ mmvl/engine/README.md: from what `mmvl bench engine` and `mmvl bench ranks` wrot
 import gzip
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +17,6 @@ MODEL = REPOSITORY / "mmvl" / "models" / "mmvl-tiny"
 README, CARD = REPOSITORY / "README.md", MODEL / "README.md"
 KERNELS = REPOSITORY / "kernels" / "README.md"
 KERNEL_RESULT = REPOSITORY / "kernels" / "results" / "h200.json"
-KERNELS_AGAIN = sorted((REPOSITORY / "kernels" / "results" / "again").glob("*.json"))
 TRAINING = REPOSITORY / "docs" / "training.md"
 LAPTOP = REPOSITORY / "docs" / "laptop.md"
 LAPTOP_RESULTS = sorted((REPOSITORY / "docs" / "results").glob("laptop-*.json"))
@@ -131,20 +129,16 @@ def command(result: dict) -> str:
     return f"mmvl eval {result['task']}{data}{limit}"
 
 
-def kernels_table(result: dict, again: Sequence[dict] = ()) -> str:
-    """Markdown: a row an operation and shape, then the peers that were left out, the machine and the command; after it
-    the same for the operations that were measured again."""
-    lines = _kernel_rows([result])
+def kernels_table(result: dict) -> str:
+    """Markdown: a row an operation and shape, then the peers that were left out, the machine and the command."""
+    lines = _kernel_rows(result)
     left_out = [*_left_out(result, "wrong"), *_left_out(result, "failed")]
     left_out += [f"- Corrected since: {text}." for text in result.get("corrections", [])]
-    lines += ["", *left_out, *[""] * bool(left_out), *_kernels_measured_by([result])]
-    if again:
-        lines += ["", "Measured again, since their kernels had changed:", "", *_kernel_rows(again)]
-        lines += ["", *_kernels_measured_by(again)]
+    lines += ["", *left_out, *[""] * bool(left_out), *_kernels_measured_by(result)]
     return "\n".join(lines) + "\n"
 
 
-def _kernel_rows(results: Sequence[dict]) -> list[str]:
+def _kernel_rows(result: dict) -> list[str]:
     head = (
         "operation",
         "shape",
@@ -157,7 +151,7 @@ def _kernel_rows(results: Sequence[dict]) -> list[str]:
         "times as fast",
     )
     lines = ["| " + " | ".join([*head, "goal, ms"]) + " |", "|---|---|" + "---:|" * 4 + "---|" + "---:|" * 3]
-    for row in (row for result in results for row in result["results"]):
+    for row in result["results"]:
         ours = next(c for c in row["contestants"] if c["ours"])
         peer = next((c for c in row["contestants"] if c["name"] == row["best_peer"]), None)
         shape = ", ".join(f"{key} {value:,}" for key, value in row["shape"].items())
@@ -171,20 +165,15 @@ def _kernel_rows(results: Sequence[dict]) -> list[str]:
     return lines
 
 
-def _kernels_measured_by(results: Sequence[dict]) -> list[str]:
-    """Machine, versions and commands of runs of one commit."""
-    first, peaks = results[0], [result["ceilings"] for result in results]
-
-    def ceiling(name: str, unit: float, form: str) -> str:
-        low, high = (f"{choose(peak[name] for peak in peaks) / unit:{form}}" for choose in (min, max))
-        return low if low == high else f"{low} to {high}"
-
-    fp8 = f", {ceiling('fp8', 1e12, '.0f')} in fp8" if "fp8" in peaks[0] else ""
+def _kernels_measured_by(result: dict) -> list[str]:
+    """Machine, versions and command."""
+    peak = result["ceilings"]
+    fp8 = f", {peak['fp8'] / 1e12:.0f} in fp8" if "fp8" in peak else ""
     return [
-        f"{first['gpu']}, driver {first['driver']}, torch {first['torch']}, triton {first['triton']}, "
-        f"{first['date']}, commit {first['commit']}. Ceilings measured in the same run, which the floors come from: "
-        f"{ceiling('bytes', 1e12, '.2f')} TB/s for a copy, {ceiling('bf16', 1e12, '.0f')} TFLOP/s for a matrix product "
-        f"in bf16{fp8}.", "", "```", *(re.sub(r"\S*/", "", result["command"]) for result in results), "```",
+        f"{result['gpu']}, driver {result['driver']}, torch {result['torch']}, triton {result['triton']}, "
+        f"{result['date']}, commit {result['commit']}. Ceilings measured in the same run, which the floors come from: "
+        f"{peak['bytes'] / 1e12:.2f} TB/s for a copy, {peak['bf16'] / 1e12:.0f} TFLOP/s for a matrix product in bf16"
+        f"{fp8}.", "", "```", re.sub(r"\S*/", "", result["command"]), "```",
     ]  # fmt: skip
 
 
@@ -345,7 +334,6 @@ if __name__ == "__main__":
     engine_page.PAGE.write_text(page, encoding="utf-8")
     if KERNEL_RESULT.is_file():
         measured = json.loads(KERNEL_RESULT.read_text(encoding="utf-8"))
-        again = [json.loads(path.read_text(encoding="utf-8")) for path in KERNELS_AGAIN]
-        page = between_markers(KERNELS.read_text(encoding="utf-8"), kernels_table(measured, again))
+        page = between_markers(KERNELS.read_text(encoding="utf-8"), kernels_table(measured))
         KERNELS.write_text(page, encoding="utf-8")
         draw(measured, KERNEL_RESULT.with_suffix(".png"))
