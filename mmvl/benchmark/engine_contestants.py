@@ -188,7 +188,8 @@ class Ours:
 class Transformers:
     """`MiniMaxForCausalLM.generate`, in batches filled up on the left, the longest prompts first."""
 
-    def __init__(self, model: Model, device: torch.device, dtype: torch.dtype):
+    def __init__(self, model: Model, device: torch.device, dtype: torch.dtype, experts: str | None = None):
+        """experts: how it computes them, by its own name for that ("grouped_mm", "eager"); None: as it likes."""
         from transformers import MiniMaxConfig, MiniMaxForCausalLM
 
         if model.experts is not None:
@@ -210,8 +211,8 @@ class Transformers:
             for name in decays:  # their values do not matter for time, only that they are numbers
                 self.model.get_buffer(name).fill_(0.5)
         self.model.requires_grad_(False).eval()
-        if device.type == "cuda":
-            self.model.set_experts_implementation("grouped_mm")
+        if experts is not None:
+            self.model.set_experts_implementation(experts)
         self.device = device
         self.vocabulary = model.vocabulary(model.processor(), self.config)
 

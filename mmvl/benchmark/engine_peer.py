@@ -3,8 +3,8 @@
 A fault of CUDA's stays with the process in which it happened, and must not end the run.
 
 The child (this file as a program) loads the model and answers one load after another; both sides write a JSON object a
-line. It says itself when memory ran out and lives on; anything else ends it, and then another one is started for the
-next smaller batches.
+line. It says itself when memory ran out and lives on; anything else ends it, and then another one is started: with the
+same batches and another way to compute its experts if there is one, otherwise with the next smaller batches.
 """
 
 import contextlib
@@ -27,6 +27,8 @@ from mmvl.engine.memory import is_out_of_memory
 NAME = "transformers"
 _JUDGED = 8  # tokens of an answer after which a size of batches is judged
 _FEW = 16384  # tokens of the batch that the search begins with, if the load has far more
+# transformers' names for ways to compute the experts on a GPU, the fastest first; elsewhere it chooses itself
+_EXPERTS = ("grouped_mm", "eager")
 _OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -46,6 +48,7 @@ class Peer:
     def __init__(self, setup: dict, progress: Progress):
         """setup: the arguments of `model_of`; and `device`, `dtype`, `threads`."""
         self._setup, self._progress = setup, progress
+        self._experts = _EXPERTS if setup["device"].startswith("cuda") else (None,)
         self._child: subprocess.Popen | None = None
 
     def __enter__(self) -> "Peer":
@@ -53,6 +56,17 @@ class Peer:
 
     def __exit__(self, *_) -> None:
         self._end()
+
+    @property
+    def experts(self) -> str | None:
+        """How the experts are computed; None: as transformers likes."""
+        return self._experts[0]
+
+    def other_way(self) -> bool:
+        """From the next start on compute the experts in another way; False if there is none left."""
+        more = len(self._experts) > 1
+        self._experts = self._experts[more:]
+        return more
 
     def run(self, load: Load, budget: int, new_tokens: int | None = None) -> dict | None:
         """What `Transformers.run` measures; None where the memory is too small.
@@ -71,7 +85,7 @@ class Peer:
             self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True,
             env={name: value for name, value in os.environ.items() if name not in _OF_A_RANK},
         )  # fmt: skip
-        self._write(self._setup)
+        self._write(self._setup | {"experts_by": self.experts})
         try:
             self._answer()
         except PeerEnded as error:
@@ -110,18 +124,19 @@ class Peer:
 def measure(peer: Peer, load: Load, repeats: int, made: int | None, progress: Progress) -> Iterator[dict]:
     """Rows of a load with the batches that suit the peer best; `made` tokens of each answer are made (None: all).
 
-    A row has the batch's tokens, and in `failed` with which batches the child ended, if it did. Where none works there
-    is one row, of nothing but that. Raises PeerError.
+    A row has the batch's tokens, how its experts were computed (`experts_by`), and in `failed` with which batches the
+    child ended, if it did. Where none works there is one row, of nothing but that. Raises PeerError.
     """
     failures: list[str] = []
     whole = len(load.lengths) * max(load.lengths)
 
     def attempt(load: Load, budget: int, new_tokens: int | None) -> dict | None:
+        by = f" by {peer.experts}" if peer.experts else ""
         try:
             return peer.run(load, budget, new_tokens)
         except PeerEnded as error:
-            failures.append(f"failed at a batch of {min(budget, whole):,} tokens: {error}")
-            return None
+            failures.append(f"failed{by} at a batch of {min(budget, whole):,} tokens: {error}")
+            return attempt(load, budget, new_tokens) if peer.other_way() else None
 
     def judge(budget: int) -> dict | None:
         progress(f"{NAME}: {load.name} tokens, batches of up to {budget:,} tokens")
@@ -139,7 +154,8 @@ def measure(peer: Peer, load: Load, repeats: int, made: int | None, progress: Pr
         if row is None:
             break
         said = {"failed": "; ".join(failures)} if failures else {}
-        yield row | {"repeat": repeat, "batch_tokens": budget} | said
+        way = {"experts_by": peer.experts} if peer.experts else {}
+        yield row | {"repeat": repeat, "batch_tokens": budget} | way | said
     if budget is None:
         said = "; ".join(failures) or f"no memory for a request of {max(load.lengths):,} tokens"
         yield {"repeat": repeat, "failed": said}
@@ -198,9 +214,9 @@ def _serve() -> None:
         setup = json.loads(sys.stdin.readline())
         device, dtype = torch.device(setup.pop("device")), getattr(torch, setup.pop("dtype"))
         torch.set_num_threads(setup.pop("threads"))
-        directory = setup.pop("directory")
+        directory, experts_by = setup.pop("directory"), setup.pop("experts_by")
         model = model_of(None if directory is None else Path(directory), **setup)
-        contestant = Transformers(model, device, dtype)
+        contestant = Transformers(model, device, dtype, experts_by)
         say(ready=True)
         for line in sys.stdin:
             asked = json.loads(line)

@@ -139,6 +139,9 @@ for line in sys.stdin:
     elif asked["new_tokens"] > 4 and budget > setup["works"]:
         print("a kernel went wrong", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGSEGV)
+    elif setup["experts_by"] == setup["bad_experts"] and budget > 10:
+        print(json.dumps({"error": "RuntimeError: no such product"}), flush=True)
+        os._exit(1)
     elif asked["made"] is not None and budget == setup["says"]:
         print(json.dumps({"error": "AcceleratorError: CUDA error: misaligned address"}), flush=True)
         os._exit(1)
@@ -152,7 +155,8 @@ def rows_of_a_child(tmp_path, monkeypatch):
     monkeypatch.setattr(Peer, "command", (sys.executable, "-S", "-c", CHILD))
 
     def rows(**setup):
-        starts, setup = tmp_path / "starts", {"fits": 1e9, "works": 1e9, "says": 0, "broken": False} | setup
+        starts = tmp_path / "starts"
+        setup = {"fits": 1e9, "works": 1e9, "says": 0, "broken": False, "bad_experts": "", "device": "cpu"} | setup
         with Peer({"starts": str(starts)} | setup, lambda what: None) as peer:
             found = list(measure(peer, Load((10,) * 8, 50), 2, 9, lambda what: None))
         return found, len(starts.read_text())
@@ -176,6 +180,15 @@ def test_what_a_peer_says_before_it_ends_is_in_its_rows(rows_of_a_child):
     rows, starts = rows_of_a_child(says=80)
     said = "failed at a batch of 80 tokens: AcceleratorError: CUDA error: misaligned address"
     assert [(row["batch_tokens"], row["failed"]) for row in rows] == [(40, said)] * 2 and starts == 2
+
+
+def test_a_peer_whose_experts_fail_computes_them_in_another_way(rows_of_a_child):
+    rows, starts = rows_of_a_child(device="cuda:0", bad_experts="grouped_mm")
+    said = "failed by grouped_mm at a batch of 80 tokens: RuntimeError: no such product"
+    assert [(row["batch_tokens"], row["experts_by"], row["failed"]) for row in rows] == [(80, "eager", said)] * 2
+    assert starts == 2
+    rows, _ = rows_of_a_child(device="cuda:0")
+    assert [(row["experts_by"], "failed" in row) for row in rows] == [("grouped_mm", False)] * 2
 
 
 def test_a_peer_without_memory_or_that_cannot_start_says_so(rows_of_a_child):
