@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+from mmvl.data.conversation import CANNOT_SEE
 from mmvl.data.importing import Item, import_items
-from mmvl.data.page import CANNOT_SEE
 from mmvl.data.shards import Sample, ShardSource
 from mmvl.data.turns import Made, user
 

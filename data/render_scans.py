@@ -11,11 +11,12 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from mmvl.data.conversation import CANNOT_SEE, FIELDS
 from mmvl.data.corpus import Phrases
 from mmvl.data.fonts import training_fonts
 from mmvl.data.import_documents import FIELDS as ASKED
 from mmvl.data.order import derive
-from mmvl.data.page import CANNOT_SEE, FIELDS, Faces
+from mmvl.data.page import Faces
 from mmvl.data.paper import age, encode_page, warp
 from mmvl.data.parallel import Make
 from mmvl.data.public_formats import Receipt, read_charts, read_receipts

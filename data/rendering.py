@@ -14,9 +14,10 @@ from typing import Any
 
 from PIL import Image
 
+from mmvl.data.conversation import converse
 from mmvl.data.corpus import Phrases
 from mmvl.data.fonts import Font, held_out_fonts, training_fonts
-from mmvl.data.page import Faces, Page, Views, converse
+from mmvl.data.page import Faces, Page, Views
 from mmvl.data.parallel import Make, Progress, write_shards
 from mmvl.data.turns import Made, asked
 

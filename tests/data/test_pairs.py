@@ -4,8 +4,8 @@ import random
 
 import pytest
 
+from mmvl.data.conversation import CANNOT_SEE
 from mmvl.data.import_pairs import AFTER, CONTINUE, import_pairs, misread
-from mmvl.data.page import CANNOT_SEE
 from mmvl.data.shards import ShardWriter, read_shard
 from mmvl.data.turns import assistant, user
 

@@ -10,10 +10,11 @@ from PIL import Image
 from mmvl.data.ask_charts import ask_chart
 from mmvl.data.ask_tables import ask_table
 from mmvl.data.charts import Chart, invent_chart
+from mmvl.data.conversation import CANNOT_SEE, converse
 from mmvl.data.corpus import Phrases
 from mmvl.data.fonts import training_fonts
 from mmvl.data.labelled import HELD_OUT_LAYOUTS, LAYOUTS, draw_labelled
-from mmvl.data.page import CANNOT_SEE, Faces, Page, converse
+from mmvl.data.page import Faces, Page
 from mmvl.data.paper import age
 from mmvl.data.public_formats import RealTable, Receipt
 from mmvl.data.registry import RENDERERS

@@ -14,11 +14,12 @@ from mmvl.data.ask_charts import ask_chart
 from mmvl.data.ask_tables import ask_table
 from mmvl.data.chart_styles import HELD_OUT_STYLES, STYLES
 from mmvl.data.charts import Chart, chart_of_table, cut_chart, invent_chart
+from mmvl.data.conversation import CANNOT_SEE, converse
 from mmvl.data.corpus import Phrases
 from mmvl.data.draw_charts import draw_chart
 from mmvl.data.fonts import training_fonts
 from mmvl.data.office import HELD_OUT_LAYOUTS, LAYOUTS, draw_office_page
-from mmvl.data.page import CANNOT_SEE, Faces, Page, Views, converse
+from mmvl.data.page import Faces, Page, Views
 from mmvl.data.paper import age, fade_ink, warp
 from mmvl.data.public_formats import RealTable
 from mmvl.data.receipts import draw_receipt

@@ -7,7 +7,7 @@ import tarfile
 import pytest
 from PIL import Image, ImageDraw
 
-from mmvl.data.page import CANNOT_SEE
+from mmvl.data.conversation import CANNOT_SEE
 from mmvl.data.render_scans import reading_order, render_chart_scans, render_scan_lines, render_scans
 from mmvl.data.render_text_lines import CAPITALS, QUESTIONS
 from mmvl.data.shards import read_shard
