@@ -41,8 +41,10 @@ def router(x_TD: torch.Tensor, gate_ED: torch.Tensor, top_k: int, *, backend: st
     """Logits x gate^T in fp32 at least, softmax, the `top_k` best experts with weights that sum to 1, balance loss.
 
     Gradients flow from the weights and from the balance loss to `x_TD` and `gate_ED`. Of equal logits the kernels take
-    the lower index; torch does not say which it takes.
+    the lower index; torch does not say which it takes. Raises ValueError for a `top_k` that the experts do not have.
     """
+    if not 0 < top_k <= gate_ED.shape[0]:
+        raise ValueError(f"a router over {gate_ED.shape[0]} experts cannot choose {top_k} of them for a token")
     supported = x_TD.dtype in _DTYPES and gate_ED.dtype in _DTYPES and gate_ED.shape[0] <= 1024
     if x_TD.shape[0] and choose(backend, x_TD, gate_ED, supported=supported) == TRITON:
         x_TD, gate_ED = x_TD.contiguous(), gate_ED.contiguous()
@@ -78,9 +80,12 @@ def expert_counts(indices_Tk: torch.Tensor, num_experts: int) -> torch.Tensor:
 def balance_loss(probs_TE: torch.Tensor, counts_E: torch.Tensor) -> torch.Tensor:
     """E * sum over e of (pairs of e / T) * (mean probability of e): `top_k` when balanced, more when not.
 
+    Without a token it is 0.
     Source of the formula: Switch Transformers (arXiv 2101.03961), equations 4-6, summed over the k choices.
     """
     T, E = probs_TE.shape
+    if not T:
+        return probs_TE.sum()  # of nothing, and connected to it
     return E * torch.dot(counts_E.to(probs_TE.dtype) / T, probs_TE.mean(0))
 
 

@@ -95,6 +95,8 @@ def lightning_decode(
 
 
 def _reference(qkv_THC, states, slots_S, slopes_H, cu_seqlens_S1, counts_S, after, silu, update):
+    if not len(slots_S):
+        return torch.zeros_like(qkv_THC[..., : qkv_THC.shape[2] // 3])
     x_THC = qkv_THC.to(states.dtype)
     x_THC = F.silu(x_THC) if silu else x_THC
     q_THK, k_THK, v_THK = x_THC.split(x_THC.shape[2] // 3, dim=2)

@@ -1,8 +1,8 @@
 """Causal softmax attention on packed tokens, with grouped key/value heads (GQA) and keys that may reach further back.
 
-Each sequence has Lq new tokens and Lk >= Lq keys; the queries are its last Lq positions (mask aligned bottom right).
-On CUDA in 16 bits one variable-length flash call serves all sequences, and torch's SDPA long ones of equal length;
-elsewhere a loop over sequences. Source of the formula: Attention Is All You Need (arXiv 1706.03762).
+Each sequence has Lq new tokens (it may be none) and Lk >= Lq keys; the queries are its last Lq positions (mask aligned
+bottom right). On CUDA in 16 bits one variable-length flash call serves all sequences, and torch's SDPA long ones of
+equal length; elsewhere a loop over sequences. Source of the formula: Attention Is All You Need (arXiv 1706.03762).
 
 Legend: T query tokens, U key tokens, S sequences, H query heads, G key/value heads, K head dim.
 """
@@ -74,6 +74,8 @@ def _has_flash(q: torch.Tensor) -> bool:
 def _one_sequence(q_LHK, k_MGK, v_MGK, scale):
     L, H, K = q_LHK.shape
     M, G = k_MGK.shape[:2]
+    if not L:  # by which torch's kernel for a CPU would divide, which ends the process
+        return q_LHK
     q_HLK, k_GMK, v_GMK = (x.transpose(0, 1) for x in (q_LHK, k_MGK, v_MGK))
     if L == 1:
         # one query sees every key: the query heads of a group become its queries, so nothing is repeated

@@ -151,11 +151,14 @@ def _cores() -> int:
 
 
 def write_table(entries: Sequence[dict], device: torch.device, path: Path | None = None) -> Path:
-    """Write a table, by default where `tuning.config` looks for it; what else is in it already is kept."""
+    """Write a table, by default where `tuning.config` looks for it; what else is in it already is kept.
+
+    Every entry says of which commit it is, as far as `run.commit` knows: MMVL_COMMIT says it where git is not.
+    """
     made = provenance(device)
     name = made["gpu"] or "cpu"
     path = path or tuning.TABLES / f"{tuning.gpu_slug(name)}.json"
-    stamp = {key: made[key] for key in ("commit", "date", "torch", "triton")}
+    stamp = {key: made[key] for key in ("commit", "date", "torch", "triton", "mmvl")}
     new = [{**entry, **stamp} for entry in entries]
     replaced = [(entry["op"], entry["shape"]) for entry in new]
     kept = json.loads(path.read_text(encoding="utf-8"))["entries"] if path.is_file() else []

@@ -1,6 +1,7 @@
 """Making a table of launch parameters: wrong and failing candidates never win, and the table is used afterwards."""
 
 import importlib
+import json
 import pkgutil
 import time
 from types import SimpleNamespace
@@ -76,6 +77,18 @@ def test_other_entries_stay(case, tmp_path):
         "halve": [1, 2],
         "other": [1],
     }
+
+
+def test_entries_say_of_which_commit_they_are(case, tmp_path, monkeypatch):
+    path = tmp_path / "gpu.json"
+    entry = {"op": "other", "shape": {"T": 1}, "config": {"block": 1}}
+    for commit, op in (("abc1234", "other"), ("def5678", "halve")):
+        monkeypatch.setenv("MMVL_COMMIT", commit)
+        write_table([{**entry, "op": op}], CPU, path)
+    table = json.loads(path.read_text())
+    assert table["commit"] == "def5678"
+    assert {e["op"]: e["commit"] for e in table["entries"]} == {"other": "abc1234", "halve": "def5678"}
+    assert all(e["date"] and e["torch"] and e["mmvl"] for e in table["entries"])
 
 
 def test_a_kernel_without_a_right_candidate_is_an_error(case):

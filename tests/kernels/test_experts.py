@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmvl.kernels import experts as module
-from mmvl.kernels.experts import balance_loss, expert_counts, experts, route
+from mmvl.kernels.experts import balance_loss, expert_counts, experts, route, router
 
 T, D, I, E, TOP = 23, 16, 24, 5, 2
 
@@ -92,6 +92,21 @@ def test_router_weights_are_renormalised_in_fp32():
     assert indices.tolist() == [[2, 1]]
     share = 1 / (1 + math.exp(-1))
     assert weights[0].tolist() == pytest.approx([share, 1 - share], rel=1e-6)
+
+
+@pytest.mark.parametrize("top_k", [0, 6])
+def test_more_choices_than_experts_are_refused(top_k):
+    with pytest.raises(ValueError, match=f"over 5 experts cannot choose {top_k} of them"):
+        router(torch.randn(3, D), torch.randn(E, D), top_k)
+
+
+def test_no_token_is_balanced():
+    x, gate = torch.empty(0, D), torch.randn(E, D, requires_grad=True)
+    routing = router(x, gate, TOP)
+    assert routing.balance.item() == 0 and routing.weights_Tk.shape == (0, TOP)
+    assert routing.counts_E.tolist() == [0] * E
+    (routing.balance + routing.weights_Tk.sum()).backward()
+    assert not gate.grad.any()
 
 
 def test_balance_loss_is_top_k_when_balanced_and_more_when_not():

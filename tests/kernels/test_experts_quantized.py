@@ -8,9 +8,11 @@ from mmvl.kernels.experts import experts, router
 from mmvl.kernels.experts_quantized import experts_quantized, quantize_experts
 
 CUDA = torch.cuda.is_available()
+HOPPER = CUDA and torch.cuda.get_device_capability() >= (9, 0)
 DEVICE = "cuda" if CUDA else "cpu"
 HALF = torch.bfloat16 if CUDA else torch.float16  # the interpreter has no products in bf16
 PER_EXPERT = ("w1", "w3", "w2", "scale1", "scale3", "scale2")
+FP8_ERROR = 0.08 if CUDA else 0.12  # the interpreter rounds to fp8 towards zero
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 5e-3}
 
 # T, D, I, E, k
@@ -71,13 +73,24 @@ def test_quantised_weights_are_near_the_given_ones(kind, worst, rmse_ratio):
     assert q.w1.nbytes * (4 if kind != "int4" else 8) == weights[0].nbytes
 
 
-def test_all_tokens_on_one_expert(rmse_ratio):
-    x, _, *weights = draw(30, 48, 40, 5, torch.float32)
-    indices = torch.full((30, 1), 2, device=DEVICE)
-    ones = torch.ones(30, 1, device=DEVICE)
-    expected = experts(x.double(), *(w.double() for w in weights), ones.double(), indices)
-    with torch.no_grad():
-        assert rmse_ratio(experts(x, *weights, ones, indices, backend="triton"), expected) < 1e-5
+@pytest.mark.parametrize("kind, unpacked", [(None, 0), ("int8", 0), ("int4", 0), ("int8", 1), ("int4", 1), ("fp8", 0)])
+def test_all_tokens_on_one_expert(kind, unpacked, rmse_ratio):
+    """The first, one in the middle, the last; the others have none. unpacked: ahead of the product."""
+    if CUDA and not HOPPER and (kind == "fp8" or unpacked):
+        pytest.skip("kernels of many tokens need Hopper")
+    dtype = HALF if kind == "fp8" or unpacked else torch.float32
+    x, _, *weights = draw(30, 48, 32, 5, dtype)
+    ones, q = torch.ones(30, 1, device=DEVICE), kind and quantize_experts(*weights, kind)
+    exact = [w.double() for w in (q.dequantize(torch.float64) if q else weights)]
+    for expert in (0, 2, 4):
+        indices = torch.full((30, 1), expert, device=DEVICE)
+        with torch.no_grad(), tuning.forced("experts_unpack", {"use": unpacked}):
+            if q:
+                y = experts_quantized(x, q, ones, indices, backend="triton")
+            else:
+                y = experts(x, *weights, ones, indices, backend="triton")
+        expected = experts(x.double(), *exact, ones.double(), indices)
+        assert rmse_ratio(y, expected) < (FP8_ERROR if kind == "fp8" else TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("backend", ["triton", "reference"])
@@ -125,10 +138,13 @@ def test_what_cannot_be_done_is_said():
         experts_quantized(x.requires_grad_(), q, r.weights_Tk, r.indices_Tk)
 
 
-@pytest.mark.parametrize("given", [True, False], ids=["sorted", "not sorted"])
-def test_quantised_experts_compile_whole(given):
-    x, gate, *weights = draw(20, 48, 40, 5, torch.float32)
-    q = quantize_experts(*weights, "int4")
+@pytest.mark.parametrize("kind, given", [("int4", True), ("int4", False), ("int8", True), ("fp8", True)])
+def test_quantised_experts_compile_whole(kind, given):
+    """given: the router's order of the pairs."""
+    if kind == "fp8" and CUDA and not HOPPER:
+        pytest.skip("fp8 products need Hopper")
+    x, gate, *weights = draw(20, 48, 32, 5, HALF)
+    q = quantize_experts(*weights, kind)
 
     def layer(x):
         r = router(x, gate, 2, backend="triton")
@@ -140,9 +156,9 @@ def test_quantised_experts_compile_whole(given):
 
 
 @pytest.mark.skipif(not CUDA, reason="graphs are CUDA's")
-@pytest.mark.parametrize("T", [1, 40, 700])
-@pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_a_cuda_graph_replays_on_new_tokens(kind, T):
+@pytest.mark.parametrize("T, unpacked", [(1, 0), (40, 0), (700, 0)] + [(700, 1)] * HOPPER)
+@pytest.mark.parametrize("kind", ["int8", "int4"] + ["fp8"] * HOPPER)
+def test_a_cuda_graph_replays_on_new_tokens(kind, T, unpacked):
     x, gate, *weights = draw(T, 256, 160, 8, HALF)
     q = quantize_experts(*weights, kind)
 
@@ -151,7 +167,7 @@ def test_a_cuda_graph_replays_on_new_tokens(kind, T):
         sort = {"order_P": r.order_P, "offsets_E1": r.offsets_E1}
         return experts_quantized(x, q, r.weights_Tk, r.indices_Tk, **sort)
 
-    with torch.no_grad():
+    with torch.no_grad(), tuning.forced("experts_unpack", {"use": unpacked}):
         layer()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -160,9 +176,6 @@ def test_a_cuda_graph_replays_on_new_tokens(kind, T):
         y.fill_(torch.nan)
         graph.replay()
         assert torch.equal(y, layer())
-
-
-HOPPER = CUDA and torch.cuda.get_device_capability() >= (9, 0)
 
 
 @pytest.mark.skipif(CUDA and not HOPPER, reason="fp8 products need Hopper")
@@ -187,7 +200,7 @@ def test_fp8_products_equal_those_of_its_own_rounded_inputs(T, D, I, E, rmse_rat
     if CUDA:  # the interpreter rounds to fp8 towards zero
         assert rmse_ratio(y, expected) < 1e-2  # h is at times rounded to the other neighbour
     exact = experts(x.double(), *(w.double() for w in weights), r.weights_Tk.double(), r.indices_Tk)
-    assert rmse_ratio(y, exact) < (0.08 if CUDA else 0.12)
+    assert rmse_ratio(y, exact) < FP8_ERROR
 
 
 def by_rows(x):

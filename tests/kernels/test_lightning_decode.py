@@ -101,6 +101,14 @@ def test_padding_slots_are_skipped(backend, device):
 
 
 @BACKENDS
+def test_no_sequence_at_all(backend, device):
+    qkv, pool = draw(0, device=device)
+    before = pool.clone()
+    o = lightning_decode(qkv, pool, torch.empty(0, dtype=torch.int64, device=device), SLOPES, backend=backend)
+    assert o.shape == (0, 2, 32) and torch.equal(pool, before)
+
+
+@BACKENDS
 def test_a_draft_is_verified_and_its_accepted_tokens_kept(backend, device):
     lengths, slots, accepted = [3, 1, 4, 0, 2], torch.tensor([4, 1, 0, 3, -1]), torch.tensor([2, 1, 0, 0, 2])
     slots, accepted = slots.to(device), accepted.to(device)

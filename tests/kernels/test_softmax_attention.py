@@ -13,6 +13,8 @@ CASES = {
     "decoding": ([1, 1, 1], [7, 1, 20]),
     "chunk after a past": ([4, 6], [10, 6]),
     "prefill beside decoding": ([1, 33, 1, 2], [50, 33, 1, 9]),
+    "empty documents": ([0, 5, 0, 1, 0], [0, 5, 0, 1, 0]),
+    "nothing new behind a past": ([0, 3, 0], [7, 9, 4]),
 }
 
 

@@ -1,11 +1,14 @@
 """Launch parameters: which entry of a table answers, and what happens without one."""
 
+import importlib
 import json
+import pkgutil
 import subprocess
 import sys
 
 import pytest
 
+import mmvl.kernels
 from mmvl.kernels import tuning
 
 DEFAULT = {"block": 64, "num_warps": 4}
@@ -109,11 +112,16 @@ def test_a_table_is_read_and_a_broken_one_is_named(tmp_path):
             tuning.read_table(bad)
 
 
-def test_every_table_shipped_can_be_read_and_is_named_after_its_gpu():
+def test_every_table_shipped_is_named_after_its_gpu_and_of_kernels_that_are_there():
+    for module in pkgutil.iter_modules(mmvl.kernels.__path__):
+        if not module.name.endswith("_triton"):
+            importlib.import_module(f"mmvl.kernels.{module.name}")
     for path in tuning.TABLES.glob("*.json"):
         table = json.loads(path.read_text(encoding="utf-8"))
         assert tuning.gpu_slug(table["gpu"]) == path.stem
-        assert tuning.read_table(path)
+        for op, entries in tuning.read_table(path).items():
+            for entry in entries:
+                assert entry["config"].keys() == tuning.declared()[op].default_at(entry["shape"]).keys(), op
     assert tuning.gpu_slug("NVIDIA A100-SXM4-80GB") == "nvidia-a100-sxm4-80gb"
 
 
