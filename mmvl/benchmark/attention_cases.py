@@ -1,6 +1,6 @@
-"""Softmax attention beside torch's scaled dot product attention.
+"""Softmax attention beside torch's scaled dot product attention, and RoPE beside torch's operations.
 
-Legend: L new tokens, M keys, S sequences, H query heads, G key/value heads, K head dim.
+Legend: T or L new tokens, M keys, S sequences, H query heads, G key/value heads, K head dim.
 """
 
 from dataclasses import replace
@@ -12,6 +12,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 from mmvl.benchmark.case import Case, Contestant
 from mmvl.kernels.paged_attention import paged_attention, plan_pages
+from mmvl.kernels.rope import Rotary, apply_rope, rope_into_pages
 from mmvl.kernels.softmax_attention import softmax_attention
 
 PAGE = 64  # tokens
@@ -58,6 +59,23 @@ def attention_cases() -> list[Case]:
             quick=[{"S": 8, "M": 32768, **wide}],
             tiny=[{"S": 2, "M": 20, "H": 4, "G": 2, "K": 16}],
             **paged,
+        ),
+        Case(
+            op="rope",
+            about="half of each head of queries and keys rotated, keys and values stored into their pages",
+            axis="T",
+            full=[{"T": T, **wide} for T in (1, 64, 4096, 65536)],
+            quick=[{"T": 4096, **wide}],
+            tiny=[{"T": 20, "H": 4, "G": 2, "K": 16}],
+            inputs=_new_tokens,
+            reference=_rope_reference,
+            part=lambda outputs, i: (outputs[0][i.rows], *(pool[i.write[i.rows]] for pool in outputs[1:])),
+            contestants=[
+                Contestant("mmvl", _our_rope, ours=True),
+                Contestant("torch", _torch_rope, note="is given the cosines and sines", slack=2),  # rounds each product
+            ],
+            bytes=lambda i: 2 * (i.q.nbytes + i.k.nbytes + i.v.nbytes),
+            flops=lambda i: 3 * (i.q.numel() + i.k.numel()),
         ),
     ]
 
@@ -134,5 +152,53 @@ def _sdpa(i):
     def run():
         with torch.no_grad():
             return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
+
+    return run
+
+
+def _new_tokens(shape, device, dtype, seed):
+    """Far in a long sequence; their rows of the pools lie in any order."""
+    T, H, G, K = (shape[name] for name in ("T", "H", "G", "K"))
+    generator = torch.Generator(device).manual_seed(seed)
+    q, k, v = (torch.randn(T, n, K, generator=generator, device=device, dtype=dtype) for n in (H, G, G))
+    k_pool, v_pool = (torch.empty(T + PAGE, G, K, device=device, dtype=dtype) for _ in range(2))
+    return SimpleNamespace(
+        q=q, k=k, v=v, k_pool=k_pool, v_pool=v_pool,
+        rotary=Rotary.of(torch.arange(T, device=device) + 100_000, K // 2, 1e7),
+        write=torch.randperm(T + PAGE, generator=generator, device=device)[:T],
+        rows=torch.linspace(0, T - 1, min(T, ROWS), device=device).long(),
+    )  # fmt: skip
+
+
+def _rope_reference(i):
+    """fp64, some tokens, by the angles that define the operation: products in fp32."""
+    angle = (i.rotary.positions_T[i.rows].float()[:, None] * i.rotary.frequencies_R).double()
+    tables = angle.cos()[:, None], angle.sin()[:, None]
+    return apply_rope(i.q[i.rows].double(), *tables), apply_rope(i.k[i.rows].double(), *tables), i.v[i.rows].double()
+
+
+def _our_rope(i):
+    def run():
+        rope_into_pages(i.q, i.k, i.v, i.rotary, i.k_pool, i.v_pool, i.write)
+        return i.q, i.k_pool, i.v_pool
+
+    return run
+
+
+def _torch_rope(i):
+    """As models are written in torch: x cos + (its halves exchanged) sin, then the pages."""
+    cos, sin = (torch.cat((x, x), dim=-1).to(i.q.dtype) for x in i.rotary.tables)
+    width = cos.shape[-1]
+
+    def rotate(x):
+        turned = x[..., :width]
+        a, b = turned.chunk(2, dim=-1)
+        return torch.cat((turned * cos + torch.cat((-b, a), dim=-1) * sin, x[..., width:]), dim=-1)
+
+    def run():
+        q, k = rotate(i.q), rotate(i.k)
+        i.k_pool.index_copy_(0, i.write, k)
+        i.v_pool.index_copy_(0, i.write, i.v)
+        return q, i.k_pool, i.v_pool
 
     return run

@@ -72,6 +72,24 @@ def test_documents_do_not_leak():
         assert x.grad[5:9].count_nonzero() > 0
 
 
+@pytest.mark.parametrize(
+    "lengths_q, lengths_k, grad",
+    [([5, 1, 0], [5, 1, 0], True), ([4, 1], [10, 6], False)],
+    ids=["trained", "behind a past"],
+)
+def test_under_torch_compile(lengths_q, lengths_k, grad, device):
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32  # in which flash attention is called
+    q = torch.randn(sum(lengths_q), 4, 16, device=device, dtype=dtype, requires_grad=grad)
+    k, v = (torch.randn(sum(lengths_k), 2, 16, device=device, dtype=dtype) for _ in range(2))
+    cu_q, cu_k = offsets(lengths_q, device), offsets(lengths_k, device)
+
+    def layer(q):
+        return softmax_attention(q * 1, k, v, cu_q, cu_k, tuple(lengths_q), tuple(lengths_k), 0.25)
+
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")(q)
+    torch.testing.assert_close(compiled, layer(q), rtol=0, atol=0)
+
+
 def test_heads_that_do_not_divide_are_refused():
     q, k = torch.randn(2, 3, 8), torch.randn(2, 2, 8)
     with pytest.raises(ValueError, match="3 query heads are not a multiple of 2"):
