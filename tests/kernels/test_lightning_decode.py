@@ -3,6 +3,8 @@
 Legend: T tokens, S sequences, H heads, K head dim.
 """
 
+import math
+
 import pytest
 import torch
 
@@ -83,6 +85,26 @@ def test_a_slow_decay_does_not_drift(backend, device, at_once):
         o = torch.cat([lightning_decode(x[None], pool, slots, slopes, backend=backend) for x in qkv])
     assert_near(o, o_ref, 1.5e-6)
     assert_near(pool[[1]], state_ref, 1.5e-6)
+
+
+def test_parts_of_a_prompt_and_then_single_tokens_equal_one_call(device):
+    """In 16 bits, decays of 0.9 to 1e-7; parts by the kernels for prompts, on Hopper the specialised ones."""
+    dtype, K, parts, tokens = torch.float16, 32, [70, 1, 63, 129], 5
+    if device == "cuda":
+        dtype, K, parts, tokens = torch.bfloat16, 128, [1000, 1, 63, 2500, 700], 50
+    slopes = torch.logspace(math.log10(0.9), -7, 4, dtype=torch.float64, device=device)
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(sum(parts) + tokens, 4, 3 * K, generator=generator).to(device=device, dtype=dtype)
+    state, outputs = None, []
+    for x in qkv[: sum(parts)].split(parts):
+        o, state = lightning_attention(x, slopes, None, state, lengths=[len(x)], backend="triton")
+        outputs.append(o)
+    slot = torch.zeros(1, dtype=torch.int64, device=device)
+    outputs += [lightning_decode(x[None], state, slot, slopes, backend="triton") for x in qkv[sum(parts) :]]
+    for backend, x in (("triton", qkv), ("reference", qkv.double())):
+        expected, expected_state = lightning_attention(x, slopes, lengths=[len(x)], backend=backend)
+        assert_near(torch.cat(outputs), expected, 5e-3)
+        assert_near(state, expected_state, 5e-3)
 
 
 @BACKENDS
