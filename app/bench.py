@@ -22,6 +22,8 @@ def kernels(ops, *, quick: bool, device: str | None, json_path: Path | None, pic
     where, cases = choose_device(device), choose_cases(ops)
     console = Console(highlight=False)
     progress = Progress()
+    if json_path is not None:
+        _say_if_no_commit(console)
 
     def done(case, rows, result):
         progress.clear()
@@ -54,6 +56,7 @@ def tune(ops, *, device: str | None, json_path: Path | None) -> None:
     where, cases = choose_device(device), choose_cases(ops)
     progress = Progress()
     console = Console(highlight=False)
+    _say_if_no_commit(console)
     path = None
     for entry in tune(cases, where, progress):
         path = write_table([entry], where, json_path)
@@ -165,6 +168,14 @@ def check_folder(path: Path | None) -> None:
     """Asked before minutes of work."""
     if path is not None and not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into")
+
+
+def _say_if_no_commit(console: Console) -> None:
+    """Before anything is measured whose file would not say of what."""
+    from mmvl.benchmark.run import commit
+
+    if commit() is None:
+        console.print("No git here says which commit this is, and the file will not; MMVL_COMMIT=... says it.")
 
 
 class Progress:

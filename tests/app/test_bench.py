@@ -40,6 +40,15 @@ def test_every_operation_runs_on_the_cpu_and_is_right(mmvl, tmp_path):
         assert drawn.format == "PNG"
 
 
+@pytest.mark.parametrize("how", ["--tune", "--quick"])
+@pytest.mark.parametrize("commit", [None, "abc1234"])
+def test_a_file_that_will_not_say_its_commit_is_told_of(mmvl, tmp_path, monkeypatch, commit, how):
+    monkeypatch.setattr("mmvl.benchmark.run.commit", lambda: commit)
+    code, out, err = mmvl("kernels", how, "--device", "cpu", "--op", "rope", "--json", tmp_path / "numbers.json")
+    assert code == 0, err
+    assert ("MMVL_COMMIT" in out) is (commit is None)
+
+
 def test_a_small_decoder_runs_beside_transformers(mmvl, tmp_path):
     code, out, err = mmvl("decoder", "--device", "cpu", "--json", tmp_path / "decoder.json")
     assert code == 0, err
