@@ -148,7 +148,8 @@ class TokenShares:
 
     def __init__(self, shard: Shard, packed: Packed):
         self.shard, self.tokens = shard, packed.num_tokens
-        by_sequence = shard.by_sequence and packed.slots is not None and self._states_are_less(packed)
+        cached = packed.slots is not None and not packed.draft  # a draft's states are not to be written yet
+        by_sequence = shard.by_sequence and cached and self._states_are_less(packed)
         self.groups = 1 if by_sequence else GROUPS
         self.rows = -(-self.tokens // (self.groups * shard.size))  # of a rank in a group
         self.parts = SequenceParts(packed, shard.rank, shard.size, self.rows, shard.group) if by_sequence else None

@@ -221,12 +221,14 @@ class _Bench:
         return (2 * per_token * tokens + attention) / self.ranks
 
     def decode_bytes(self, sequences: int) -> float:
-        """That rank 0 reads in a step (states are written too)."""
-        c = self.config
+        """That rank 0 reads in a step (states are written too); of layers that are whole on every rank its part."""
+        c, weights = self.config, self.decoder.state_dict()
+        whole = sum(t.nbytes for name, t in weights.items() if self.shard is not None and self.shard.is_whole(name))
         stacks = [layer.block_sparse_moe.experts for layer in self.decoder.model.layers]
         experts = sum(t.nbytes for stack in stacks for t in stack.state_dict().values())
         hit = 1 - (1 - c.num_experts_per_tok / c.num_local_experts) ** sequences
         embedding = self.decoder.model.embed_tokens.weight.nbytes if self.shard is None or not self.shard.rank else 0
         state = len(c.lightning_layers) * c.num_attention_heads * c.head_dim**2 * 4 * 2
         kv = len(c.softmax_layers) * 2 * c.num_key_value_heads * c.head_dim * CONTEXT * self.dtype.itemsize
-        return self.weight_bytes - embedding - experts * (1 - hit) + sequences * (state + kv) / self.ranks
+        read = self.weight_bytes - whole * (1 - 1 / self.ranks) - embedding - experts * (1 - hit)
+        return read + sequences * (state + kv) / self.ranks

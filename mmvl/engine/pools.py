@@ -22,11 +22,13 @@ class Pools:
         self._running = 0
 
     def would_admit(self, request: Request, without: Sequence[Request] = ()) -> bool:
-        """Whether `admit` would, once these were preempted. Changes nothing."""
-        return self._fits(request, self._hit(request), without)
+        """Whether `admit` would, once these were preempted. Changes nothing but which prefixes were used last."""
+        return self._has_slot(without) and self._fits(request, self._hit(request), without)
 
     def admit(self, request: Request) -> bool:
         """Slot and pages for all tokens that it has, some of them perhaps found in the prefix cache. Or False."""
+        if not self._has_slot():  # first: while all places are taken this is asked in every step
+            return False
         hit = self._hit(request)
         if not self._fits(request, hit):
             return False
@@ -124,11 +126,14 @@ class Pools:
         shared = 0 if hit is None else hit.length // self.cache.page_size
         return -(-request.num_tokens // self.cache.page_size) - shared
 
+    def _has_slot(self, without: Sequence[Request] = ()) -> bool:
+        return self.cache.free_slots + len(without) > 0
+
     def _fits(self, request: Request, hit: Prefix | None, without: Sequence[Request] = ()) -> bool:
-        """Whether there are a slot and pages, one more for each who runs: their answers grow."""
+        """Whether there are pages, one more for each who runs: their answers grow."""
         used = self.cache.used_pages_after([r.slot for r in without], None if hit is None else hit.checkpoint)
         pages = self._new_pages(request, hit) + self._running - len(without)
-        return self.cache.free_slots + len(without) > 0 and pages <= self.num_pages - used
+        return pages <= self.num_pages - used
 
     def _evict_until(self, pages: int, keeping: Prefix | None = None) -> None:
         """Drop cached prefixes until so many pages are free, which has been seen to be possible."""

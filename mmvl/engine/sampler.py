@@ -4,7 +4,7 @@ S sequences, V vocabulary, N likeliest. Each row depends on its own logits, sett
 request samples the same alone or in any batch, and the n-th token of an answer has its own random number, so that it
 samples the same with a draft or without. Nothing here waits for the device.
 
-To draw takes ten times the memory of the logits, so that of a large vocabulary only some rows are sampled at once.
+To draw takes ten times the memory of the logits, so that of a large vocabulary only some rows are drawn at once.
 """
 
 import secrets
@@ -17,7 +17,7 @@ import torch
 from mmvl.engine.sampling_params import SamplingParams
 
 NOT_FINITE = -1  # in place of a token whose logits are not numbers
-AT_ONCE = 1 << 23  # logits of the rows that are sampled at once: enough to keep a GPU busy
+AT_ONCE = 1 << 23  # logits of the rows that are drawn, or copied for log probabilities, at once
 # Bytes a logit: the logits, and what a row that is penalised keeps; of the rows sampled at once, beside these, copies
 # for log probabilities and of those drawn, and then either the sort (numbers and ids; what a GPU takes to make them) or
 # ids, two of fp64 and three of bool.
@@ -31,7 +31,7 @@ def sampling_bytes(rows: int, vocab_size: int) -> int:
 
 
 def rows_at_once(vocab_size: int) -> int:
-    """How many rows of logits are sampled at once."""
+    """How many rows of logits are drawn, or copied for log probabilities, at once."""
     return max(AT_ONCE // vocab_size, 1)
 
 
@@ -67,7 +67,7 @@ class SamplerState:
             self._counts_V = torch.zeros(logits_V.shape, dtype=torch.int32, device=logits_V.device)
             self._in_prompt_V = torch.zeros(logits_V.shape, dtype=torch.bool, device=logits_V.device)
             ids = [i for i in set(self._prompt_ids) if i < logits_V.shape[0]]
-            self._in_prompt_V[torch.tensor(ids, dtype=torch.int64).to(logits_V.device)] = True
+            self._in_prompt_V.index_fill_(0, _index(ids, logits_V.device), True)
         params, said_V = self.params, self._counts_V > 0
         if params.repetition_penalty != 1.0:
             logits_V = apply_repetition_penalty(logits_V, said_V | self._in_prompt_V, params.repetition_penalty)
@@ -126,8 +126,11 @@ class Sampler:
         logits_SV = logits_SV[:, : self.valid_vocab_size]
         if self._banned is None or self._banned.device != logits_SV.device:
             self._banned = _index(self.banned_ids, logits_SV.device)
-        most = max((row.state.params.logprobs or 0 for row in rows), default=0)
-        step = rows_at_once(logits_SV.shape[1])
+        asked = [row.state.params for row in rows]
+        most = max((params.logprobs or 0 for params in asked), default=0)
+        copied = sum(params.temperature > 0 or params.logprobs is not None for params in asked)
+        at_once = rows_at_once(logits_SV.shape[1])
+        step = at_once if copied > at_once else len(rows)  # greedy rows take nothing, and parts take launches
         parts = [self._sample(logits_SV[n : n + step], rows[n : n + step], most) for n in range(0, len(rows), step)]
         if len(parts) == 1:
             return parts[0]
@@ -137,7 +140,9 @@ class Sampler:
     def _sample(self, logits_SV: torch.Tensor, rows: Sequence[Row], most: int) -> tuple[torch.Tensor, Logprobs | None]:
         """Of some rows; `most` likeliest tokens for those who ask for log probabilities."""
         asked = [n for n, row in enumerate(rows) if row.state.params.logprobs is not None]
-        plain_RV = logits_SV[asked].log_softmax(-1) if asked else None
+        # by tensors: a list in brackets is copied to the device by a copy that waits for it
+        asked_R = _index(asked, logits_SV.device) if asked else None
+        plain_RV = logits_SV.index_select(0, asked_R).log_softmax(-1) if asked else None
         logits_SV.index_fill_(1, self._banned, float("-inf"))
         for n, row in enumerate(rows):
             params = row.state.params
@@ -147,16 +152,18 @@ class Sampler:
                 allowed_V = row.mask_V[: self.valid_vocab_size].to(logits_SV.device, non_blocking=True)
                 logits_SV[n].masked_fill_(~allowed_V, float("-inf"))
             if row.number < params.min_tokens and row.state.end_ids:
-                logits_SV[n, [i for i in row.state.end_ids if i < self.valid_vocab_size]] = float("-inf")
+                ends = [i for i in row.state.end_ids if i < self.valid_vocab_size]
+                logits_SV[n].index_fill_(0, _index(ends, logits_SV.device), float("-inf"))
 
         best_S, tokens_S = _largest(logits_SV)
         drawn = [n for n, row in enumerate(rows) if row.state.params.temperature > 0]
         if drawn:
             uniforms = [rows[n].state.uniform(rows[n].number) for n in drawn]
             everyone = len(drawn) == len(rows)
-            rows_SV = logits_SV if everyone else logits_SV[drawn]
+            drawn_R = None if everyone else _index(drawn, logits_SV.device)
+            rows_SV = logits_SV if everyone else logits_SV.index_select(0, drawn_R)
             drawn_S = draw(rows_SV, [rows[n].state.params for n in drawn], uniforms)
-            tokens_S = drawn_S if everyone else tokens_S.index_copy(0, _index(drawn, tokens_S.device), drawn_S)
+            tokens_S = drawn_S if everyone else tokens_S.index_copy(0, drawn_R, drawn_S)
         tokens_S = torch.where(best_S.isfinite(), tokens_S, NOT_FINITE)
         for n, row in enumerate(rows):
             if row.state.params.penalised:
@@ -164,7 +171,7 @@ class Sampler:
         if plain_RV is None:
             return tokens_S, None
         values_RN, ids_RN = plain_RV.topk(min(most, plain_RV.shape[1]), dim=-1)
-        chosen_R = plain_RV.gather(1, tokens_S[asked][:, None].clamp(min=0))[:, 0]
+        chosen_R = plain_RV.gather(1, tokens_S.index_select(0, asked_R)[:, None].clamp(min=0))[:, 0]
         return tokens_S, Logprobs(tuple(asked), chosen_R, values_RN, ids_RN)
 
 

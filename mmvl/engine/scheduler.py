@@ -26,7 +26,7 @@ class Memory(Protocol):
         """Slot and pages for all tokens that it has; its slot, num_cached and cuts are then set. Or False."""
 
     def would_admit(self, request: Request, without: Sequence[Request]) -> bool:
-        """Whether it would be admitted once these were preempted. Changes nothing."""
+        """Whether it would be admitted once these were preempted. Takes and drops nothing."""
 
     def grow(self, request: Request, count: int) -> bool:
         """Pages for `count` more tokens. Or False."""

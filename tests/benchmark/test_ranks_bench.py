@@ -48,6 +48,16 @@ def test_prompts_in_parts_are_measured_over_ranks(tmp_path):
     assert found["ranks"] == 2 and found["sequence_parallel"] and found["prefill"][0]["ms"] > 0
 
 
+def test_layers_that_are_whole_on_every_rank_are_not_read_whole():
+    here, read = torch.device("cpu"), []
+    for by_sequence in (False, True):
+        spread = {"rank": 0, "ranks": 2, "sequence_parallel": by_sequence}
+        decoder = random_decoder(here, config=shape_of("tiny"), experts=None, dtype=torch.float32, **spread)
+        bench = ranks._Bench(decoder, torch.float32, here)
+        read.append((bench.weight_bytes, bench.decode_bytes(3)))
+    assert read[0][0] < read[1][0] and read[0][1] == read[1][1]
+
+
 def test_lists_of_numbers():
     assert whole_numbers("--lengths", "1,8,64") == [1, 8, 64]
     for wrong in ("", "1,x", "0", "-1"):

@@ -46,3 +46,12 @@ def test_what_would_be_admitted_is_and_what_would_not_drops_no_prefix(model, pro
         pools.release(request)
     engine.prefixes.clear()
     assert engine.cache.used_pages == 0 and engine.cache.free_pages == engine.num_pages
+
+
+def test_while_all_places_are_taken_no_prefix_is_looked_for(model, processor, monkeypatch):
+    """It is asked in every step, and takes longer the longer the prompt is that waits."""
+    engine = Engine(model, processor, max_sequences=1)
+    first, second = (engine.prepare(Prompt(processor.encode_text("one two three")), SamplingParams()) for _ in range(2))
+    assert engine.pools.admit(first)
+    monkeypatch.setattr(engine.prefixes, "match", None)
+    assert not engine.pools.admit(second) and not engine.pools.would_admit(second)

@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmvl.engine import SamplingParams
 from mmvl.engine.sampler import NOT_FINITE, Row, Sampler, SamplerState, apply_repetition_penalty, draw
@@ -186,6 +188,46 @@ def test_a_few_rows_at_once_give_what_all_give(monkeypatch):
         assert torch.equal(tokens_S, whole_S) and logprobs.rows == whole.rows == (1, 3, 4, 6)
         for part, of_whole in zip(vars(logprobs).values(), vars(whole).values(), strict=True):
             assert part == of_whole if isinstance(part, tuple) else torch.equal(part, of_whole)
+
+
+class Ops(TorchDispatchMode):
+    """Counts operations; a copy to the device that waits is an error. On tensors that are not there (fake ones)."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        made = function(*args, **(kwargs or {}))
+        moved = isinstance(made, torch.Tensor) and args and args[0] is not made and made.is_cuda
+        if moved and isinstance(args[0], torch.Tensor) and not args[0].is_cuda:
+            assert kwargs.get("non_blocking"), f"{function} waits for the device"
+        return made
+
+
+def ops_of(settings, valid=48) -> int:
+    """Of sampling for these on a GPU."""
+    states = [SamplerState(SamplingParams(**asked), [1, 2], [3]) for asked in settings]
+    for state in states:
+        state.uniform(0)  # on the host
+    with FakeTensorMode(), Ops() as ops:
+        mask_V = torch.ones(valid, dtype=torch.bool)
+        rows = [Row(state, 0, mask_V if n % 4 == 3 else None) for n, state in enumerate(states)]
+        sampler = Sampler(valid, [5])
+        sampler(torch.empty(len(rows), 50, device="cuda"), rows)
+        sampler(torch.empty(len(rows), 50, device="cuda"), rows)
+    return ops.count
+
+
+def test_nothing_waits_for_the_device():
+    penalised = {"temperature": 2.0, "logprobs": 0, "repetition_penalty": 1.1, "frequency_penalty": 0.5}
+    ops_of([{}, {"logprobs": 3}, {"temperature": 1.0, "seed": 1, "top_p": 0.5}, {"min_tokens": 2}, penalised])
+
+
+def test_greedy_rows_are_not_sampled_in_parts(monkeypatch):
+    greedy, with_two_drawn = [{}] * 7, [{}] * 5 + [{"temperature": 1.0}] * 2
+    whole = [ops_of(greedy), ops_of(with_two_drawn)]
+    monkeypatch.setattr("mmvl.engine.sampler.AT_ONCE", 2 * 48)
+    assert [ops_of(greedy), ops_of(with_two_drawn)] == whole
 
 
 def test_a_seed_repeats_and_no_seed_does_not():

@@ -63,12 +63,16 @@ def part_of(whole: Decoder, shard: Shard) -> Decoder:
 
 @torch.no_grad()
 def outputs(decoder: Decoder, x: torch.Tensor) -> list[torch.Tensor]:
-    cache = decoder.new_cache(max_sequences=2, max_tokens=2048, page_size=16, device="cpu", dtype=torch.float64)
+    cache = decoder.new_cache(max_sequences=2, max_tokens=4096, page_size=16, device="cpu", dtype=torch.float64)
     slots, at, out = [cache.allocate(), cache.allocate()], 0, []
     for step in STEPS:
         packed = cache.pack([(slots[s], n) for s, n in step])
         out.append(decoder(x[at : at + packed.num_tokens], packed, cache).hidden_TD)
         at += packed.num_tokens
+    draft = cache.pack([(slots[0], FEW + 88)], draft=True)  # of which the states take what holds
+    out.append(decoder(x[at : at + draft.num_tokens], draft, cache).hidden_TD)
+    cache.accept(draft, [5])
+    out.append(decoder(x[:3], cache.pack([(slots[0], 3)]), cache).hidden_TD)
     return out
 
 
@@ -130,6 +134,7 @@ def test_sequences_are_parted_where_states_are_less_than_tokens():
     cache = Decoder(CONFIG).new_cache(max_sequences=9, max_tokens=9999, device="cpu", dtype=torch.float32)
     one, many = cache.pack([(cache.allocate(), 300)]), cache.pack([(cache.allocate(), 40) for _ in range(8)])
     assert TokenShares(shard, one).parts.num_tokens == 150
+    assert TokenShares(shard, replace(one, draft=True)).parts is None
     assert TokenShares(shard, many).parts is None and TokenShares(Shard(CONFIG, 1, 2), one).parts is None
     assert TokenShares(shard, Packed.from_lengths([300], "cpu")).parts is None  # no cache to take the states from
 
