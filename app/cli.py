@@ -180,6 +180,20 @@ def grow(
 
 
 @app.command()
+def average(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Two or more.", show_default=False)],
+    dest: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the average goes.")],
+    shares: Annotated[
+        str | None, typer.Option(metavar="N,N", help="Of each model, in all 1.  [default: equal]")
+    ] = None,
+) -> None:
+    """Average the weights of models that were trained on from one another, in bf16."""
+    from mmvl.app.average import average as run
+
+    run(models, dest, shares)
+
+
+@app.command()
 def replay(
     directory: Annotated[
         Path, typer.Argument(metavar="BAD-STEP-DIR", help="What a stopped run kept in its `out`.", show_default=False)

@@ -99,14 +99,19 @@ def quantize_model(
             return scale if name != base else quantized
 
         write_weights(directory, layout, tensor, max_shard_bytes=max_shard_bytes)
-    for file in source.iterdir():
-        beside = file.suffix in _BESIDE or file.stem in ("LICENSE", "NOTICE")
-        if file.is_file() and beside and file.name not in ("config.json", "model.safetensors.index.json"):
-            shutil.copyfile(file, directory / file.name)
+    copy_beside(source, directory)
     about = {"quant_method": "mmvl", "experts": experts, "rest": rest}
     if experts == "int4":
         about["group_size"] = GROUP
     write_json(directory / "config.json", read_json(source / "config.json") | {"quantization_config": about})
+
+
+def copy_beside(source: Path, directory: Path) -> None:
+    """Copy what lies beside a model's weights and its config.json: tokenizer, processor, licence."""
+    for file in source.iterdir():
+        beside = file.suffix in _BESIDE or file.stem in ("LICENSE", "NOTICE")
+        if file.is_file() and beside and file.name not in ("config.json", "model.safetensors.index.json"):
+            shutil.copyfile(file, directory / file.name)
 
 
 @contextmanager
