@@ -87,7 +87,8 @@ def pools_of(rows, G, K, stored):
 @pytest.mark.parametrize("backend", ["triton", "reference"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "T, H, G, K, rotary_dim", [(1, 4, 2, 32, 16), (3, 6, 1, 16, 16), (19, 3, 2, 10, 6), (4, 2, 2, 8, 0)]
+    "T, H, G, K, rotary_dim",
+    [(1, 4, 2, 32, 16), (3, 6, 1, 16, 16), pytest.param(19, 3, 2, 10, 6, marks=pytest.mark.sanitize), (4, 2, 2, 8, 0)],
 )
 def test_new_keys_become_what_their_pages_hold(T, H, G, K, rotary_dim, dtype, backend, stored, rmse_ratio):
     q, k, v = draw(T, H, K, dtype=dtype), draw(T, G, K, dtype=dtype, seed=1), draw(T, G, K, dtype=dtype, seed=2)
