@@ -4,7 +4,7 @@ import io
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
 from PIL import Image
@@ -15,8 +15,8 @@ from mmvl.vision.images import FORMATS, MAX_PIXELS
 
 MOST_IMAGE_BYTES = 1 << 30
 # Bytes a pixel while a picture is decoded, made RGB and cut into tiles, as peaks of a process were: for common kinds 2
-# to 8; with transparency 20, WebP 15, 16-bit grey 26.
-PLAIN_MODES, PLAIN_BYTES, OTHER_BYTES = ("RGB", "L", "P", "1", "CMYK"), 8, 28
+# to 8; progressive JPEG and TIFF of one strip 5 to 12; with transparency 20, WebP 15, 16-bit grey 26.
+PLAIN_MODES, PLAIN_BYTES, STAGED_BYTES, OTHER_BYTES = ("RGB", "L", "P", "1", "CMYK"), 8, 14, 28
 
 
 class Lease:
@@ -29,8 +29,7 @@ class Lease:
 
     def settle(self, num_bytes: int) -> None:
         """It takes so much in fact."""
-        self.num_bytes = num_bytes
-        self._budget.grant()
+        self._budget.settle(self, num_bytes)
 
     def release(self) -> None:
         """Give it back, or ask no longer. Once is enough, twice does no harm."""
@@ -47,58 +46,66 @@ class Lease:
 class ImageBudget:
     """`most` bytes for the images of all requests, given in the order of asking.
 
-    Who asks for more than that gets it when nobody else has any. Every method may be called from any thread.
+    Who asks for more than that gets it when nobody else has any. Every method may be called from any thread and from a
+    finalizer, and waits for nobody.
     """
 
     def __init__(self, most: int = MOST_IMAGE_BYTES):
         self.most = most
-        self._lock = threading.Lock()
+        self._inbox: deque[Callable[[], None]] = deque()  # changes that are to be made
+        self._lock = threading.Lock()  # whoever has it makes those of others as well
         self._waiting: deque[Lease] = deque()
         self._held: set[Lease] = set()
 
     @property
     def held(self) -> int:
         """Bytes that are given out."""
-        with self._lock:
-            return self._sum()
+        return sum(lease.num_bytes for lease in tuple(self._held))
 
     def ask(self, num_bytes: int) -> Lease:
         """A lease that waits for its turn; for nothing it need not."""
         if not num_bytes:
             return self.take(0)
         lease = Lease(self, num_bytes)
-        with self._lock:
-            self._waiting.append(lease)
-        self.grant()
+        self._change(lambda: self._waiting.append(lease))
         return lease
 
     def take(self, num_bytes: int) -> Lease:
         """At once: for what is in memory, whether there was room or not."""
         lease = Lease(self, num_bytes)
-        with self._lock:
-            self._held.add(lease)
         lease.granted.set_result(None)
+        self._change(lambda: self._held.add(lease))
         return lease
 
-    def grant(self) -> None:
-        """See whose turn it is, after anything has changed."""
-        granted = []
-        with self._lock:
-            while self._waiting and (self._sum() + self._waiting[0].num_bytes <= self.most or not self._sum()):
-                granted.append(self._waiting.popleft())
-                self._held.add(granted[-1])
-        for lease in granted:
-            lease.granted.set_result(None)
+    def settle(self, lease: Lease, num_bytes: int) -> None:
+        """What `Lease.settle` does."""
+        self._change(lambda: setattr(lease, "num_bytes", num_bytes))
 
     def release(self, lease: Lease) -> None:
-        with self._lock:
-            if lease in self._waiting:
-                self._waiting.remove(lease)
-            self._held.discard(lease)
-        self.grant()
+        """What `Lease.release` does."""
+        self._change(lambda: self._forget(lease))
 
-    def _sum(self) -> int:
-        return sum(lease.num_bytes for lease in self._held)
+    def _forget(self, lease: Lease) -> None:
+        if lease in self._waiting:
+            self._waiting.remove(lease)
+        self._held.discard(lease)
+
+    def _change(self, change: Callable[[], None]) -> None:
+        """Make a change and see whose turn it is. If somebody is at it, perhaps this very thread, where garbage was
+        collected, that one does it."""
+        self._inbox.append(change)
+        while self._inbox and self._lock.acquire(blocking=False):
+            granted = []
+            try:
+                while self._inbox:
+                    self._inbox.popleft()()
+                while self._waiting and (not self.held or self.held + self._waiting[0].num_bytes <= self.most):
+                    granted.append(self._waiting.popleft())
+                    self._held.add(granted[-1])
+            finally:
+                self._lock.release()
+            for lease in granted:
+                lease.granted.set_result(None)
 
 
 def bytes_needed(messages: Iterable, tiling: TilingConfig) -> int:
@@ -144,5 +151,7 @@ def _of_image(image: Image.Image) -> tuple[int, int]:
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         return 0, 0  # it will be refused
-    plain = image.mode in PLAIN_MODES and "transparency" not in image.info and image.format != "WEBP"
-    return 1, (PLAIN_BYTES if plain else OTHER_BYTES) * pixels
+    if image.mode not in PLAIN_MODES or "transparency" in image.info or image.format == "WEBP":
+        return 1, OTHER_BYTES * pixels
+    staged = image.format == "TIFF" or "progressive" in image.info  # all of it lies beside the picture once more
+    return 1, (STAGED_BYTES if staged else PLAIN_BYTES) * pixels

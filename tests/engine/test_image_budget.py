@@ -65,6 +65,22 @@ def test_many_threads_never_hold_more_than_there_is():
     assert len(seen) == 200 and max(seen) <= 10 and budget.held == 0
 
 
+def test_a_finalizer_may_give_back_at_any_moment():
+    """A task that its event loop left behind, say, found while the books are open."""
+
+    class Found(int):
+        def __radd__(self, other):
+            first.release()
+            return other + int(self)
+
+    budget = ImageBudget(10)
+    first, waiting = budget.ask(4), budget.ask(8)
+    thread = threading.Thread(target=budget.take, args=(Found(1),), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive() and granted(waiting) == [True] and budget.held == 9
+
+
 def asking(*images):
     parts = [{"type": "image", "image": image} for image in images]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": "what?"}]}]
@@ -102,6 +118,8 @@ def test_headers_tell_what_decoding_takes(tmp_path):
     path.write_bytes(file("RGB", "PNG"))
     for plain in (path, str(path), path.read_bytes(), file("L", "JPEG"), file("P", "PNG")):
         assert decoding(plain) == 8 * 2000
+    for staged in (file("RGB", "JPEG", progressive=True), file("RGB", "TIFF")):
+        assert decoding(staged) == 14 * 2000
     for other in (file("RGBA", "PNG"), file("RGB", "WEBP"), file("P", "PNG", transparency=0), file("I;16", "PNG")):
         assert decoding(other) == 28 * 2000
     assert decoding(path, path, Image.new("RGBA", (5, 5))) == 8 * 2000  # one is open at a time
