@@ -247,7 +247,7 @@ class VLM:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(updates.put_nowait, update)
 
-        prompt, lease = await self._open_aside(prompt)
+        prompt, lease = await self._open_aside(prompt, priority)
         request = self._runner.submit(prompt, params or SamplingParams(), listen, priority, lease)
         try:
             while True:
@@ -281,12 +281,13 @@ class VLM:
             lease.settle(encoded.image_bytes)
         return encoded
 
-    async def _open_aside(self, prompt: list[dict] | Prompt | str) -> tuple[Prompt, Lease]:
+    async def _open_aside(self, prompt: list[dict] | Prompt | str, priority: int) -> tuple[Prompt, Lease]:
         """`_open` for an event loop, which goes on meanwhile."""
         if isinstance(prompt, Prompt):
             return prompt, self._runner.images.take(prompt.image_bytes)
         aside, images = self._openers.submit, self._runner.images
-        with images.ask(await asyncio.wrap_future(aside(bytes_needed, prompt, self.processor.tiling))) as lease:
+        num_bytes = await asyncio.wrap_future(aside(bytes_needed, prompt, self.processor.tiling))
+        with images.ask(num_bytes, priority) as lease:
             await asyncio.wrap_future(lease.granted)
             opening = aside(self._open, lease, self._encoder(prompt), prompt)
         try:

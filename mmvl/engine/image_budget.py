@@ -3,9 +3,11 @@
 import io
 import os
 import threading
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from operator import attrgetter
 
 from PIL import Image
 
@@ -22,8 +24,8 @@ PLAIN_MODES, PLAIN_BYTES, STAGED_BYTES, OTHER_BYTES = ("RGB", "L", "P", "1", "CM
 class Lease:
     """A part of a budget. `granted` is done when its turn has come. A `with` block gives it back if it fails."""
 
-    def __init__(self, budget: "ImageBudget", num_bytes: int):
-        self._budget, self.num_bytes = budget, num_bytes
+    def __init__(self, budget: "ImageBudget", num_bytes: int, priority: int = 0):
+        self._budget, self.num_bytes, self.priority = budget, num_bytes, priority
         self.granted: Future[None] = Future()
         self.granted.set_running_or_notify_cancel()  # a task that waits for it can be cancelled, it cannot
 
@@ -44,7 +46,7 @@ class Lease:
 
 
 class ImageBudget:
-    """`most` bytes for the images of all requests, given in the order of asking.
+    """`most` bytes for the images of all requests, given by priority, the lowest first, then in the order of asking.
 
     Who asks for more than that gets it when nobody else has any. Every method may be called from any thread and from a
     finalizer, and waits for nobody.
@@ -54,7 +56,7 @@ class ImageBudget:
         self.most = most
         self._inbox: deque[Callable[[], None]] = deque()  # changes that are to be made
         self._lock = threading.Lock()  # whoever has it makes those of others as well
-        self._waiting: deque[Lease] = deque()
+        self._waiting: list[Lease] = []
         self._held: set[Lease] = set()
 
     @property
@@ -62,12 +64,12 @@ class ImageBudget:
         """Bytes that are given out."""
         return sum(lease.num_bytes for lease in tuple(self._held))
 
-    def ask(self, num_bytes: int) -> Lease:
+    def ask(self, num_bytes: int, priority: int = 0) -> Lease:
         """A lease that waits for its turn; for nothing it need not."""
         if not num_bytes:
             return self.take(0)
-        lease = Lease(self, num_bytes)
-        self._change(lambda: self._waiting.append(lease))
+        lease = Lease(self, num_bytes, priority)
+        self._change(lambda: insort(self._waiting, lease, key=attrgetter("priority")))
         return lease
 
     def take(self, num_bytes: int) -> Lease:
@@ -100,7 +102,7 @@ class ImageBudget:
                 while self._inbox:
                     self._inbox.popleft()()
                 while self._waiting and (not self.held or self.held + self._waiting[0].num_bytes <= self.most):
-                    granted.append(self._waiting.popleft())
+                    granted.append(self._waiting.pop(0))
                     self._held.add(granted[-1])
             finally:
                 self._lock.release()

@@ -37,6 +37,15 @@ def test_more_than_there_is_is_given_when_nobody_else_has_any():
     assert granted(huge) == [True] and granted(budget.ask(1)) == [False]
 
 
+def test_a_lower_priority_comes_first_among_those_who_wait():
+    budget = ImageBudget(10)
+    first, second, third, early = budget.ask(10), budget.ask(6), budget.ask(6), budget.ask(5, priority=-1)
+    first.release()
+    assert granted(second, third, early) == [False, False, True]
+    early.release()
+    assert granted(second, third) == [True, False]
+
+
 def test_who_gives_up_waiting_keeps_nobody_from_their_turn():
     budget = ImageBudget(10)
     _, large, small = budget.ask(6), budget.ask(7), budget.ask(2)

@@ -224,9 +224,11 @@ def test_who_is_cancelled_gives_room_for_images_back(vlm, picture_path, opened):
 
     async def together():
         opened.may_open.clear()
-        opens, waits, after = (asyncio.create_task(ask()) for _ in range(3))
-        await until(lambda: opened)
-        await asyncio.sleep(0.05)
+        tasks = []
+        for asking in range(3):  # one after the other, for headers are read in threads
+            tasks.append(asyncio.create_task(ask()))
+            await until(lambda before=asking: opened and len(vlm._runner.images._waiting) == before)
+        opens, waits, after = tasks
         for task in (waits, opens):
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
