@@ -22,7 +22,7 @@ LAPTOP = REPOSITORY / "docs" / "laptop.md"
 LAPTOP_RESULTS = sorted((REPOSITORY / "docs" / "results").glob("laptop-*.json"))
 TRAINING_RESULTS = REPOSITORY / "mmvl" / "benchmark" / "results"
 STAGES = ("text", "vision-words", "vision-language", "reading", "pages", "documents", "instruction", "preference",
-          "pages-again", "documents-again", "instruction-again")  # fmt: skip
+          "pages-again", "documents-again", "instruction-again", "documents-v4", "instruction-v4")  # fmt: skip
 BEGIN, END = r"<!-- results: [^\n]*-->\n", "<!-- end of results -->"
 
 
