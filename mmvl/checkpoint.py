@@ -7,6 +7,7 @@ ranks that share a model each reads only its heads and experts.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
@@ -104,7 +105,8 @@ def load_model(
     config = load_config(directory)
     vision = isinstance(config, VLConfig)
     text = config.text if vision else config
-    shard = None if ranks == 1 else Shard(text, rank, ranks, group, by_sequence=sequence_parallel)
+    by_sequence = sequence_parallel and _can_be_parted(text, ranks, say=rank == 0)
+    shard = None if ranks == 1 else Shard(text, rank, ranks, group, by_sequence=by_sequence)
     with WeightFiles(directory, config) as files:
         kind = _kind(files, quantize, device, directory)
         with torch.device("meta"):
@@ -120,6 +122,16 @@ def load_model(
     left = [n for n, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
     assert not left, f"never loaded: {left}"
     return model.to(device).requires_grad_(False).eval()
+
+
+def _can_be_parted(config: TextConfig, ranks: int, say: bool) -> bool:
+    """Whether prompts can be computed by parts on several ranks; if not, why is a warning."""
+    if ranks > 1 and not config.shared_intermediate_size:
+        return True
+    if say:
+        why = "all ranks have all tokens beside a shared expert" if ranks > 1 else "there is one rank (torchrun)"
+        warnings.warn(f"sequence_parallel changes nothing for this model: {why}", stacklevel=3)
+    return False
 
 
 def _kind(files: WeightFiles, quantize: str | None, device: torch.device, directory: Path) -> str | None:

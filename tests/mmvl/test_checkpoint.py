@@ -220,3 +220,15 @@ def test_settings_with_another_forward_pass_are_refused(copy, key, value):
     (copy / "config.json").write_text(json.dumps(config | {key: value}))
     with pytest.raises(ValueError, match=key):
         load_model(copy)
+
+
+def test_parts_of_sequences_that_change_nothing_are_told_of(tiny_model_dir, tmp_path):
+    with pytest.warns(UserWarning, match="there is one rank"):
+        load_model(tiny_model_dir, sequence_parallel=True)
+    shared = dataclasses.replace(load_config(tiny_model_dir).text, shared_intermediate_size=16)
+    model = Decoder(shared)
+    model.init_weights(seed=0)
+    save_model(model, tmp_path)
+    with pytest.warns(UserWarning, match="beside a shared expert"):
+        part = load_model(tmp_path, ranks=2, sequence_parallel=True)
+    assert not part.shard.by_sequence

@@ -31,16 +31,16 @@ render tables tables 50000 33 "${asked[@]}" "${real[@]}" --set most_questions=20
 # by heart.
 [ -z "$TABLES" ] || render tables real-tables 60000 44 --set views=3 --set unanswerable=0.08 --set tables="$TABLES" \
   --set real=1 --set shuffled=0.5 --set people=0.85 --set fewest_questions=8 --set most_questions=20
-render charts charts 80000 35 "${asked[@]}" ${TABLES:+--set tables="$TABLES"} --set printed_values=0.65 --set most_questions=18
+render charts charts 80000 35 "${asked[@]}" ${TABLES:+--set tables="$TABLES"} --set printed_values=0.5 --set most_questions=18
 render receipts receipts 50000 31 "${asked[@]}" --set most_questions=12
 render pages pages 40000 32 "${asked[@]}" --set most_questions=12
 # Small tables and cards teach in a few hundred tokens which cell and which label is meant.
 render tables small-tables 150000 40 --set views=3 --set unanswerable=0.15 --set real=0.6 "${real[@]}" \
   --set shuffled=0.5 --set people=0.4 --set max_side=320 --set most_rows=5 --set most_columns=4 \
   --set fewest_questions=8 --set most_questions=20
-# So do small charts, most with a value printed at each mark, for which value belongs to which bar.
+# So do small charts: with a value printed at each mark which one belongs to which bar, without how to measure.
 render charts small-charts 150000 42 --set views=3 --set unanswerable=0.1 ${TABLES:+--set tables="$TABLES"} \
-  --set max_side=336 --set most_categories=8 --set most_series=3 --set printed_values=0.9 --set wear=0.2 \
+  --set max_side=336 --set most_categories=8 --set most_series=3 --set printed_values=0.6 --set wear=0.2 \
   --set fewest_questions=8 --set most_questions=16
 render labelled labelled 150000 41 --set max_side=440 --set views=2 --set fewest_questions=6 --set most_questions=16
 render receipt-lines receipt-lines 400000 34 --set capitals=0.1
