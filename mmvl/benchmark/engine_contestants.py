@@ -188,9 +188,19 @@ class Ours:
 class Transformers:
     """`MiniMaxForCausalLM.generate`, in batches filled up on the left, the longest prompts first."""
 
-    def __init__(self, model: Model, device: torch.device, dtype: torch.dtype, experts: str | None = None):
-        """experts: how it computes them, by its own name for that ("grouped_mm", "eager"); None: as it likes."""
+    def __init__(
+        self,
+        model: Model,
+        device: torch.device,
+        dtype: torch.dtype,
+        experts: str | None = None,
+        cudnn: bool = True,
+    ):
+        """experts: how it computes them, by its own name for that ("grouped_mm", "eager"); None: as it likes. cudnn:
+        whether cuDNN may compute its attention; that is said for the whole process."""
         from transformers import MiniMaxConfig, MiniMaxForCausalLM
+
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
 
         if model.experts is not None:
             raise ValueError("it has no such quantised experts")
@@ -239,7 +249,26 @@ class Transformers:
         self.model.generate(
             ids, attention_mask=mask, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False,
             eos_token_id=None, pad_token_id=0, stopping_criteria=[clock],
+            past_key_values=_cache_that_counts_keys(self.config.softmax_layers[0]),
         )  # fmt: skip
+
+
+def _cache_that_counts_keys(softmax_layer: int):
+    """transformers' cache, whose first layer is asked how many keys there are.
+
+    That is a lightning layer and has none: in transformers 5.17 to 5.23 the mask of a decode step is then of one key,
+    so that filled up prompts get wrong answers on a CPU, and attention ends with a CUDA fault or an error on a GPU.
+    """
+    from transformers.models.minimax.modeling_minimax import MiniMaxCache
+
+    class Cache(MiniMaxCache):
+        def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+            return super().get_mask_sizes(query_length, softmax_layer)
+
+        def get_query_offset(self, layer_idx: int = 0) -> int:
+            return super().get_query_offset(softmax_layer)
+
+    return Cache()
 
 
 def batches(prompts: Sequence[Sequence[int]], budget: int) -> list[list[Sequence[int]]]:

@@ -4,7 +4,7 @@ A fault of CUDA's stays with the process in which it happened, and must not end 
 
 The child (this file as a program) loads the model and answers one load after another; both sides write a JSON object a
 line. It says itself when memory ran out and lives on; anything else ends it, and then another one is started: with the
-same batches and another way to compute its experts if there is one, otherwise with the next smaller batches.
+same batches and another way to compute if there is one, otherwise with the next smaller batches.
 """
 
 import contextlib
@@ -27,8 +27,9 @@ from mmvl.engine.memory import is_out_of_memory
 NAME = "transformers"
 _JUDGED = 8  # tokens of an answer after which a size of batches is judged
 _FEW = 16384  # tokens of the batch that the search begins with, if the load has far more
-# transformers' names for ways to compute the experts on a GPU, the fastest first; elsewhere it chooses itself
-_EXPERTS = ("grouped_mm", "eager")
+# ways to compute on a GPU, the fastest first: how experts are done, by transformers' name for it, and whether attention
+# may be cuDNN's; elsewhere it chooses itself
+_WAYS = (("grouped_mm", True), ("grouped_mm", False), ("eager", False))
 _OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -48,7 +49,7 @@ class Peer:
     def __init__(self, setup: dict, progress: Progress):
         """setup: the arguments of `model_of`; and `device`, `dtype`, `threads`."""
         self._setup, self._progress = setup, progress
-        self._experts = _EXPERTS if setup["device"].startswith("cuda") else (None,)
+        self._ways = _WAYS if setup["device"].startswith("cuda") else ((None, True),)
         self._child: subprocess.Popen | None = None
 
     def __enter__(self) -> "Peer":
@@ -58,14 +59,15 @@ class Peer:
         self._end()
 
     @property
-    def experts(self) -> str | None:
-        """How the experts are computed; None: as transformers likes."""
-        return self._experts[0]
+    def way(self) -> str | None:
+        """How it computes; None: as transformers likes."""
+        experts, cudnn = self._ways[0]
+        return experts if cudnn else f"{experts} without cuDNN"
 
     def other_way(self) -> bool:
-        """From the next start on compute the experts in another way; False if there is none left."""
-        more = len(self._experts) > 1
-        self._experts = self._experts[more:]
+        """From the next start on compute in another way; False if there is none left."""
+        more = len(self._ways) > 1
+        self._ways = self._ways[more:]
         return more
 
     def run(self, load: Load, budget: int, new_tokens: int | None = None) -> dict | None:
@@ -85,7 +87,8 @@ class Peer:
             self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True,
             env={name: value for name, value in os.environ.items() if name not in _OF_A_RANK},
         )  # fmt: skip
-        self._write(self._setup | {"experts_by": self.experts})
+        experts, cudnn = self._ways[0]
+        self._write(self._setup | {"experts_by": experts, "cudnn": cudnn})
         try:
             self._answer()
         except PeerEnded as error:
@@ -124,14 +127,14 @@ class Peer:
 def measure(peer: Peer, load: Load, repeats: int, made: int | None, progress: Progress) -> Iterator[dict]:
     """Rows of a load with the batches that suit the peer best; `made` tokens of each answer are made (None: all).
 
-    A row has the batch's tokens, how its experts were computed (`experts_by`), and in `failed` with which batches the
+    A row has the batch's tokens, how it was computed (`way`), and in `failed` with which batches the
     child ended, if it did. Where none works there is one row, of nothing but that. Raises PeerError.
     """
     failures: list[str] = []
     whole = len(load.lengths) * max(load.lengths)
 
     def attempt(load: Load, budget: int, new_tokens: int | None) -> dict | None:
-        by = f" by {peer.experts}" if peer.experts else ""
+        by = f" by {peer.way}" if peer.way else ""
         try:
             return peer.run(load, budget, new_tokens)
         except PeerEnded as error:
@@ -154,7 +157,7 @@ def measure(peer: Peer, load: Load, repeats: int, made: int | None, progress: Pr
         if row is None:
             break
         said = {"failed": "; ".join(failures)} if failures else {}
-        way = {"experts_by": peer.experts} if peer.experts else {}
+        way = {"way": peer.way} if peer.way else {}
         yield row | {"repeat": repeat, "batch_tokens": budget} | way | said
     if budget is None:
         said = "; ".join(failures) or f"no memory for a request of {max(load.lengths):,} tokens"
@@ -214,9 +217,9 @@ def _serve() -> None:
         setup = json.loads(sys.stdin.readline())
         device, dtype = torch.device(setup.pop("device")), getattr(torch, setup.pop("dtype"))
         torch.set_num_threads(setup.pop("threads"))
-        directory, experts_by = setup.pop("directory"), setup.pop("experts_by")
+        directory, experts_by, cudnn = (setup.pop(name) for name in ("directory", "experts_by", "cudnn"))
         model = model_of(None if directory is None else Path(directory), **setup)
-        contestant = Transformers(model, device, dtype, experts_by)
+        contestant = Transformers(model, device, dtype, experts_by, cudnn)
         say(ready=True)
         for line in sys.stdin:
             asked = json.loads(line)

@@ -17,7 +17,7 @@ import torch
 from mmvl.engine.sampling_params import SamplingParams
 
 NOT_FINITE = -1  # in place of a token whose logits are not numbers
-AT_ONCE = 1 << 23  # logits of the rows that are drawn, or copied for log probabilities, at once
+AT_ONCE = 1 << 24  # logits of the rows that are drawn, or copied for log probabilities, at once
 # Bytes a logit: the logits, and what a row that is penalised keeps; of the rows sampled at once, beside these, copies
 # for log probabilities and of those drawn, and then either the sort (numbers and ids; what a GPU takes to make them) or
 # ids, two of fp64 and three of bool.

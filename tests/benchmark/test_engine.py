@@ -10,7 +10,7 @@ from rich.console import Console
 from mmvl.app.bench_engine import engine, printed
 from mmvl.benchmark.decoder import SLICE
 from mmvl.benchmark.engine import MIXED, floors, loads, table
-from mmvl.benchmark.engine_contestants import Load, batches
+from mmvl.benchmark.engine_contestants import Load, Transformers, batches, model_of
 from mmvl.benchmark.engine_peer import Peer, PeerError, best_budget, measure
 from mmvl.benchmark.shapes import WHOLE, random_decoder, shape_of
 from mmvl.text_backbone.decoder import Decoder
@@ -182,13 +182,28 @@ def test_what_a_peer_says_before_it_ends_is_in_its_rows(rows_of_a_child):
     assert [(row["batch_tokens"], row["failed"]) for row in rows] == [(40, said)] * 2 and starts == 2
 
 
-def test_a_peer_whose_experts_fail_computes_them_in_another_way(rows_of_a_child):
+def test_a_peer_that_fails_computes_in_another_way(rows_of_a_child):
+    said = "failed by {} at a batch of 80 tokens: RuntimeError: no such product".format
     rows, starts = rows_of_a_child(device="cuda:0", bad_experts="grouped_mm")
-    said = "failed by grouped_mm at a batch of 80 tokens: RuntimeError: no such product"
-    assert [(row["batch_tokens"], row["experts_by"], row["failed"]) for row in rows] == [(80, "eager", said)] * 2
-    assert starts == 2
+    failed = f"{said('grouped_mm')}; {said('grouped_mm without cuDNN')}"
+    found = [(row["batch_tokens"], row["way"], row["failed"]) for row in rows]
+    assert found == [(80, "eager without cuDNN", failed)] * 2
+    assert starts == 3
     rows, _ = rows_of_a_child(device="cuda:0")
-    assert [(row["experts_by"], "failed" in row) for row in rows] == [("grouped_mm", False)] * 2
+    assert [(row["way"], "failed" in row) for row in rows] == [("grouped_mm", False)] * 2
+
+
+def test_prompts_that_transformers_fills_up_are_answered_as_alone():
+    """Else it would attend to what they are filled up with, or end where a GPU is asked to."""
+    peer = Transformers(model_of(None, "tiny", None, None), torch.device("cpu"), torch.float32)
+    for parameter in peer.model.parameters():  # its own are so small that nothing would depend on them
+        parameter.data.normal_(0, 0.15, generator=torch.Generator().manual_seed(parameter.numel()))
+    said = {}
+    clock = lambda ids, scores, **_: said.update({len(ids): ids}) or torch.zeros(len(ids), dtype=torch.bool)  # noqa: E731
+    prompts = [list(range(20, 40)), list(range(50, 57))]
+    peer._generate(prompts, 8, clock)
+    peer._generate(prompts[1:], 8, clock)
+    assert said[2][1, 20:].tolist() == said[1][0, 7:].tolist()
 
 
 def test_a_peer_without_memory_or_that_cannot_start_says_so(rows_of_a_child):
