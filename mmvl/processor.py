@@ -25,6 +25,7 @@ from mmvl.vision.tiling import TiledImage, tile_image
 ROLES = ("system", "user", "assistant", "function")
 
 _MAX_CACHED = 4096
+MOST_IDS = 1 << 24  # a tokenizer may leave ids out, but not so many that to list them takes the memory
 
 # A stand-in is its number between two private-use characters, which no template writes.
 _STAND_IN = re.compile("\ue000(\\d+)\ue001")
@@ -91,6 +92,8 @@ class Processor:
         # such must never be sampled
         ids = set(tokenizer.get_vocab(with_added_tokens=True).values())
         self.valid_vocab_size = max(ids) + 1
+        if self.valid_vocab_size > MOST_IDS:
+            raise ValueError(f"the tokenizer has a token of id {max(ids):,}; ids can go up to {MOST_IDS - 1:,}")
         self.missing_ids = tuple(sorted(set(range(self.valid_vocab_size)) - ids))
 
     def _id(self, token: str) -> int:

@@ -365,6 +365,10 @@ def test_ids_without_a_token_are_known():
     assert holey.missing_ids == (first, first + 1, first + 2)
     assert holey.valid_vocab_size == PROCESSOR.valid_vocab_size + 3
     assert pickle.loads(pickle.dumps(holey)).missing_ids == holey.missing_ids
+    last = max(settings["model"]["vocab"], key=settings["model"]["vocab"].get)
+    settings["model"]["vocab"][last] = 4_000_000_000
+    with pytest.raises(ValueError, match="a token of id 4,000,000,000; ids can go up to 16,777,215"):
+        Processor(Tokenizer.from_str(json.dumps(settings)), TILING)
 
 
 def test_a_conversation_of_a_shape_seen_before_is_encoded_as_if_it_were_the_first(tiny_model_dir):
