@@ -36,6 +36,8 @@ def quantize(
     """Write a model with quantised weights, one tensor in memory at a time."""
     from mmvl.quantize import quantize_model
 
+    if dest.exists() and any(dest.iterdir()):
+        raise ValueError(f"{dest} is not empty; name a new directory")
     began, where = time.monotonic(), _device(device)
     quantize_model(source, dest, experts=None if experts == NONE else experts, rest=rest, device=where)
     before, after = (sum(f.stat().st_size for f in folder.glob("*.safetensors")) for folder in (source, dest))

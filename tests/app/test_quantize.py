@@ -25,6 +25,15 @@ def test_a_wrong_kind_is_one_line(run_cli, tiny_model_dir, tmp_path):
     assert result.code == 2 and result.err.count("\n") == 1
 
 
+def test_a_model_that_is_there_is_not_written_over(run_cli, tiny_model_dir, tmp_path):
+    for there in (tmp_path, tiny_model_dir):
+        (tmp_path / "model.safetensors").write_text("of another model")
+        before = {path: path.read_bytes() for path in there.iterdir()}
+        result = run_cli("quantize", tiny_model_dir, "-o", there)
+        assert result.code == 1 and result.err == f"mmvl: {there} is not empty; name a new directory\n"
+        assert before == {path: path.read_bytes() for path in there.iterdir()}
+
+
 def test_all_kinds_are_measured(run_cli, tiny_model_dir, tmp_path):
     out = tmp_path / "all.json"
     few = ("--questions", 1, "--new-tokens", 2)
