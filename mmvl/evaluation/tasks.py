@@ -13,8 +13,11 @@ from mmvl.evaluation import (
     task_receipts,
     task_refusals,
     task_rendered,
+    task_turns,
+    task_vqa,
+    tesseract,
 )
-from mmvl.evaluation.task import Example, Score, Task, shard_examples, without_images
+from mmvl.evaluation.task import Example, Score, Task, always_commonest, shard_examples, without_images
 from mmvl.vlm import user_turn
 
 __all__ = ["SETS", "TASKS", "Example", "Score", "Task", "shard_examples", "without_images"]
@@ -104,13 +107,19 @@ TASKS = {
             load=_print_lines_examples,
             score=_print_lines_score,
             max_tokens=128,
+            always=always_commonest,
+            rivals=lambda examples, data: tesseract.readings(examples, tesseract.LINE),
+            tesseract=True,
+            headline=3,
             right=lambda example, answer: float(metrics.character_errors(answer, example.reference).edits == 0),
         ),
         *task_receipts.TASKS,
         *task_questions.TASKS,
+        *task_vqa.TASKS,
         *task_captions.TASKS,
         *task_needle.TASKS,
         *task_refusals.TASKS,
         *task_rendered.TASKS,
+        *task_turns.TASKS,
     )
 }
