@@ -260,10 +260,10 @@ class ContrastiveStage:
     def _loop(self, stop: list[int], batches: Iterator[PairBatch]) -> None:
         recipe, ranks = self.recipe, self.ranks
         size, pad, patches = recipe.data.batch_pairs, self.model.ids.pad, self.vision.patches
-        steps = -(-recipe.budget.pairs // size)
+        steps, limit = -(-recipe.budget.pairs // size), 60 * (recipe.budget.minutes or float("inf"))
         start, saved, began = time.monotonic() - self.seconds, time.monotonic(), time.monotonic()
         here = self.step  # of the last log line, or where this process began
-        while self.step < steps:
+        while (spent := max(self.step / steps, self.seconds / limit)) < 1:
             batch = next(batches)
             if isinstance(batch, ValueError):
                 raise batch
@@ -281,7 +281,7 @@ class ContrastiveStage:
                 self.writer.finish()
             self.seconds = seconds
             self.skipped.update({n: int(k) for n, k in zip(self.pairs.names, skips, strict=True) if k})
-            factor = lr_factor(self.step, self.step / steps, recipe.optimizer)
+            factor = lr_factor(self.step, spent, recipe.optimizer)
             for group in self.optimizer.param_groups:
                 group["lr"] = recipe.optimizer.lr * factor
             self.window.append(self._update(batch, targets * ranks.world / all_targets))
@@ -290,7 +290,7 @@ class ContrastiveStage:
             self.tokens += size * patches + int(all_targets)
             if self.step % recipe.log_every_steps == 0:
                 pairs_per_second = (self.step - here) * size / (time.monotonic() - began)
-                self._log(factor * recipe.optimizer.lr, self.step / steps, pairs_per_second)
+                self._log(factor * recipe.optimizer.lr, max(self.step / steps, seconds / limit), pairs_per_second)
                 here, began = self.step, time.monotonic()
             if stopping:
                 stop.append(signal.SIGTERM)

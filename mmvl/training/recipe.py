@@ -282,9 +282,10 @@ class ContrastiveDataSpec(Strict):
 
 
 class PairBudget(Strict):
-    """Where a contrastive stage ends."""
+    """Where a contrastive stage ends: after `pairs`, or `minutes` of wall time if given and sooner."""
 
     pairs: int = Field(gt=0)
+    minutes: float | None = Field(default=None, gt=0)
 
 
 class ContrastiveRecipe(Strict):

@@ -51,6 +51,13 @@ def test_it_learns_resumes_exactly_and_hands_its_tower_over(contrastive_file, re
         assert torch.equal(model.vision_tower.state_dict()[name], tensor), name
 
 
+def test_a_limit_of_minutes_ends_it_with_the_rate_gone_down(contrastive_file):
+    changes = ("budget.pairs=1000000", "budget.minutes=0.05", "log_every_steps=1", "optimizer.final_lr_ratio=0.01")
+    records = read_metrics(run(contrastive_file, *changes) / "metrics.jsonl")
+    assert 2 < len(records) and records[-1]["pairs"] < 1_000_000
+    assert records[-1]["lr"] < 0.5 * max(record["lr"] for record in records)
+
+
 def test_two_ranks_learn_what_one_does(contrastive_file, tmp_path):
     """Contrastive gradients go through both ranks' features, captions count token by token: equal weights after.
 
