@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from mmvl.data.files import Files, read_json
+from mmvl.data.find_pictures import Pictures
 from mmvl.data.importing import Item, import_items, picture
 from mmvl.data.turns import Made, assistant, user
 
@@ -36,18 +37,18 @@ def import_coco(
     workers: int = 0,
     *,
     file: str | Path,
-    images: str | Path,
+    images: str | Path | None = None,
     captions: int = 1,
     longest: int = 0,
     split: str = "all",
     problems: list[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
-    """COCO's captions_*.json `file`, with its `images` (folder, tar or zip).
+    """COCO's captions_*.json `file`, with its `images` (folder, tar or zip; without it see `find_pictures`).
 
     captions: samples a picture, drawn without repetition (0: one for every caption). longest: see `picture`.
     """
-    annotations, files = read_json(file), Files(images)
+    annotations, pictures = read_json(file), Pictures(file, images)
     try:
         names = {image["id"]: image["file_name"] for image in annotations["images"]}
         said = defaultdict(list)
@@ -55,16 +56,13 @@ def import_coco(
             said[annotation["image_id"]].append(annotation["caption"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file}: not COCO captions ({error!r} is missing)") from None
-    # The folder may be the one that holds train2017/ or train2017/ itself.
-    by_base = {PurePosixPath(name).name: name for name in files.names}
 
     def item(key, number: int) -> Item:
         def make(rng) -> Made:
             name = names.get(key, f"image {key} of the annotations")
             order = sorted(said[key])
             rng.shuffle(order)
-            data = files.read(name if name in files else by_base.get(name, name))
-            return captioned("coco-captions", picture(data, longest), order[number], rng, image=key)
+            return captioned("coco-captions", picture(pictures.read(name), longest), order[number], rng, image=key)
 
         return Item(f"coco/{key}", make)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from mmvl.data.files import Files, read_json
+from mmvl.data.find_pictures import Pictures
 from mmvl.data.import_captions import IMAGES
 from mmvl.data.importing import Item, import_items, picture
 from mmvl.data.turns import Made, asked
@@ -43,14 +44,17 @@ def import_sroie(
 ) -> list[Path]:
     """One conversation a receipt: its fields, asked for in a drawn order, and (transcript) all its lines.
 
-    files: a folder, tar or zip with NAME.json beside NAME's picture ({"fields", "lines"}), or with the corrected
-    release's folders img/, box/ (lines: eight coordinates and the text) and key/ (fields).
+    files: a folder, tar or zip with NAME.json beside NAME's picture ({"fields", "lines"}), or with a release's folders
+    img/, box/ (lines: eight coordinates and the text) and key/ or entities/ (fields, as JSON in .json or .txt).
     """
     found = Files(files)
     pictures = {PurePosixPath(n).stem: n for n in found.names if PurePosixPath(n).suffix.lower() in IMAGES}
-    described = {PurePosixPath(n).stem: n for n in found.names if n.endswith(".json")}
-    in_box = (PurePosixPath(n) for n in found.names if n.endswith((".csv", ".txt")))
-    boxes = {path.stem: str(path) for path in in_box if path.parent.name == "box"}
+    texts = [PurePosixPath(n) for n in found.names if n.endswith((".json", ".csv", ".txt"))]
+    boxes = {path.stem: str(path) for path in texts if path.parent.name == "box"}
+    described = {path.stem: str(path) for path in texts if path.suffix == ".json" or path.parent.name == "entities"}
+    parts = sorted({str(path.parent.parent) for path in texts if path.parent.name == "entities"})
+    if len(parts) > 1:
+        raise ValueError(f"{files} has several parts, of which one may be for tests; name one: {', '.join(parts)}")
 
     def item(stem: str) -> Item:
         def make(rng) -> Made:
@@ -71,7 +75,7 @@ def import_sroie(
         return Item(stem, make)
 
     if not described:
-        raise FileNotFoundError(f"{files}: no receipts (NAME.json with the fields)")
+        raise FileNotFoundError(f"{files}: no receipts (NAME.json or entities/NAME.txt with the fields)")
     items = [item(stem) for stem in sorted(described)]
     return import_items(
         out_dir, "sroie", items, count, seed, workers, split=split, progress=progress, problems=problems
@@ -79,15 +83,15 @@ def import_sroie(
 
 
 def _object(data: bytes) -> dict:
-    value = json.loads(data.decode("utf-8", errors="replace"))
+    value = json.loads(data.decode("utf-8-sig", errors="replace"))
     if not isinstance(value, dict):
-        raise ValueError("its .json is not an object")
+        raise ValueError("its JSON is not an object")
     return value
 
 
 def _box_lines(data: bytes) -> list[str]:
     # eight coordinates, then the text with whatever commas it has
-    rows = (line.split(",", 8) for line in data.decode("utf-8", errors="replace").splitlines() if line.strip())
+    rows = (line.split(",", 8) for line in data.decode("utf-8-sig", errors="replace").splitlines() if line.strip())
     return [row[8].strip() for row in rows if len(row) == 9]
 
 
@@ -150,31 +154,29 @@ def import_docvqa(
     workers: int = 0,
     *,
     file: str | Path,
-    images: str | Path,
+    images: str | Path | None = None,
     longest: int = 0,
     split: str = "train",
     problems: list[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
-    """DocVQA's train_v1.0.json `file` and its `images` (the folder that holds documents/, or that itself; tar, zip).
+    """DocVQA's train_v1.0*.json `file` and its `images` (folder, tar or zip; without it see `find_pictures`).
 
     One sample a page with all its questions in a drawn order; of several accepted answers the first is learned, all
     are in "meta". Questions without an answer (those of the test set) are left out.
     """
-    files, pages = Files(images), defaultdict(list)
+    pictures, pages = Pictures(file, images), defaultdict(list)
     content = read_json(file)
     for row in _rows(content.get("data") if isinstance(content, dict) else None, file, "image", "question"):
         pages[row["image"]].append((row["question"], row.get("answers") or []))
-    by_base = {PurePosixPath(name).name: name for name in files.names}
 
     def item(page: str) -> Item:
         def make(rng) -> Made:
             known = [(question, answers) for question, answers in pages[page] if answers]
             rng.shuffle(known)
-            name = page if page in files else by_base.get(PurePosixPath(page).name, page)
             turns = [(question, answers[0]) for question, answers in known]
             accepted = [answers for _, answers in known]
-            return asked("docvqa", picture(files.read(name), longest), turns, image=page, answers=accepted)
+            return asked("docvqa", picture(pictures.read(page), longest), turns, image=page, answers=accepted)
 
         return Item(PurePosixPath(page).stem, make)
 

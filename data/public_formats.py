@@ -14,6 +14,7 @@ from pathlib import Path
 
 from webdataset.tariterators import base_plus_ext
 
+from mmvl.data.find_pictures import Pictures, annotation_file
 from mmvl.data.tar import TarDamage, members
 
 PICTURES = ("webp", "png", "jpg", "jpeg")
@@ -50,13 +51,15 @@ class RealTable:
 
 
 def read_receipts(path: str | Path) -> Iterator[Receipt]:
-    """SROIE (Huang et al., ICDAR 2019): a tar whose JSON has `fields` and `lines`, or a folder as the corrected
-    release has it: `img/X.jpg`, `box/X.csv` (eight coordinates, then the text, which may hold commas), `key/X.json`.
+    """SROIE (Huang et al., ICDAR 2019): a tar whose JSON has `fields` and `lines`, or a release's folder: `img/X.jpg`;
+    `box/X.csv` or `box/X.txt` (eight coordinates, then the text, which may hold commas); the fields as JSON in
+    `key/X.json` (the corrected release) or `entities/X.txt` (SROIE2019/train and SROIE2019/test, each by itself).
     """
     path = _there(path)
     if path.is_dir():
         for picture in _pictures(path / "img", path):
-            box, fields = path / "box" / f"{picture.stem}.csv", path / "key" / f"{picture.stem}.json"
+            box = _either(path, f"box/{picture.stem}.csv", f"box/{picture.stem}.txt")
+            fields = _either(path, f"key/{picture.stem}.json", f"entities/{picture.stem}.txt")
             yield Receipt(picture.stem, picture.read_bytes(), _fields(_json(fields), fields), _boxes(box))
         return
     for key, image, record in _tar(path):
@@ -77,38 +80,37 @@ def read_charts(path: str | Path) -> Iterator[Asked]:
         yield from _asked_tar(path)
         return
     by_picture: dict[str, list] = {}
-    for file in _some(sorted(path.glob("*.json")), path, "*.json"):
+    files = _some(sorted(path.glob("*.json")), path, "*.json")
+    for file in files:
         try:
             for row in _json(file):
                 by_picture.setdefault(row["imgname"], []).append((row["query"], [str(row["label"])]))
         except (KeyError, TypeError) as error:
             raise ValueError(f"{file} is not a list of imgname, query, label") from error
+    pictures = Pictures(files[0])
     for name, qa in sorted(by_picture.items()):
-        yield Asked(Path(name).stem, (path / "png" / Path(name).name).read_bytes(), qa)
+        yield Asked(Path(name).stem, pictures.read(name), qa)
 
 
 def read_documents(path: str | Path) -> Iterator[Asked]:
-    """DocVQA (Mathew et al. 2021): its JSON file ({"data": [{question, image, answers}]}, pictures beside it, such as
-    `documents/x.png`), or a tar whose JSON has `qa`.
+    """DocVQA (Mathew et al. 2021): its JSON file ({"data": [{question, image, answers}]}) with the pictures where
+    `find_pictures` looks for them, a folder that has such files (see `annotation_file`), or a tar whose JSON has `qa`.
     """
-    path = _there(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: name the JSON file of DocVQA in it, or a tar")
+    path = annotation_file(path, "*_v1.0*.json")
     if path.suffix != ".json":
         yield from _asked_tar(path)
         return
     by_picture: dict[str, list] = {}
     try:
         for row in _json(path)["data"]:
-            by_picture.setdefault(row["image"], []).append((row["question"], [str(a) for a in row["answers"]]))
+            by_picture.setdefault(str(row["image"]), []).append((row["question"], [str(a) for a in row["answers"]]))
+            if not row["answers"]:
+                raise KeyError("answers")
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} has no 'data' of question, image, answers (test sets have none)") from error
-    folder = path.parent.resolve()
+    pictures = Pictures(path)
     for name, qa in sorted(by_picture.items()):
-        picture = (folder / name).resolve()
-        if not picture.is_relative_to(folder):
-            raise ValueError(f"{path} names a picture outside its folder: {name!r}")
-        yield Asked(Path(name).stem, picture.read_bytes(), qa)
+        yield Asked(Path(name).stem, pictures.read(name), qa)
 
 
 def read_tables(path: str | Path) -> Iterator[RealTable]:
@@ -207,7 +209,7 @@ def _fields(record, where) -> dict[str, str]:
 
 def _boxes(path: Path) -> list:
     lines = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
         if not line.strip():
             continue
         *corners, text = line.split(",", 8)
@@ -223,14 +225,22 @@ def _boxes(path: Path) -> list:
 
 def _json(path: Path):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error})") from error
 
 
+def _either(folder: Path, *names: str) -> Path:
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{folder} has neither {' nor '.join(names)}")
+
+
 def _pictures(folder: Path, named: Path) -> list[Path]:
     found = sorted(p for p in folder.glob("*") if p.suffix.lower().lstrip(".") in PICTURES)
-    return _some(found, named, f"{folder.name}/*.{PICTURES[2]}")
+    parts = ", ".join(str(part.parent) for part in sorted(named.glob(f"*/{folder.name}")))
+    return _some(found, named, f"{folder.name}/*.{PICTURES[2]}" + (f"; name one of: {parts}" if parts else ""))
 
 
 def _some(found: list[Path], folder: Path, what: str) -> list[Path]:

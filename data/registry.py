@@ -22,6 +22,7 @@ from mmvl.data.render_tables import render_tables
 from mmvl.data.render_text_lines import render_text_lines
 from mmvl.data.stamps import import_stamps
 from mmvl.data.text import import_text
+from mmvl.data.vqa_v2 import import_vqa
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ IMPORTERS = {
     "sroie": Tool(import_sroie, "SROIE receipts (files=DIR or .tar)."),
     "chartqa": Tool(import_chartqa, "ChartQA (images=DIR or .tar, file=train_human.json)."),
     "docvqa": Tool(import_docvqa, "DocVQA (file=train_v1.0.json images=DIR)."),
+    "vqa-v2": Tool(import_vqa, "VQA v2 (file=v2_OpenEnded_mscoco_train2014_questions.json, answers beside it)."),
     "albums": Tool(import_albums, "Conversations over several pictures of other shards (shards=DIR,DIR)."),
     "pairs": Tool(import_pairs, "Preference pairs out of other shards (shards=DIR)."),
     "wikitablequestions": Tool(import_wikitablequestions, "Tables drawn, with questions (tables=DIR file=.tsv)."),

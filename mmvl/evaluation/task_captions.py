@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmvl.data.find_pictures import Pictures, annotation_file
 from mmvl.data.splits import in_split
 from mmvl.evaluation import metrics
 from mmvl.evaluation.answers import name_within
@@ -17,6 +18,8 @@ QUESTION = "What is in the picture?"
 
 
 def _load(path: Path, split: str) -> list[Example]:
+    if path.is_dir() and not any(path.glob("*.tar")):
+        path = annotation_file(path, "captions_*.json")
     if path.suffix == ".json":
         found = _coco(path)
     else:
@@ -35,10 +38,9 @@ def _named(example: Example) -> dict:
 def _coco(path: Path) -> list[Example]:
     """`captions_*.json` of COCO (Chen et al. 2015): images with file_name, annotations with caption.
 
-    The pictures lie beside it, in `images`, or in a folder called as the file ends (captions_val2017.json: val2017).
+    Its pictures are looked for as `data/find_pictures.py` says (`../val2017` among others).
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
+    pictures = Pictures(path)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         names = {image["id"]: Path(image["file_name"]).name for image in record["images"]}
@@ -47,15 +49,11 @@ def _coco(path: Path) -> list[Example]:
             captions.setdefault(row["image_id"], []).append(str(row["caption"]).strip())
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not COCO's captions: images and annotations") from error
-    folders = [path.parent, path.parent / "images", path.parent / path.stem.rpartition("_")[2]]
     examples = []
     for number, several in captions.items():
-        name = names.get(number, "")
-        picture = next((folder / name for folder in folders if name and (folder / name).is_file()), None)
-        if picture is None:
-            raise FileNotFoundError(f"{path} names a picture {name or number!r} that is not beside it")
+        name = names.get(number, f"image {number}, which is not among its images")
         meta = {"captions": several}
-        examples.append(Example(Path(name).stem, user_turn(str(picture), QUESTION), several[0], meta))
+        examples.append(Example(Path(name).stem, user_turn(str(pictures.find(name)), QUESTION), several[0], meta))
     return examples
 
 
