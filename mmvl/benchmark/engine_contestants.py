@@ -4,7 +4,6 @@ S sequences, L layers, E experts.
 """
 
 import random
-import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 
 from mmvl.benchmark.decoder import fill_randomly
+from mmvl.benchmark.resident import peak_bytes
 from mmvl.benchmark.shapes import check_experts, random_decoder, shape_of
 from mmvl.checkpoint import load_model
 from mmvl.engine import Engine, SamplingParams
@@ -328,4 +328,4 @@ def _memory(device: torch.device) -> int:
     """Most bytes in use: on a GPU since the last reset, on a CPU by the process since its start."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_bytes()

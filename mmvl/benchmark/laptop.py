@@ -8,7 +8,6 @@ counts. Processor time is kept beside: it says more than a clock on a machine wi
 
 import os
 import platform
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from PIL import Image
 
 from mmvl.benchmark.engine_contestants import Load, Model, Ours, Transformers
+from mmvl.benchmark.resident import peak_bytes
 from mmvl.benchmark.run import provenance
 from mmvl.checkpoint import load_model
 from mmvl.engine import Engine, SamplingParams
@@ -116,7 +116,7 @@ def _page(directory: Path, repeats: int, progress: Progress) -> dict:
             "first_token_cpu_seconds": first_spent - spent, "vision_seconds": time.perf_counter() - ended,
             "tokens_per_second": (ANSWER - early) / (ended - first),
         })  # fmt: skip
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_bytes() / (1 << 20)
     shape = {"pixels": PAGE, "tiles": len(batch.tiles_N3tt), "prompt_tokens": len(prompt.token_ids)}
     size = sum(p.numel() for p in model.parameters())
     best = {key: (max if "per" in key else min)(turn[key] for turn in turns[1:]) for key in turns[0]}
