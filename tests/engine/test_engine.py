@@ -334,3 +334,27 @@ def test_only_what_a_step_needs_of_many_images_is_on_the_device(model, processor
     monkeypatch.setattr(model, "embed_images", lambda batch: calls.append(len(batch.layout)) or encode(batch))
     assert outputs(model, processor, [prompt], [SamplingParams(max_tokens=2)], max_batch_tokens=40)
     assert sum(calls) == 20 and max(calls) < 10
+
+
+def test_images_of_requests_that_wait_are_encoded_with_those_of_one_that_runs(model, processor, monkeypatch):
+    """As on a GPU, where a batch of few tiles is filled up; one place, so that five of six requests wait."""
+    pictures = [Image.new("RGB", (28 + 9 * n, 28), (40 * n, 0, 90)) for n in range(6)]
+    contents = [[{"type": "image", "image": picture}, {"type": "text", "text": "?"}] for picture in pictures]
+    prompts = [processor.encode([{"role": "user", "content": content}]) for content in contents]
+    tiles = [len(prompt.images[0].tiles_N3TT) for prompt in prompts]
+    calls, encode = [], model.embed_images
+    monkeypatch.setattr(model, "embed_images", lambda batch: calls.append(len(batch.tiles_N3tt)) or encode(batch))
+    said, called = {}, {}
+    for fill_tiles in (0, sum(tiles[:2]), 64):
+        engine = Engine(model, processor, max_sequences=1)
+        engine._images._fill_tiles = fill_tiles
+        requests = [engine.submit(prompt, PARAMS[1]) for prompt in prompts]
+        run(engine, requests)
+        assert_empty(engine)
+        said[fill_tiles], called[fill_tiles] = [request.output_ids for request in requests], calls.copy()
+        calls.clear()
+    one_by_one, twos, at_once = called.values()
+    assert one_by_one == tiles and at_once == [sum(tiles)]
+    assert twos[0] == sum(tiles[:2]) and len(tiles) > len(twos) > 1 and sum(twos) == sum(tiles)
+    alone, *together = said.values()
+    assert together == [alone, alone]
