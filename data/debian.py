@@ -1,4 +1,4 @@
-"""Fetching the Debian packages that training material comes from: fonts, texts, stamps. Needs apt-get and dpkg.
+"""Fetching the Debian packages of training material: fonts, texts, stamps, clip art. Needs apt-get and dpkg.
 
 Packages are downloaded and unpacked into a directory, one folder each; nothing is installed.
 """
@@ -29,6 +29,7 @@ HELD_OUT_FONT_PACKAGES = [
 
 EMOJI_PACKAGES = ["fonts-noto-color-emoji"]
 STAMP_PACKAGES = ["tuxpaint-stamps-default"]
+CLIP_ART_PACKAGES = ["openclipart-png"]
 TEXT_PACKAGES = sorted({source.package for source in SOURCES.values()} | {"bible-kjv-text"})
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mmvl.data.clip_art import import_clip_art
 from mmvl.data.easy_vqa import import_easy_vqa
 from mmvl.data.import_albums import import_albums
 from mmvl.data.import_captions import import_coco, import_folder
@@ -52,6 +53,7 @@ RENDERERS = {
 IMPORTERS = {
     "easy-vqa": Tool(import_easy_vqa, "Coloured shapes with questions, from the PyPI package easy-vqa."),
     "stamps": Tool(import_stamps, "Tux Paint's captioned stamps (packages=DIR of unpacked Debian packages, or /)."),
+    "clip-art": Tool(import_clip_art, "The Open Clip Art Library's drawings and names (packages=DIR, as for stamps)."),
     "text": Tool(import_text, "Plain documents (corpus=DIR of .jsonl.gz files)."),
     "text-files": Tool(import_text_files, "Plain text (files=FILE or DIR of .txt and .md)."),
     "jsonl": Tool(import_jsonl, "Lines of documents, conversations, preference pairs (file=FILE images=DIR)."),

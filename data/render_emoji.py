@@ -17,7 +17,7 @@ from mmvl.data.drawing import encode
 from mmvl.data.order import derive
 from mmvl.data.parallel import Make
 from mmvl.data.rendering import renderer
-from mmvl.data.restyle import is_ink, keeps_colour, place, restyle
+from mmvl.data.restyle import is_ink, keeps_colour, place, restyle, set_plainly
 from mmvl.data.turns import Made, asked
 
 _BITMAP_SIZE = 109
@@ -142,19 +142,9 @@ def render_emoji(
         if not held_out and rng.random() < restyled:
             image = place(restyle(picture, name, rng), rng)
         else:
-            image = _plain(picture, rng)
+            image = set_plainly(picture, rng)
         shown = encode(image, rng, jpeg=0.3)
         meta = {"emoji": f"U+{ord(char):04X}"} | ({"style": style} if style else {})
         return asked("emoji", shown, [(rng.choice(QUESTIONS), name)], kind="caption", **meta)
 
     return make
-
-
-def _plain(picture: Image.Image, rng: random.Random) -> Image.Image:
-    """As it is, on white or another light ground; RGB."""
-    height = picture.height
-    ground = (255, 255, 255) if rng.random() < 0.5 else tuple(rng.randint(120, 255) for _ in range(3))
-    edges = [rng.randint(2, 2 + height // 2) for _ in range(4)]
-    image = Image.new("RGBA", (picture.width + edges[0] + edges[1], height + edges[2] + edges[3]), (*ground, 255))
-    image.alpha_composite(picture, (edges[0], edges[2]))
-    return image.convert("RGB")

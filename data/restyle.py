@@ -82,6 +82,16 @@ def place(picture: Image.Image, rng: random.Random) -> Image.Image:
     return image
 
 
+def set_plainly(picture: Image.Image, rng: random.Random) -> Image.Image:
+    """The RGBA picture as it is, on white or another light ground; RGB."""
+    height = picture.height
+    ground = (255, 255, 255) if rng.random() < 0.5 else tuple(rng.randint(120, 255) for _ in range(3))
+    edges = [rng.randint(2, 2 + height // 2) for _ in range(4)]
+    image = Image.new("RGBA", (picture.width + edges[0] + edges[1], height + edges[2] + edges[3]), (*ground, 255))
+    image.alpha_composite(picture, (edges[0], edges[2]))
+    return image.convert("RGB")
+
+
 def _with_alpha(rgb: Image.Image, alpha: Image.Image) -> Image.Image:
     rgb.putalpha(alpha)
     return rgb

@@ -9,8 +9,17 @@ from pathlib import Path
 
 import torch
 
+from mmvl.data.clip_art import compact_clip_art
 from mmvl.data.compact import compact_fonts
-from mmvl.data.debian import EMOJI_PACKAGES, FONT_PACKAGES, HELD_OUT_FONT_PACKAGES, STAMP_PACKAGES, TEXT_PACKAGES, fetch
+from mmvl.data.debian import (
+    CLIP_ART_PACKAGES,
+    EMOJI_PACKAGES,
+    FONT_PACKAGES,
+    HELD_OUT_FONT_PACKAGES,
+    STAMP_PACKAGES,
+    TEXT_PACKAGES,
+    fetch,
+)
 from mmvl.data.manifest import FILE, check_manifest, load_manifest, make_manifest
 from mmvl.data.registry import IMPORTERS, RENDERERS, Tool
 from mmvl.data.shards import ReadReport, Sample, parts_of, read_shard
@@ -21,7 +30,8 @@ from mmvl.vision.tiling import TiledImage, layout, relevant_part
 
 
 def _debian(out_dir, count, seed, workers, *, progress=None) -> list[Path]:
-    packages = sorted({*FONT_PACKAGES, *HELD_OUT_FONT_PACKAGES, *EMOJI_PACKAGES, *STAMP_PACKAGES, *TEXT_PACKAGES})
+    pictures = {*EMOJI_PACKAGES, *STAMP_PACKAGES, *CLIP_ART_PACKAGES}
+    packages = sorted({*FONT_PACKAGES, *HELD_OUT_FONT_PACKAGES, *TEXT_PACKAGES, *pictures})
     folders = []
     for package in packages:
         folders += fetch([package], out_dir)
@@ -38,7 +48,8 @@ def _corpus(out_dir, count, seed, workers, *, packages, sources=None, max_chars=
 # What the others are made from. These write no shards.
 MATERIAL = {
     "fonts": Tool(compact_fonts, "A compact copy of the training fonts, to take elsewhere (packages=DIR)."),
-    "debian": Tool(_debian, "Debian packages of fonts, texts and stamps, unpacked (needs apt-get)."),
+    "clip-art-pictures": Tool(compact_clip_art, "A compact copy of the clip art, to take elsewhere (packages=DIR)."),
+    "debian": Tool(_debian, "Debian packages of fonts, texts, stamps and clip art, unpacked (needs apt-get)."),
     "corpus": Tool(_corpus, "Texts as .jsonl.gz, for `text` and the renderers (packages=DIR of unpacked packages)."),
 }
 KINDS = {"render": RENDERERS, "import": IMPORTERS | MATERIAL}

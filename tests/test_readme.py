@@ -27,7 +27,7 @@ def blocks(text: str, language: str = "") -> list[str]:
 
 PAGES = (README, CONTRIBUTING, TRAINING)
 COMMANDS = [line for page in PAGES for block in blocks(page) for line in block.splitlines() if line.strip()]
-STARTED_BY = r"^([A-Z]+=\S+ )+|^torchrun --nproc-per-node \d+ --no-python "
+STARTED_BY = r"^([A-Z_]+=\S+ )+|^torchrun --nproc-per-node \d+ --no-python "
 
 
 @pytest.fixture(scope="module")

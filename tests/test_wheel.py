@@ -41,7 +41,8 @@ def test_every_module_and_every_asset_is_in_the_wheel(wheel_names):
     wanted = set()
     for folder in ("kernels", "text_backbone", "vision", "data", "app", "mmvl"):
         for file in (REPOSITORY / folder).rglob("*"):
-            shipped = file.suffix == ".py" or {"assets", "recipes", "models", "sets", "tables"} & set(file.parts)
+            folders = {"assets", "recipes", "models", "sets", "tables"} & set(file.parts)
+            shipped = file.suffix in (".py", ".tsv") or folders
             evidence = "models" in file.parts and {"results", "training"} & set(file.parts)  # for the repository only
             if file.is_file() and shipped and not evidence and "__pycache__" not in file.parts:
                 inside = file.relative_to(REPOSITORY).as_posix()

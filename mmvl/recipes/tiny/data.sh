@@ -4,6 +4,8 @@
 #             compact copy of them, to render on another machine)
 #   CORPUS    directory of .jsonl.gz text files (made by data/text.py from Debian packages)
 #   STAMPS    where Debian's tuxpaint-stamps-default is unpacked ("/" if it is installed; empty: no stamps)
+#   CLIP_ART  where Debian's openclipart-png is unpacked, or a compact copy (`mmvl data import clip-art-pictures`); empty:
+#             none, and the recipes' source clip-art goes
 #   RECEIPTS, CHARTS, TABLES  real scans (SROIE), charts (ChartQA), tables (WikiTableQuestions), in the forms that
 #             data/public_formats.py reads; empty: none, and the recipes' sources scans, scan-lines, chart-scans go
 #   EMOJI     folder of emoji in further drawing styles (data/render_emoji.py says how it looks); empty: Noto's alone
@@ -11,8 +13,8 @@
 #   SEEDS     is added to every seed, for more data of the same kinds; WORKERS  processes of a source, 0 is one a core
 # Sources are made JOBS at a time: each begins with some seconds of one process, reading fonts.
 set -euo pipefail
-: "${FONTS:=/usr/share/fonts}" "${CORPUS:=runs/corpus}" "${STAMPS=/}" "${RECEIPTS=}" "${CHARTS=}" "${TABLES=}" "${EMOJI=}"
-: "${DEST:=runs/data}" "${ONLY=}" "${SCALE:=1}" "${SEEDS:=0}" "${WORKERS:=0}" "${JOBS:=6}"
+: "${FONTS:=/usr/share/fonts}" "${CORPUS:=runs/corpus}" "${STAMPS=/}" "${CLIP_ART=/}" "${RECEIPTS=}" "${CHARTS=}"
+: "${TABLES=}" "${EMOJI=}" "${DEST:=runs/data}" "${ONLY=}" "${SCALE:=1}" "${SEEDS:=0}" "${WORKERS:=0}" "${JOBS:=6}"
 running=0 failed=0
 shards() { # render|import, kind, name, count, seed, settings
   [[ -z $ONLY || " $ONLY " == *" $3 "* ]] || return 0
@@ -58,6 +60,7 @@ fi
 [ -z "$CHARTS" ] || shards render chart-scans chart-scans 9000 39 --set charts="$CHARTS"
 shards import easy-vqa easy-vqa 32000 12 ${EASY_VQA_WHEEL:+--set wheel="$EASY_VQA_WHEEL"}
 [ -z "$STAMPS" ] || shards import stamps stamps 8000 13 --set packages="$STAMPS"
+[ -z "$CLIP_ART" ] || shards import clip-art clip-art 40000 45 --set packages="$CLIP_ART" --set split=train --set views=0.85
 shards render emoji emoji 200000 14 --set fonts="$FONTS" ${EMOJI:+--set pictures="$EMOJI"}
 shards import text text 0 11 --set corpus="$CORPUS"
 while ((running)); do wait -n || failed=1; running=$((running - 1)); done
