@@ -2,6 +2,7 @@
 
 Where values are not printed, only what can be seen is asked: single values that can be read off the axis, to its
 precision; which is more where one clearly is; neither differences nor sums, and nothing of a stack's or pie's numbers.
+Colours are asked about where the chart names them.
 """
 
 import itertools
@@ -127,13 +128,11 @@ def ask_chart(page: Page, chart: Chart, rng: random.Random, looks: int = 16) -> 
             "How many entries does the legend have?",
             "How many colours are there?",
         )
-        for j, (name, _) in enumerate(chart.series):
-            fact(
-                name, f"What does the {chart.colours[j]} colour stand for?", f"What does {chart.colours[j]} represent?"
-            )
-            fact(chart.colours[j], f"Which colour is {name}?", f"What colour represents {name}?")
+        for (name, _), colour in zip(chart.series if chart.colours else (), chart.colours, strict=True):
+            fact(name, f"What does the {colour} colour stand for?", f"What does {colour} represent?")
+            fact(colour, f"Which colour is {name}?", f"What colour represents {name}?")
     elif chart.kind == "pie":
-        for category, colour in zip(shown, chart.colours, strict=True):
+        for category, colour in zip(shown if chart.colours else (), chart.colours, strict=True):
             fact(category, f"What does the {colour} slice stand for?")
     else:
         fact(

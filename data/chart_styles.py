@@ -1,4 +1,6 @@
-"""Styles of charts: colours, papers, grids, where the legend is. Two are kept out of training."""
+"""Styles of charts: colours, papers, grids, where the legend is. Two of ours, and two of matplotlib's, are kept out of
+training.
+"""
 
 from dataclasses import dataclass
 
@@ -91,3 +93,62 @@ HELD_OUT_STYLES = {
         legend="top",
     ),
 }
+
+# matplotlib's style sheets, and what people call those colours of their cycles that have a name of their own: of two
+# blues the first. A chart has no two colours of one name, so that a question can name it.
+_TAB10 = {
+    "blue": "#1f77b4", "orange": "#ff7f0e", "green": "#2ca02c", "red": "#d62728", "purple": "#9467bd",
+    "brown": "#8c564b", "pink": "#e377c2", "grey": "#7f7f7f",
+}  # fmt: skip
+_DEEP = {"blue": "#4C72B0", "green": "#55A868", "red": "#C44E52", "purple": "#8172B2"}
+
+MATPLOTLIB_STYLES = {
+    "default": _TAB10,
+    "fast": _TAB10,
+    "ggplot": {
+        "red": "#E24A33", "blue": "#348ABD", "purple": "#988ED5", "grey": "#777777", "yellow": "#FBC15E",
+        "green": "#8EBA42", "pink": "#FFB5B8",
+    },
+    "bmh": {
+        "blue": "#348ABD", "red": "#A60628", "purple": "#7A68A6", "green": "#467821", "orange": "#D55E00",
+        "pink": "#CC79A7", "yellow": "#F0E442",
+    },
+    "fivethirtyeight": {
+        "blue": "#008fd5", "red": "#fc4f30", "yellow": "#e5ae38", "green": "#6d904f", "grey": "#8b8b8b",
+        "purple": "#810f7c",
+    },
+    "classic": {"blue": "b", "green": "g", "red": "r", "yellow": "y", "black": "k"},
+    "tableau-colorblind10": {"blue": "#006BA4", "orange": "#FF800E", "grey": "#ABABAB"},
+    "petroff10": {
+        "blue": "#3f90da", "orange": "#ffa90e", "red": "#bd1f01", "grey": "#94a4a2", "purple": "#832db6",
+        "brown": "#a96b59",
+    },
+    "dark_background": {
+        "teal": "#8dd3c7", "yellow": "#feffb3", "blue": "#81b1d2", "orange": "#fdb462", "green": "#b3de69",
+        "purple": "#bc82bd",
+    },
+    "seaborn-v0_8": _DEEP,
+    "seaborn-v0_8-deep": _DEEP,
+    "seaborn-v0_8-muted": {"blue": "#4878CF", "green": "#6ACC65", "red": "#D65F5F", "purple": "#B47CC7"},
+    "seaborn-v0_8-bright": {
+        "blue": "#003FFF", "green": "#03ED3A", "red": "#E8000B", "purple": "#8A2BE2", "yellow": "#FFC400",
+    },
+    "seaborn-v0_8-pastel": {"blue": "#92C6FF", "green": "#97F0AA", "purple": "#D0BBFF"},
+    "seaborn-v0_8-dark-palette": {
+        "navy": "#001C7F", "green": "#017517", "red": "#8C0900", "purple": "#7600A1", "teal": "#006374",
+    },
+    "seaborn-v0_8-colorblind": {"blue": "#0072B2", "orange": "#D55E00", "pink": "#CC79A7", "yellow": "#F0E442"},
+    "seaborn-v0_8-white": _TAB10,
+    "seaborn-v0_8-whitegrid": _TAB10,
+    "seaborn-v0_8-darkgrid": _TAB10,
+    "seaborn-v0_8-dark": _TAB10,
+    "seaborn-v0_8-ticks": _TAB10,
+}  # fmt: skip
+
+HELD_OUT_MATPLOTLIB_STYLES = {
+    "grayscale": {"black": "0.00", "grey": "0.60"},
+    "Solarize_Light2": {
+        "blue": "#268BD2", "teal": "#2AA198", "green": "#859900", "red": "#DC322F", "pink": "#D33682",
+        "purple": "#6C71C4",
+    },
+}  # fmt: skip

@@ -31,7 +31,10 @@ KINDS = (
 
 @dataclass
 class Chart:
-    """Numbers by series and category. label: of the value axis; unit: "%" or ""; about: what the numbers are."""
+    """Numbers by series and category. label: of the value axis; unit: "%" or ""; about: what the numbers are.
+
+    colours: names of those of the series, of a pie's categories, or of the only series; [] where names do not tell them.
+    """
 
     kind: str
     categories: list[str]

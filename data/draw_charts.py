@@ -39,7 +39,7 @@ def draw_chart(
     font, small = face(size), face(max(10, size - rng.randint(0, 1)))
     chart.shown = printed is not None and rng.random() < printed
     if little or chart.shown:
-        _make_room(chart, small, width, height, little)
+        make_room(chart, small, width, height, little)
     page = Page.blank(width, height, "chart", name, style.paper)
     page.read_rows = False
     page.row()
@@ -67,7 +67,7 @@ def draw_chart(
         chart.shown = True
     top, bottom, left, right = size, height - size, size, width - size
     if rng.random() < style.title:
-        chart.title = _title(rng, chart)
+        chart.title = invent_title(rng, chart)
         title_font = face(round(size * (1.1 if little else rng.uniform(1.1, 1.5))), rng.random() < 0.7)
         lines = wrap(chart.title, title_font, width - 2 * size)
         chart.title = " ".join(lines)
@@ -89,7 +89,7 @@ def draw_chart(
     return page
 
 
-def _make_room(chart: Chart, font, width: int, height: int, little: bool) -> None:
+def make_room(chart: Chart, font, width: int, height: int, little: bool) -> None:
     """Leave out of the chart what has no room, values at their marks included; `shown` tells whether they have it."""
     if chart.kind == "pie":
         return
@@ -119,7 +119,8 @@ def _make_room(chart: Chart, font, width: int, height: int, little: bool) -> Non
     chart.series = [(name, values[:most]) for name, values in chart.series]
 
 
-def _title(rng: random.Random, chart: Chart) -> str:
+def invent_title(rng: random.Random, chart: Chart) -> str:
+    """A title that says what the chart is about, and sometimes where or when."""
     place = rng.choice(COUNTRIES)
     about = chart.about[:1].upper() + chart.about[1:]
     if chart.time:

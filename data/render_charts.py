@@ -5,7 +5,7 @@ import random
 from PIL import Image
 
 from mmvl.data.ask_charts import ask_chart
-from mmvl.data.chart_styles import HELD_OUT_STYLES, STYLES
+from mmvl.data.chart_styles import HELD_OUT_MATPLOTLIB_STYLES, HELD_OUT_STYLES, MATPLOTLIB_STYLES, STYLES
 from mmvl.data.charts import Chart, chart_of_table, cut_chart, invent_chart
 from mmvl.data.draw_charts import draw_chart
 from mmvl.data.page import Page
@@ -25,6 +25,7 @@ def render_charts(
     most_categories: int = 16,
     most_series: int = 5,
     printed_values: float | None = None,
+    matplotlib: float = 0.0,
     max_side: int = 720,
     wear: float = 0.3,
 ) -> Plan:
@@ -34,7 +35,8 @@ def render_charts(
     made; of the split "development" of `splits` where pages are held out, otherwise of "train". statistics: share of
     the charts in the style of statistics pages (training only). most_categories, most_series: a chart of more shows a
     part of them. printed_values: share of the charts with every value printed at its mark, where it has room (null: as
-    the style has it). max_side: as for `render_receipts`; of less than 480, charts are laid out for a small picture.
+    the style has it). matplotlib: share of the charts that it draws, in its own style sheets, which takes some five
+    times as long. max_side: as for `render_receipts`; of less than 480, charts are laid out for a small picture.
     wear: share of the charts that are worn, and how much. Other settings: see `Pages`.
     """
     if not 2 <= most_categories <= 16:
@@ -43,10 +45,16 @@ def render_charts(
         raise ValueError(f"charts: most_series is {most_series}; it is 2 to 5")
     if printed_values is not None and not 0 <= printed_values <= 1:
         raise ValueError(f"charts: printed_values is {printed_values}; it is a share, 0 to 1, or null")
+    if not 0 <= matplotlib <= 1:
+        raise ValueError(f"charts: matplotlib is {matplotlib}; it is a share, 0 to 1")
     if max_side < 240:
         raise ValueError(f"charts: max_side is {max_side}; print has no room below 240")
     faces, phrases = pages.material()
     styles = HELD_OUT_STYLES if pages.held_out else STYLES
+    if matplotlib:  # its import takes a second
+        from mmvl.data.draw_matplotlib import draw_matplotlib
+
+    theirs = list(HELD_OUT_MATPLOTLIB_STYLES if pages.held_out else MATPLOTLIB_STYLES)
     known = [table for table in read_tables(tables) if in_split(table.key, pages.split)] if tables else []
 
     def draw(rng: random.Random) -> tuple[Page, Chart]:
@@ -55,6 +63,8 @@ def render_charts(
             if chart := chart_of_table(rng, rng.choice(known)):
                 break
         chart = cut_chart(chart or invent_chart(rng, phrases), rng, most_categories, most_series)
+        if matplotlib and rng.random() < matplotlib:
+            return draw_matplotlib(rng, chart, rng.choice(theirs), faces, max_side, printed_values), chart
         name = "statistics" if not pages.held_out and rng.random() < statistics else rng.choice(list(styles))
         return draw_chart(rng, chart, styles[name], name, faces, max_side, printed_values), chart
 
