@@ -228,13 +228,19 @@ def evaluate(
     page: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Draw a page to look through the answers.")
     ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Score the answers that --json wrote before; ask no model.")
+    ] = None,
     model: Model = None,
     device: Device = None,
 ) -> None:
     """Measure a model on a task, beside its baselines."""
     from mmvl.evaluation.run import evaluate as run
 
-    run(task, model=model, limit=limit, json_path=json_file, device=device, data=source, split=split, page=page)
+    run(
+        task, model=model, limit=limit, json_path=json_file, device=device, data=source, split=split, page=page,
+        predictions=predictions,
+    )  # fmt: skip
 
 
 @app.command()

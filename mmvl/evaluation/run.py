@@ -3,76 +3,29 @@
 Baselines are measured in the same run, on the same questions.
 """
 
-import gzip
 import hashlib
-import json
 import random
 import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 import mmvl
 from mmvl.data.splits import SPLITS
-from mmvl.evaluation import tesseract
+from mmvl.evaluation.again import read_saved, score_again
 from mmvl.evaluation.page import Shown, write_page
-from mmvl.evaluation.task import WITHOUT_IMAGE, Example, Score, Task, groups, without_images
+from mmvl.evaluation.result import Result, baselines, notes_of, prediction_row, score_all, write_result
+from mmvl.evaluation.task import WITHOUT_IMAGE, Example, Task, groups, without_images
 from mmvl.evaluation.tasks import TASKS
 from mmvl.vlm import VLM, Answer
 
 MOST_SHOWN = 600  # questions on a page; about 15 KB each with its picture
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run found. `scores` in the order of the table; `predictions` one a question; `run` how it was made."""
-
-    task: str
-    scores: list[Score]
-    predictions: list[dict]
-    run: dict
-
-    def score(self, metric: str) -> Score:
-        """The row called `metric`."""
-        return next(score for score in self.scores if score.metric == metric)
-
-    def table(self) -> Table:
-        table = Table(title=f"{self.task}, {self.run['model']['name']}", title_justify="left")
-        for column, justify in (("metric", "left"), ("value", "right"), ("95% interval", "right"), ("n", "right")):
-            table.add_column(column, justify=justify)
-        for row in self.rows():
-            table.add_row(*row)
-        table.caption, table.caption_justify = "\n".join(self.about()), "left"
-        return table
-
-    def rows(self) -> list[tuple[str, str, str, str]]:
-        """Metric, value, interval and number of questions, as they are read."""
-        rows = []
-        for score in self.scores:
-            i = score.interval
-            value, low, high = (
-                f"{100 * x:.2f}%" if score.unit == "%" else f"{x:.2f}{score.unit}" for x in (i.value, i.low, i.high)
-            )
-            rows.append((score.metric, value, f"{low} to {high}", f"{score.n:,}"))
-        return rows
-
-    def about(self) -> list[str]:
-        """What has to be said beside the numbers: on which data they are, what a metric leaves out."""
-        data = self.run.get("data")
-        lines = [f"data: {data['name']}, split: {data['split']}, {data['examples']:,} questions"] if data else []
-        return lines + self.run.get("notes", [])
-
-    def to_json(self) -> dict:
-        scores = [{"metric": s.metric, **asdict(s.interval), "n": s.n, **_unit(s)} for s in self.scores]
-        return {"task": self.task, "scores": scores, **self.run, "predictions": self.predictions}
 
 
 def list_tasks() -> dict[str, str]:
@@ -92,6 +45,7 @@ def evaluate(
     split: str | None = None,
     page=None,
     engine: dict | None = None,
+    predictions=None,
 ) -> Result:
     """Run a task, greedy, `batch_size` questions at a time.
 
@@ -99,10 +53,12 @@ def evaluate(
     depend on the model. json_path: file for the scores and every prediction, compressed if it ends in .gz. progress: a
     bar on stderr and the table on stdout. data: the set of a task that the user brings. split: "development" (see
     data/splits.py), "train" or "all" of it; None is the task's own. page: file for an HTML page to look through the
-    answers. engine: settings of `mmvl.engine.Engine`.
+    answers. engine: settings of `mmvl.engine.Engine`. predictions: a file that `json_path` wrote before; its answers
+    are scored again, no model is asked, and data is wanted only for baselines that look at it or at pictures.
 
     Raises:
-        ValueError: unknown task or split, limit below 1, data that is missing, not wanted or not of the format.
+        ValueError: unknown task or split, limit below 1, data that is missing, not wanted or not of the format;
+            predictions of another task or other questions, or a model or limit beside them.
         FileNotFoundError: no model, no such data, or no folder for json_path or page.
     """
     if task not in TASKS:
@@ -111,8 +67,15 @@ def evaluate(
         raise ValueError(f"limit must be at least 1, got {limit}")
     json_path, page = (_writable(path) for path in (json_path, page))
     chosen = TASKS[task]
-    data = _data_of(chosen, data, split)
+    if predictions is not None:
+        if model is not None or limit is not None:
+            raise ValueError("saved predictions are scored again as they are: leave out the model and the limit")
+        saved = read_saved(predictions, task)
+        split = split or (saved.get("data", {}).get("split") if data else None)
+    data = _data_of(chosen, data, split, needed=predictions is None)
     split = split or chosen.split
+    if predictions is not None:
+        return _again(chosen, saved, data, split, json_path, page, progress)
     whole = chosen.load(data, split) if chosen.data else chosen.load()
     if not whole:
         raise ValueError(f"{data} has no questions in its split {split!r}; --split all takes everything")
@@ -120,13 +83,27 @@ def evaluate(
     vlm = VLM(model, device=device, max_sequences=batch_size, engine=engine)
     about = {"data": {"name": data.resolve().name, "split": split, "examples": len(whole)}} if data else {}
     result = _run(chosen, examples, vlm, limit, batch_size, progress, data, about)
+    _hand_out(chosen, examples, result, json_path, page, progress)
+    return result
+
+
+def _again(task: Task, saved: dict, data: Path | None, split: str, json_path, page, progress: bool) -> Result:
+    whole = None
+    if data or not task.needs_data and "data" not in saved:
+        whole = task.load(data, split) if task.data else task.load()
+    with Console(stderr=True, quiet=not progress).status(f"{task.name}: baselines"):
+        examples, result = score_again(task, saved, whole, data)
+    _hand_out(task, examples, result, json_path, page, progress)
+    return result
+
+
+def _hand_out(task: Task, examples: list[Example], result: Result, json_path, page, progress: bool) -> None:
     if json_path is not None:
-        _write_result(json_path, result)
+        write_result(json_path, result)
     if page is not None:
-        _draw_page(page, chosen, examples, result)
+        _draw_page(page, task, examples, result)
     if progress:
         Console().print(result.table())
-    return result
 
 
 def _writable(path) -> Path | None:
@@ -139,21 +116,11 @@ def _writable(path) -> Path | None:
     return path
 
 
-def _write_result(path: Path, result: Result) -> None:
-    """A prediction a line; the same result gives the same bytes, compressed or not."""
-    whole = result.to_json()
-    rows = [json.dumps(row, ensure_ascii=False) for row in whole.pop("predictions")]
-    head = json.dumps(whole, indent=1, ensure_ascii=False).removesuffix("\n}")
-    text = head + ',\n "predictions": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n"
-    data = text.encode("utf-8")
-    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
-
-
-def _data_of(task: Task, data, split: str | None) -> Path | None:
+def _data_of(task: Task, data, split: str | None, needed: bool) -> Path | None:
     if split is not None and split not in SPLITS:
         raise ValueError(f"there is no split {split!r}; there are: {', '.join(SPLITS)}")
     if data is None:
-        if task.needs_data:
+        if task.needs_data and needed:
             raise ValueError(f"{task.name} needs --data: {task.data}")
         if split is not None:
             raise ValueError("--split is of --data, which is not given")
@@ -178,7 +145,6 @@ def _run(
     started, begun = datetime.now(UTC), time.perf_counter()
     answers = _answers([e.messages for e in examples], vlm, task.max_tokens, task.name, progress)
     texts = [_text(a) for a in answers]
-    scores = task.score(examples, texts)
     answered = time.perf_counter() - begun
     others: dict[str, list[str]] = {}
     if task.blind:
@@ -186,19 +152,11 @@ def _run(
         label = f"{task.name} {WITHOUT_IMAGE}"
         others[WITHOUT_IMAGE] = [_text(a) for a in _answers(blind, vlm, task.max_tokens, label, progress)]
     with Console(stderr=True, quiet=not progress).status(f"{task.name}: baselines"):
-        others |= task.rivals(examples, data)
-    for name, theirs in others.items():
-        for score in task.score(examples, theirs)[: task.headline]:
-            scores.append(Score(f"{score.metric}, {name}", score.interval, score.n, score.unit))
-    scores += task.baselines(examples)
+        others |= baselines(task, examples, data)
     failed = sum(isinstance(a, Exception) for a in answers)
     predictions = []
     for n, (example, answer) in enumerate(zip(examples, answers, strict=True)):
-        row = {"key": example.key, "question": _question(example), "reference": example.reference}
-        row |= {"prediction": texts[n], "meta": example.meta}
-        if task.right is not None:
-            row["score"] = round(task.right(example, texts[n]), 4)
-        row |= {"prediction_" + name.lower().replace(" ", "_"): theirs[n] for name, theirs in others.items()}
+        row = prediction_row(task, example, texts[n], {name: theirs[n] for name, theirs in others.items()})
         if isinstance(answer, Exception):
             row["error"] = str(answer)
         else:
@@ -218,20 +176,10 @@ def _run(
         "seconds": round(time.perf_counter() - begun, 1),
         "seconds_answering": round(answered, 1),
         "failed": failed,
-        "notes": _notes(task, failed, len(examples)),
+        "notes": notes_of(task, failed, len(examples)),
         **(about or {}),
     }
-    return Result(task.name, scores, predictions, run)
-
-
-def _notes(task: Task, failed: int, asked: int) -> list[str]:
-    notes = [task.notes] if task.notes else []
-    if task.name in ("receipts", "receipt-lines"):
-        found = tesseract.version()
-        notes.append(f"Tesseract {found}" if found else "Tesseract is not installed: its rows are left out.")
-    if failed:
-        notes.append(f"{failed:,} of {asked:,} questions could not be asked and count as answered with nothing.")
-    return notes
+    return Result(task.name, score_all(task, examples, texts, others), predictions, run)
 
 
 def _draw_page(path: Path, task: Task, examples: list[Example], result: Result) -> None:
@@ -252,10 +200,6 @@ def _draw_page(path: Path, task: Task, examples: list[Example], result: Result) 
     about = [*result.about(), model, run["command"], run["started"]]
     title = f"mmvl eval {task.name}: {task.description}"
     write_page(path, title, about, result.rows(), shown, len(examples))
-
-
-def _unit(score: Score) -> dict:
-    return {} if score.unit == "%" else {"unit": score.unit}
 
 
 def _answers(
@@ -279,10 +223,6 @@ def _answers(
 def _text(answer: Answer | Exception) -> str:
     """A question that could not be asked counts as answered with nothing; the file says why."""
     return "" if isinstance(answer, Exception) else answer.text
-
-
-def _question(example: Example) -> str:
-    return " ".join(p["text"] for p in example.messages[-1]["content"] if p["type"] == "text")
 
 
 def model_digest(directory) -> str:

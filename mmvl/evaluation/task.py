@@ -44,7 +44,9 @@ class Task:
 
     data: what `--data` has to be, for a task over a set that the user brings ("": it takes none). load and rivals then
     get the path (None where it may be left out, `needs_data` False), load the split too.
-    rivals: name of a baseline -> its answers, which are scored as the model's are (the first `headline` rows).
+    always: the answer that the baseline "always the commonest" gives, where the questions' own references decide it.
+    rivals: name of any other baseline -> its answers; tesseract: whether Tesseract is among them where it is installed.
+    headline: the rows that baselines get too, by number (the first so many) or by name.
     right: an example's own score in [0, 1], for looking through the answers.
     blind: ask every question once more without its images, to show how much of the score the images give.
     """
@@ -59,8 +61,10 @@ class Task:
     data: str = ""
     needs_data: bool = False
     split: str = "all"
+    always: Callable[[Sequence[Example]], str] | None = None
     rivals: Callable[[Sequence[Example], Path | None], dict[str, list[str]]] = lambda examples, data: {}
-    headline: int = 1
+    tesseract: bool = False
+    headline: int | tuple[str, ...] = 1
     right: Callable[[Example, str], float] | None = None
     notes: str = ""
 
@@ -89,6 +93,16 @@ def held_out(items: Iterable, split: str, fingerprint: Callable[[object], bytes]
             seen.add(mark)
             chosen.append((mark, item))
     return [item for mark, item in chosen if split != "development" or mark not in other]
+
+
+def question_of(example: Example) -> str:
+    """The text of the last turn."""
+    return " ".join(p["text"] for p in example.messages[-1]["content"] if p["type"] == "text")
+
+
+def always_commonest(examples: Sequence[Example]) -> str:
+    """The commonest of the questions' own references, for want of others; it flatters the baseline."""
+    return commonest(e.reference for e in examples)
 
 
 def commonest(answers: Iterable[str]) -> str:

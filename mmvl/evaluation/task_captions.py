@@ -10,7 +10,7 @@ from mmvl.evaluation import metrics
 from mmvl.evaluation.answers import name_within
 from mmvl.evaluation.cider import SCALE, cider
 from mmvl.evaluation.metrics import Interval
-from mmvl.evaluation.task import ALWAYS, Example, Score, Task, commonest, groups, shard_examples, shard_files
+from mmvl.evaluation.task import Example, Score, Task, always_commonest, groups, shard_examples, shard_files
 from mmvl.vlm import user_turn
 
 WORDS = 5
@@ -77,7 +77,7 @@ TASKS = (
         name="captions",
         description="name what a picture shows: the right name within 5 words, and CIDEr-D",
         load=_load, score=_score, max_tokens=48, right=_right, blind=True, needs_data=True, headline=2,
-        rivals=lambda examples, data: {ALWAYS: [commonest(e.reference for e in examples)] * len(examples)},
+        always=always_commonest,
         data="shards of captioned pictures (mmvl data render emoji, import stamps), a folder of them, or COCO's JSON",
         notes="Always the commonest is of these references, for want of others. CIDEr-D is not comparable across sets.",
     ),

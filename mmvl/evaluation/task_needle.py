@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mmvl.evaluation import metrics
 from mmvl.evaluation.draw import draw_lines
-from mmvl.evaluation.task import Example, Score, Task
+from mmvl.evaluation.task import Example, Score, Task, always_commonest
 from mmvl.vlm import user_turn
 
 CHARACTERS = (500, 1000, 2000, 4000, 8000, 16000, 24000)
@@ -81,6 +81,6 @@ TASKS = (
     ),
     Task(
         name="needle-images", description="find the number on one card among several pictures", load=_pictures,
-        score=_score, max_tokens=24, right=_right, blind=True, notes=_LONG,
+        score=_score, max_tokens=24, right=_right, blind=True, always=always_commonest, notes=_LONG,
     ),
 )  # fmt: skip

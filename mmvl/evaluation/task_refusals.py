@@ -85,7 +85,7 @@ TASKS = (
     Task(
         name="refusals",
         description="say so where the answer is not in the image, and only there",
-        load=_load, score=_score, max_tokens=32, right=_right, headline=3,
+        load=_load, score=_score, max_tokens=32, right=_right, blind=True, headline=3,
         data="shards with meta.answerable (default: 200 drawn notes)",
         rivals=lambda examples, data: {"always refusing": [REFUSAL] * len(examples)},
     ),

@@ -4,8 +4,10 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 
 from mmvl.evaluation.fields import find_amounts, find_dates
+from mmvl.evaluation.task import TESSERACT, Example
 
 SECONDS = 120.0
 PAGE, LINE = 4, 7  # Tesseract's --psm: a column of text of various sizes; a single line
@@ -33,6 +35,14 @@ def read(picture: bytes, mode: int) -> str:
     if done.returncode:
         raise ValueError(f"Tesseract failed: {done.stderr.decode(errors='replace').strip().splitlines()[-1:]}")
     return done.stdout.decode(errors="replace").strip()
+
+
+def readings(examples: Sequence[Example], mode: int) -> dict[str, list[str]]:
+    """The baseline's name with what it reads on the picture of every question; {} where it is not installed."""
+    if not version():
+        return {}
+    pictures = [next(p["image"] for p in e.messages[-1]["content"] if p["type"] == "image") for e in examples]
+    return {TESSERACT: [read(picture, mode) for picture in pictures]}
 
 
 def receipt_fields(text: str) -> dict[str, str]:

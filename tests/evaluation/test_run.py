@@ -7,6 +7,7 @@ import pytest
 
 from mmvl.data.shards import ShardWriter
 from mmvl.evaluation import run, tasks
+from mmvl.evaluation.result import write_result
 from mmvl.evaluation.run import choose, evaluate, list_tasks, model_digest
 from mmvl.evaluation.tasks import TASKS, shard_examples, without_images
 
@@ -100,7 +101,7 @@ def test_a_run_writes_every_prediction_and_how_it_was_made(tiny_model_dir, tmp_p
     result = evaluate("easy-vqa", model=tiny_model_dir, limit=12, json_path=path, device="cpu", batch_size=4)
     written = json.loads(path.read_text())
     assert written == json.loads(json.dumps(result.to_json()))
-    run._write_result(tmp_path / "result.json.gz", result)
+    write_result(tmp_path / "result.json.gz", result)
     assert gzip.decompress((tmp_path / "result.json.gz").read_bytes()) == path.read_bytes()
     assert len(written["predictions"]) == 12
     row = written["predictions"][0]
