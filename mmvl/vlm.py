@@ -67,11 +67,11 @@ class Stream:
     `close()`, leaving its `with` block, or dropping it aborts the request and frees its place in the batch at once.
     """
 
-    def __init__(self, runner: Runner, prompt: Prompt, params: SamplingParams, lease: Lease):
+    def __init__(self, runner: Runner, prompt: Prompt, params: SamplingParams, priority: int, lease: Lease):
         self._closed = True  # until submitted, for __del__
         self._runner = runner
         self._updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
-        self._request = runner.submit(prompt, params, self._updates.put, lease=lease)
+        self._request = runner.submit(prompt, params, self._updates.put, priority, lease)
         self._closed = False
         self.last: Answer | None = None
 
@@ -122,7 +122,8 @@ class VLM:
 
     Under torchrun the ranks share one model: the first goes on, the others help it from here on until it ends.
 
-    In `ask`, `chat`, `stream` and `batch`, `sampling` takes the fields of `SamplingParams`. A conversation is a list of
+    In `ask`, `chat`, `stream` and `batch`, `sampling` takes the fields of `SamplingParams`; requests of a lower
+    `priority` run earlier, and may push out those of a higher one while they run. A conversation is a list of
     `{"role": "user" | "assistant" | "system", "content": str or list of parts}`, a part being
     `{"type": "text", "text": str}` or `{"type": "image", "image": path | bytes | PIL.Image}`; the path of a PDF stands
     for all its pages.
@@ -159,28 +160,30 @@ class VLM:
         """Make ready for the first request, on a GPU: `Engine.warm_up`. For programs that will answer many."""
         self.engine.warm_up(progress)
 
-    def ask(self, images, question: str, **sampling) -> str:
+    def ask(self, images, question: str, *, priority: int = 0, **sampling) -> str:
         """The answer to one question about images (path, bytes, PIL image, or a list of these; PDFs give pages)."""
-        return self.chat(user_turn(images, question), **sampling).text
+        return self.chat(user_turn(images, question), priority=priority, **sampling).text
 
-    def chat(self, messages: list[dict], **sampling) -> Answer:
+    def chat(self, messages: list[dict], *, priority: int = 0, **sampling) -> Answer:
         """The assistant's next turn of a conversation."""
-        with self.stream(messages, **sampling) as stream:
+        with self.stream(messages, priority=priority, **sampling) as stream:
             for _ in stream:
                 pass
         return stream.last
 
-    def stream(self, messages: list[dict], **sampling) -> Stream:
+    def stream(self, messages: list[dict], *, priority: int = 0, **sampling) -> Stream:
         """Like `chat`, piece by piece. Pieces are whole characters and, joined, the answer.
 
         Before it opens images it waits while others take so much of `image_budget.MOST_IMAGE_BYTES` that these would be
         too many.
         """
         params = SamplingParams.from_kwargs(**sampling)
-        lease = self._ask_for_memory(messages)
-        return Stream(self._runner, self._open(lease, self._encode, messages), params, lease)
+        lease = self._ask_for_memory(messages, priority)
+        return Stream(self._runner, self._open(lease, self._encode, messages), params, priority, lease)
 
-    def batch(self, conversations: Iterable[list[dict]], **sampling) -> Iterator[tuple[int, Answer | Exception]]:
+    def batch(
+        self, conversations: Iterable[list[dict]], *, priority: int = 0, **sampling
+    ) -> Iterator[tuple[int, Answer | Exception]]:
         """Answer many conversations, as they finish: (index, answer), or (index, error) where one cannot be answered.
 
         An item may also be a pair of a conversation and a dict of sampling settings that go over those of the call.
@@ -188,9 +191,9 @@ class VLM:
         still runs.
         """
         SamplingParams.from_kwargs(**sampling)  # wrong ones are the caller's mistake, not that of every item
-        return self._batch(conversations, sampling)
+        return self._batch(conversations, priority, sampling)
 
-    def _batch(self, conversations, sampling: dict) -> Iterator[tuple[int, Answer | Exception]]:
+    def _batch(self, conversations, priority: int, sampling: dict) -> Iterator[tuple[int, Answer | Exception]]:
         updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
         in_flight: dict[Request, int] = {}
         source, waiting, more = enumerate(conversations), None, True
@@ -206,13 +209,13 @@ class VLM:
                     try:
                         messages, own = item if isinstance(item, tuple) else (item, {})
                         params = SamplingParams.from_kwargs(**(sampling | own))
-                        lease = self._ask_for_memory(messages)
+                        lease = self._ask_for_memory(messages, priority)
                         if in_flight and not lease.granted.done():
                             lease.release()  # nobody else should wait for what is not used while the caller is at work
                             waiting = numbered
                             break
                         prompt = self._open(lease, self._encode, messages)
-                        request = self._runner.submit(prompt, params, updates.put, lease=lease)
+                        request = self._runner.submit(prompt, params, updates.put, priority, lease)
                     except (ValueError, OSError) as error:
                         yield index, error
                     except Exception as error:  # a message of another shape, say: this one's matter alone
@@ -269,9 +272,9 @@ class VLM:
         finally:
             lease.release()
 
-    def _ask_for_memory(self, messages) -> Lease:
+    def _ask_for_memory(self, messages, priority: int) -> Lease:
         """For the images of a conversation, which are not opened yet."""
-        return self._runner.images.ask(bytes_needed(messages, self.processor.tiling))
+        return self._runner.images.ask(bytes_needed(messages, self.processor.tiling), priority)
 
     def _open(self, lease: Lease, encode: Callable[..., Prompt], prompt) -> Prompt:
         """Open its images and encode it, when its turn has come."""

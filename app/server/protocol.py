@@ -2,8 +2,8 @@
 
 Parameters of OpenAI's that mean nothing here are taken and have no effect; those that would change an answer in a way
 that this server cannot are refused, and so is every name that nobody knows: nothing that was asked for is dropped in
-silence. Beside OpenAI's own there are the sampling settings that other servers of open models take as well (`top_k`,
-`min_p`, `repetition_penalty`, `stop_token_ids`, `min_tokens`, `ignore_eos`) and `pages` of a file.
+silence. Beside OpenAI's own there are the settings that other servers of open models take as well (`top_k`, `min_p`,
+`repetition_penalty`, `stop_token_ids`, `min_tokens`, `ignore_eos`, `priority`) and `pages` of a file.
 """
 
 from typing import Annotated, Any, Literal
@@ -164,6 +164,7 @@ class _Request(_Strict):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     ignore_eos: bool | None = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None  # as in vLLM: lower ones run earlier
 
     logit_bias: Unsupported = None
     user: WithoutEffect = None

@@ -26,7 +26,7 @@ from mmvl.engine.text_stream import TokenBytes
 from mmvl.processor import Prompt
 
 log = logging.getLogger("mmvl.server")
-Job = tuple[Prompt, SamplingParams]
+Job = tuple[Prompt, SamplingParams, int]  # the last is its priority
 
 
 class Service:
@@ -84,9 +84,9 @@ class Service:
         finally:
             self._preparing -= 1
             body.release()
-        jobs = self._choices(prompt, params, request.choices)
+        jobs = self._choices(prompt, params, request)
         if mask is not None:
-            jobs = [(prompt, replace(params, logit_mask=mask.copy())) for prompt, params in jobs]
+            jobs = [(prompt, replace(params, logit_mask=mask.copy()), priority) for prompt, params, priority in jobs]
         return jobs
 
     async def completion_jobs(self, request: CompletionRequest, body: Lease) -> list[Job]:
@@ -110,7 +110,7 @@ class Service:
         body.release()
         for prompt in prompts:
             self._check_prompt(prompt)
-        return [job for prompt in prompts for job in self._choices(prompt, params, request.choices)]
+        return [job for prompt in prompts for job in self._choices(prompt, params, request)]
 
     def _check(self, request: ChatRequest | CompletionRequest) -> None:
         self.check_model(request.model)
@@ -129,10 +129,11 @@ class Service:
         self.metrics.asked(params.max_tokens, request.choices)
         return params
 
-    def _choices(self, prompt: Prompt, params: SamplingParams, n: int) -> list[Job]:
+    def _choices(self, prompt: Prompt, params: SamplingParams, request: ChatRequest | CompletionRequest) -> list[Job]:
+        n, priority = request.choices, request.priority or 0
         if params.seed is None:
-            return [(prompt, params)] * n
-        return [(prompt, replace(params, seed=(params.seed + i) % 2**63)) for i in range(n)]
+            return [(prompt, params, priority)] * n
+        return [(prompt, replace(params, seed=(params.seed + i) % 2**63), priority) for i in range(n)]
 
     async def _fetched(self, urls: Sequence[str], body: Lease) -> dict[str, bytes]:
         if len(urls) > self._limits.images:

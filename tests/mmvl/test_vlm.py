@@ -371,6 +371,22 @@ def test_no_thread_is_left_when_all_is_said(vlm):
     wait_until(lambda: not any(thread.name == "mmvl-engine" for thread in threading.enumerate()))
 
 
+def test_every_front_hands_a_priority_to_the_engine_and_to_the_image_budget(vlm, picture_path, monkeypatch):
+    told, images = [], vlm._runner.images
+    prepare, ask = vlm.engine.prepare, images.ask
+    monkeypatch.setattr(vlm.engine, "prepare", lambda *args: told.append(args[-1]) or prepare(*args))
+    monkeypatch.setattr(images, "ask", lambda size, priority=0: told.append(priority) or ask(size, priority))
+    turn = user_turn(picture_path, "what?")
+    vlm.ask(picture_path, "what?", priority=3, max_tokens=1)
+    vlm.chat(turn, priority=3, max_tokens=1)
+    list(vlm.stream(turn, priority=3, max_tokens=1))
+    list(vlm.batch([turn], priority=3, max_tokens=1))
+    collect(vlm, turn, SamplingParams(max_tokens=1), priority=3)
+    assert told == [3] * 10
+    vlm.ask(picture_path, "what?", max_tokens=1)
+    assert told[10:] == [0, 0]
+
+
 def test_batch_answers_all_and_says_which_could_not_be_answered(vlm, picture_path, tmp_path):
     missing = tmp_path / "missing.png"
     conversations = [user_turn(picture_path if n % 2 else None, f"question {n}") for n in range(70)]

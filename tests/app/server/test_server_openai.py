@@ -157,6 +157,15 @@ def test_text_completions(server, client):
     assert "".join(chunk.choices[0].text for chunk in stream) == answer.choices[0].text
 
 
+def test_a_priority_reaches_the_engine(server, client, asked, monkeypatch):
+    told, prepare = [], server.vlm.engine.prepare
+    monkeypatch.setattr(server.vlm.engine, "prepare", lambda *args: told.append(args[-1]) or prepare(*args))
+    client.chat.completions.create(**asked(n=2), extra_body={"priority": -5})
+    client.completions.create(model=MODEL, prompt=["a", "b"], seed=1, max_tokens=1, extra_body={"priority": 7})
+    client.chat.completions.create(**asked())
+    assert told == [-5, -5, 7, 7, 0]
+
+
 def test_models(client):
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).object == "model"
