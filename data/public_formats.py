@@ -33,11 +33,15 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Asked:
-    """A picture and its questions, each with every answer that counts as right."""
+    """A picture and its questions, each with every answer that counts as right.
+
+    kinds: for each question what the set says of it (ChartQA: "human" or "augmented"); none where it says nothing.
+    """
 
     key: str
     image: bytes
     qa: list[tuple[str, list[str]]]
+    kinds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ def read_receipts(path: str | Path) -> Iterator[Receipt]:
 
 def read_charts(path: str | Path) -> Iterator[Asked]:
     """ChartQA (Masry et al. 2022): a tar whose JSON has `qa`, or a folder of its release: `png/` and the questions in
-    `*.json` files of {imgname, query, label}.
+    `*.json` files of {imgname, query, label}, whose names say which questions people asked and which were made
+    ("human", "augmented"; in a tar each of `qa` may have a `kind`).
     """
     path = _there(path)
     if not path.is_dir():
@@ -82,14 +87,16 @@ def read_charts(path: str | Path) -> Iterator[Asked]:
     by_picture: dict[str, list] = {}
     files = _some(sorted(path.glob("*.json")), path, "*.json")
     for file in files:
+        kind = next((kind for kind in ("human", "augmented") if kind in file.stem), "")
         try:
             for row in _json(file):
-                by_picture.setdefault(row["imgname"], []).append((row["query"], [str(row["label"])]))
+                by_picture.setdefault(row["imgname"], []).append((row["query"], [str(row["label"])], kind))
         except (KeyError, TypeError) as error:
             raise ValueError(f"{file} is not a list of imgname, query, label") from error
     pictures = Pictures(files[0])
-    for name, qa in sorted(by_picture.items()):
-        yield Asked(Path(name).stem, pictures.read(name), qa)
+    for name, rows in sorted(by_picture.items()):
+        qa, kinds = [(question, answers) for question, answers, _ in rows], tuple(kind for *_, kind in rows)
+        yield Asked(Path(name).stem, pictures.read(name), qa, kinds if any(kinds) else ())
 
 
 def read_documents(path: str | Path) -> Iterator[Asked]:
@@ -164,7 +171,8 @@ def _asked_tar(path: Path) -> Iterator[Asked]:
             if answers is None or "question" not in row:
                 raise ValueError(f"{path}: sample '{key}': a question without its answer")
             qa.append((row["question"], [str(a) for a in answers] if isinstance(answers, list) else [str(answers)]))
-        yield Asked(key, image, qa)
+        kinds = tuple(str(row.get("kind", "")) for row in record.get("qa") or [])
+        yield Asked(key, image, qa, kinds if any(kinds) else ())
 
 
 def _tar(path: Path) -> Iterator[tuple[str, bytes, dict]]:

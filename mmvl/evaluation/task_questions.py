@@ -7,7 +7,7 @@ from pathlib import Path
 from mmvl.data.public_formats import read_charts, read_documents, read_tables
 from mmvl.data.splits import split_of
 from mmvl.evaluation import metrics
-from mmvl.evaluation.answers import anls, relaxed_match, vqa_accuracy
+from mmvl.evaluation.answers import anls, relaxed_match
 from mmvl.evaluation.denotation import denotation_match, is_lookup
 from mmvl.evaluation.draw import draw_table
 from mmvl.evaluation.task import ALWAYS, Example, Score, Task, commonest, groups, held_out
@@ -17,10 +17,11 @@ from mmvl.vlm import user_turn
 def _asked(read):
     def load(path: Path, split: str) -> list[Example]:
         return [
-            Example(f"{asked.key}/{n}", user_turn(asked.image, question), answers[0], {"answers": answers}, asked.key)
+            Example(f"{asked.key}/{n}", user_turn(asked.image, question), answers[0],
+                    {"answers": answers} | ({"kind": asked.kinds[n]} if asked.kinds else {}), asked.key)
             for asked in held_out(read(path), split, lambda asked: asked.image)
             for n, (question, answers) in enumerate(asked.qa)
-        ]
+        ]  # fmt: skip
 
     return load
 
@@ -43,14 +44,21 @@ def _chart_right(example: Example, prediction: str) -> float:
 def _score_charts(examples: Sequence[Example], predictions: Sequence[str]) -> list[Score]:
     pairs = list(zip(predictions, [e.reference for e in examples], strict=True))
     of, n = groups(examples), len(pairs)
-    return [
-        Score("relaxed accuracy", metrics.mean([relaxed_match(p, r) for p, r in pairs], of), n),
+    relaxed = [relaxed_match(p, r) for p, r in pairs]
+    rows = [
+        Score("relaxed accuracy", metrics.mean(relaxed, of), n),
         Score(
             "relaxed accuracy, units forgiven",
             metrics.mean([relaxed_match(p, r, forgive_units=True) for p, r in pairs], of), n,
         ),
         Score("exact match", metrics.mean([metrics.exact_match(p, r) for p, r in pairs], of), n),
     ]  # fmt: skip
+    kinds = [e.meta.get("kind", "") for e in examples]
+    for kind in sorted(set(kinds) - {""}):
+        part = [i for i, found in enumerate(kinds) if found == kind]
+        interval = metrics.mean([relaxed[i] for i in part], [of[i] for i in part])
+        rows.append(Score(f"relaxed accuracy, {kind} questions", interval, len(part)))
+    return rows
 
 
 def _document_right(example: Example, prediction: str) -> float:
@@ -60,9 +68,10 @@ def _document_right(example: Example, prediction: str) -> float:
 def _score_documents(examples: Sequence[Example], predictions: Sequence[str]) -> list[Score]:
     pairs = list(zip(predictions, [e.meta["answers"] for e in examples], strict=True))
     of, n = groups(examples), len(pairs)
+    exact = [any(metrics.exact_match(p, answer) for answer in a) for p, a in pairs]
     return [
         Score("ANLS", metrics.mean([anls(p, a) for p, a in pairs], of), n),
-        Score("VQA accuracy", metrics.mean([vqa_accuracy(p, a) for p, a in pairs], of), n),
+        Score("exact match", metrics.mean(exact, of), n),
     ]
 
 
@@ -108,6 +117,7 @@ TASKS = (
         load=_asked(read_documents), score=_score_documents, max_tokens=48, rivals=_always(read_documents),
         right=_document_right, blind=True, needs_data=True,
         data="the .json of DocVQA with its pictures beside it, or a tar (key.png, key.json with qa)",
+        notes="Exact match: with any of a question's answers, which are variants of one and no votes.",
     ),
     Task(
         name="tables",

@@ -105,8 +105,13 @@ def test_tesseract_reads_a_clean_receipt_and_is_left_out_where_it_is_not(receipt
     if found is not None:
         scores = {s.metric: s.interval.value for s in task.score(examples, found)}
         assert scores["total right"] == scores["date right"] == scores["company right"] == 1
+    lines = TASKS["receipt-lines"].load(receipts, "development")
+    rivals = TASKS["receipt-lines"].rivals(lines, receipts)
+    assert rivals["always the commonest"] == ["GOOD SHOP SDN BHD"] * len(lines)
+    assert ("Tesseract" in rivals) == (found is not None)
     monkeypatch.setattr(tesseract.shutil, "which", lambda name: None)
     assert set(task.rivals(examples, receipts)) == {"always the commonest"}
+    assert set(TASKS["receipt-lines"].rivals(lines, receipts)) == {"always the commonest"}
 
 
 def test_charts_documents_and_tables_score_as_they_say(tmp_path):
@@ -117,6 +122,21 @@ def test_charts_documents_and_tables_score_as_they_say(tmp_path):
     assert [e.key for e in charts] == [f"{HELD_OUT[0]}/0"]
     assert [s.interval.value for s in TASKS["chartqa"].score(charts, ["104%"])] == [0, 1, 0]
     assert TASKS["chartqa"].rivals(charts, path) == {"always the commonest": ["100"]}
+    made = {"question": "Which?", "answer": "B", "kind": "augmented"}
+    told = {"qa": [record["qa"][0] | {"kind": "human"}, made]}
+    charts = TASKS["chartqa"].load(tar(tmp_path / "k.tar", [(HELD_OUT[0], picture, told)]), "development")
+    scores = {s.metric: (s.interval.value, s.n) for s in TASKS["chartqa"].score(charts, ["99", "A"])}
+    assert scores["relaxed accuracy, human questions"] == (1, 1)
+    assert scores["relaxed accuracy, augmented questions"] == (0, 1) and scores["relaxed accuracy"] == (0.5, 2)
+    (tmp_path / "release" / "png").mkdir(parents=True)
+    (tmp_path / "release" / "png" / "1.png").write_bytes(picture)
+    for kind in ("human", "augmented"):
+        row = {"imgname": "1.png", "query": f"{kind}?", "label": "1"}
+        (tmp_path / "release" / f"test_{kind}.json").write_text(json.dumps([row]))
+    released = TASKS["chartqa"].load(tmp_path / "release", "all")
+    assert [(e.messages[0]["content"][1]["text"], e.meta["kind"]) for e in released] == [
+        ("augmented?", "augmented"), ("human?", "human"),
+    ]  # fmt: skip
     documents = TASKS["docvqa"].load(path, "all")
     assert [s.interval.value for s in TASKS["docvqa"].score(documents, ["100", "10"])] == [pytest.approx(5 / 6), 0.5]
     table = {"id": HELD_OUT[0], "header": ["a", "b"], "rows": [["one", "2"], ["three", "4"]],
@@ -153,6 +173,8 @@ def test_needles_have_one_answer_and_are_the_same_every_time():
         assert examples == task.load() and len({e.key for e in examples}) == len(examples)
         assert task.score(examples, [f"It is {e.reference}." for e in examples])[0].interval.value == 1
         assert task.score(examples, ["1234 or 5678"] * len(examples))[0].interval.value == 0
+    cards = TASKS["needle-images"].load()
+    assert TASKS["needle-images"].always(cards) in {e.reference for e in cards}
     text = TASKS["needle-text"].load()[-1]
     assert (
         len(text.messages[0]["content"][0]["text"]) > 24000
