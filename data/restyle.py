@@ -17,9 +17,12 @@ from mmvl.data.drawing import Colour, luminance
 
 _COLOURS = re.compile(
     r"\b(red|orange|yellow|green|blue|purple|violet|brown|black|white|pink|gr[ae]y|gold|golden|silver|colou?rs?|rainbow"
-    r"|tangerine|lemon|traffic|sunset|sunrise)\b"
+    r"|tangerine|lemon|lime|traffic|sunset|sunrise)\b"
 )
-_SIDES = re.compile(r"\b(left|right|leftwards|rightwards|quarter|crescent|waxing|waning|gibbous|clockwise|letters?)\b")
+_SIDES = re.compile(
+    r"\b(left|right|leftwards|rightwards|quarter|crescent|waxing|waning|gibbous|clockwise|letters?|character|signs?|mark"
+    r"|clef|notes?|clock|calendar)\b"
+)
 
 # The weights of red, green and blue in YIQ (NTSC), whose I and Q are turned to change the hue.
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
@@ -29,6 +32,11 @@ _RGB = np.linalg.inv(_YIQ)
 def keeps_colour(name: str) -> bool:
     """Whether a name tells a colour, so that the picture must keep it."""
     return bool(_COLOURS.search(name.lower()))
+
+
+def keeps_sides(name: str) -> bool:
+    """Whether a name tells a side, or what has writing on it, so that the picture must not be mirrored."""
+    return bool(_SIDES.search(name.lower()))
 
 
 def is_ink(picture: Image.Image) -> bool:
@@ -42,7 +50,7 @@ def is_ink(picture: Image.Image) -> bool:
 def restyle(picture: Image.Image, name: str, rng: random.Random) -> Image.Image:
     """The RGBA picture drawn otherwise, of about the same size; name: what it shows (see `keeps_colour`)."""
     coloured = keeps_colour(name)
-    if rng.random() < 0.3 and not _SIDES.search(name.lower()):
+    if rng.random() < 0.3 and not keeps_sides(name):
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if rng.random() < 0.8:
         picture = _bend(picture, rng)

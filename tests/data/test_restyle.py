@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from mmvl.data.restyle import is_ink, keeps_colour, place, restyle
+from mmvl.data.restyle import is_ink, keeps_colour, keeps_sides, place, restyle
 
 
 def drawing(fill="red", size=(80, 60)) -> Image.Image:
@@ -68,3 +68,17 @@ def test_black_glyphs_take_any_colour():
     glyph = Image.new("RGBA", (20, 20), (0, 0, 0, 255))
     colours = {restyle(glyph, "square", random.Random(seed)).getpixel((10, 10))[:3] for seed in range(20)}
     assert len(colours) > 10
+
+
+def test_what_has_a_side_or_writing_is_not_mirrored():
+    assert keeps_sides("stop sign") and keeps_sides("Chinese character") and keeps_sides("arrow pointing left")
+    assert not keeps_sides("dog")
+    picture = Image.new("RGBA", (80, 60), (0, 0, 0, 0))
+    picture.paste((200, 30, 30, 255), (0, 0, 20, 60))
+    picture.paste((200, 30, 30, 255), (20, 25, 80, 35))
+    mirrored = {"stop sign": 0, "dog": 0}
+    for name in mirrored:
+        for seed in range(40):
+            alpha = np.asarray(restyle(picture, name, random.Random(seed)).getchannel("A"), int)
+            mirrored[name] += alpha[:, : alpha.shape[1] // 2].sum() < alpha[:, alpha.shape[1] // 2 :].sum()
+    assert mirrored["stop sign"] == 0 and mirrored["dog"] > 5
