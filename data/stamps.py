@@ -24,16 +24,21 @@ QUESTIONS = (
     "What is in the picture?", "What do you see?",
 )  # fmt: skip
 
+TREE = Path("usr/share/tuxpaint/stamps")
+
+
+def stamps_folder(root: str | Path) -> Path:
+    """The stamps' folder in a directory of unpacked packages or in one package's tree; otherwise `root` itself."""
+    root = Path(root)
+    return next((d for d in (root / "tuxpaint-stamps-default" / TREE, root / TREE) if d.is_dir()), root)
+
 
 def find_stamps(root: str | Path, held_out: bool = False) -> list[tuple[Path, str]]:
     """[(PNG path, English caption)], the training part or the held-out tenth.
 
     root: a directory of unpacked packages, the package's own tree (or "/"), or the folder of the stamps itself.
     """
-    root = Path(root)
-    tree = Path("usr/share/tuxpaint/stamps")
-    # One base however it is named: what is held out goes by the path below it.
-    base = next((d for d in (root / "tuxpaint-stamps-default" / tree, root / tree) if d.is_dir()), root)
+    base = stamps_folder(root)  # one however it is named: what is held out goes by the path below it
     found = []
     for png in sorted(base.rglob("*.png")):
         name = png.relative_to(base).as_posix()

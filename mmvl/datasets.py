@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
+from mmvl.data.bible import write_bible
 from mmvl.data.clip_art import compact_clip_art
-from mmvl.data.compact import compact_fonts
+from mmvl.data.compact import compact_fonts, compact_stamps
 from mmvl.data.debian import (
     CLIP_ART_PACKAGES,
     EMOJI_PACKAGES,
@@ -20,10 +21,13 @@ from mmvl.data.debian import (
     TEXT_PACKAGES,
     fetch,
 )
+from mmvl.data.emoji_styles import import_emoji_styles
 from mmvl.data.manifest import FILE, check_manifest, load_manifest, make_manifest
+from mmvl.data.npm import fetch_npm
 from mmvl.data.registry import IMPORTERS, RENDERERS, Tool
 from mmvl.data.shards import ReadReport, Sample, parts_of, read_shard
 from mmvl.data.text import build_corpus
+from mmvl.data.training_split import copy_training_split
 from mmvl.processor import Processor
 from mmvl.vision.images import open_image
 from mmvl.vision.tiling import TiledImage, layout, relevant_part
@@ -37,6 +41,7 @@ def _debian(out_dir, count, seed, workers, *, progress=None) -> list[Path]:
         folders += fetch([package], out_dir)
         if progress:
             progress(len(folders), len(packages))
+    write_bible(out_dir)
     return folders
 
 
@@ -51,6 +56,10 @@ MATERIAL = {
     "clip-art-pictures": Tool(compact_clip_art, "A compact copy of the clip art, to take elsewhere (packages=DIR)."),
     "debian": Tool(_debian, "Debian packages of fonts, texts, stamps and clip art, unpacked (needs apt-get)."),
     "corpus": Tool(_corpus, "Texts as .jsonl.gz, for `text` and the renderers (packages=DIR of unpacked packages)."),
+    "stamp-pictures": Tool(compact_stamps, "A compact copy of the training stamps, to take elsewhere (packages=DIR)."),
+    "npm": Tool(fetch_npm, "npm packages of emoji in further drawing styles, unpacked (over HTTPS, without npm)."),
+    "emoji-styles": Tool(import_emoji_styles, "Emoji in these styles as PNG (packages=DIR, fonts=DIR)."),
+    "training-split": Tool(copy_training_split, "A tar or .jsonl.gz without its development split (file=FILE)."),
 }
 KINDS = {"render": RENDERERS, "import": IMPORTERS | MATERIAL}
 # Parameters of every renderer and importer; whatever else one takes is its own setting.
