@@ -8,9 +8,10 @@ import torch
 
 from mmvl.engine.cpu_decode import CpuDecode
 from mmvl.engine.draft import PromptLookup, Worth
-from mmvl.engine.graph_rule import LARGEST, chunk_tokens_of
+from mmvl.engine.graph_rule import chunk_tokens_of
 from mmvl.engine.graphs import StepGraphs
 from mmvl.engine.images import ImageEncoder
+from mmvl.engine.masks import ask_masks
 from mmvl.engine.memory import (
     MOST_SEQUENCES,
     PAGE_SIZE,
@@ -30,6 +31,7 @@ from mmvl.engine.request import FinishReason, Request, Update
 from mmvl.engine.sampler import NOT_FINITE, Sampler
 from mmvl.engine.sampling_params import SamplingParams
 from mmvl.engine.scheduler import Scheduler, Work
+from mmvl.engine.settings import check_numbers, refuse_unknown
 from mmvl.engine.spread import SpreadDecoder, SpreadGraphs
 from mmvl.engine.stats import Counters, Stats
 from mmvl.engine.step import Flight, Result, Stepper
@@ -63,6 +65,8 @@ class Engine:
         `graph_rule.py`.
     expert_workspace: bytes into which experts in int8 or int4 are unpacked for many tokens; None: an eighth of a GPU's
         free memory, at most 3 GiB. Less leaves room for more sequences, and makes long prompts a little slower.
+
+    Raises ValueError for a setting that there is not, or that cannot be; one line says why.
     """
 
     def __init__(
@@ -81,13 +85,15 @@ class Engine:
         graphs: bool = True,
         graph_tokens: int | None = None,
         expert_workspace: int | None = None,
+        **unknown: object,
     ):
         gpu = model.device.type == "cuda"
-        given = [n for n in (max_batch_tokens, max_sequences, max_cached_tokens) if n is not None]
-        if min(given, default=1) < 1 or draft_tokens < 0:
-            raise ValueError("max_sequences, max_cached_tokens and max_batch_tokens must be at least 1")
-        if graph_tokens is not None and not 0 <= graph_tokens <= LARGEST:
-            raise ValueError(f"graph_tokens is {graph_tokens}; it can be 0 to {LARGEST:,}")
+        refuse_unknown(unknown, Engine.__init__)
+        check_numbers(
+            max_sequences=max_sequences, max_cached_tokens=max_cached_tokens, max_batch_tokens=max_batch_tokens,
+            draft_tokens=draft_tokens, swap_bytes=swap_bytes, graph_tokens=graph_tokens,
+            expert_workspace=expert_workspace,
+        )  # fmt: skip
         if prefix_cache not in PREFIX_CACHES:
             raise ValueError(f"prefix_cache is {prefix_cache!r}; it can be {', '.join(PREFIX_CACHES)}")
         kv_dtype = kv_dtype_of(kv_cache_dtype, model)
@@ -291,7 +297,7 @@ class Engine:
 
     def _launch(self, works: list[Work]) -> None:
         """Put a step on the device; whoever cannot take part for want of memory is told, or tries again."""
-        failed = self._images.prepare(works, self.waiting) | self._ask_masks(works)
+        failed = self._images.prepare(works, self.waiting) | ask_masks(works, self.processor.valid_vocab_size)
         self._told += [self._fail(request, error) for request, error in failed.items()]
         works = [work for work in works if work.request not in failed]
         if not works:
@@ -302,20 +308,6 @@ class Engine:
             if not is_out_of_memory(error):
                 raise
             self._too_large(works, error)
-
-    def _ask_masks(self, works: list[Work]) -> dict[Request, Exception]:
-        """What may come next in constrained answers; whose mask is broken, and how."""
-        failed: dict[Request, Exception] = {}
-        size = self.processor.valid_vocab_size
-        for request in (work.request for work in works if work.samples and work.request.params.logit_mask is not None):
-            try:
-                mask_V = request.params.logit_mask.next_mask(request.output_ids)
-                if mask_V is not None and (mask_V.dtype != torch.bool or mask_V.ndim != 1 or len(mask_V) < size):
-                    raise ValueError(f"a mask is a boolean vector of at least {size} ids, not {tuple(mask_V.shape)}")
-                request.mask_V = mask_V
-            except Exception as error:  # it is the caller's code
-                failed[request] = error
-        return failed
 
     def _too_large(self, works: list[Work], error: Exception) -> None:
         """A step ran out of memory: one that was alone fails, several begin again one by one, in smaller steps."""

@@ -67,10 +67,12 @@ def workspace_bytes(model, wanted: int | None = None) -> int:
 
     A smaller one costs launches, as fewer experts are unpacked and multiplied at a time.
 
-    Raises ValueError where less than one expert is wanted.
+    Raises ValueError where less than one expert is wanted, or something without such experts.
     """
     stacks = [layer.block_sparse_moe.experts for layer in model.language_model.model.layers
               if getattr(layer.block_sparse_moe.experts, "kind", None) in ("int8", "int4")]  # fmt: skip
+    if not stacks and wanted is not None:
+        raise ValueError("expert_workspace is for experts in int8 or int4, and this model has none as it is loaded")
     if not stacks:
         return 0
     text = model.config.text
