@@ -6,6 +6,7 @@ from collections import deque
 
 import torch
 
+from mmvl.engine.broken import EngineBroken, device_fault
 from mmvl.engine.cpu_decode import CpuDecode
 from mmvl.engine.draft import PromptLookup, Worth
 from mmvl.engine.graph_rule import chunk_tokens_of
@@ -159,6 +160,7 @@ class Engine:
         self._token_bytes = TokenBytes(processor.tokenizer)
         self._flights: deque[Flight] = deque()
         self._landed = 0.0  # when the last one did
+        self.broken: EngineBroken | None = None  # why nothing more can be answered in this process
         self._told: list[Update] = []  # what is to be told next, also if the step that found it fails
 
     def _on_device(self):
@@ -255,7 +257,12 @@ class Engine:
             self._finish(request, "abort")
 
     def give_up(self, error: Exception) -> list[Update]:
-        """End all requests with an error that is none's own; also what a step that raised had still to tell."""
+        """End all requests with an error that is none's own; also what a step that raised had still to tell.
+
+        If the device computes nothing more, the engine is `broken` from now on, and they are told so.
+        """
+        if (fault := device_fault(self.model.device)) is not None:
+            error = self.broken = self.broken or EngineBroken.by(fault)
         self._flights.clear()
         told, self._told = self._told, []
         return told + [self._fail(request, error) for request in [*self.running, *self.waiting]]

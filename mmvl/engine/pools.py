@@ -48,6 +48,7 @@ class Pools:
             self._plan(request)
         self.cache.reserve(request.slot, request.num_missing)
         self._running += 1
+        self._counters.held(self.cache.used_pages, self._running)
         return True
 
     def _plan(self, request: Request) -> None:
@@ -69,6 +70,7 @@ class Pools:
         if needed:
             self._evict_until(needed)
             self.cache.reserve(request.slot, count)
+            self._counters.held(self.cache.used_pages, self._running)
         return True
 
     def checkpoint(self, request: Request) -> None:

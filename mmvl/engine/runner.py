@@ -6,9 +6,11 @@ Callers never touch the engine: what they want lies in an inbox, which the threa
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
+from mmvl.engine.broken import EngineBroken
 from mmvl.engine.engine import Engine
 from mmvl.engine.image_budget import ImageBudget, Lease
 from mmvl.engine.request import Request, Update
@@ -42,13 +44,17 @@ class Runner:
         priority: int = 0,
         lease: Lease | None = None,
     ) -> Request:
-        """Queue a prompt, without waiting for a step. Raises what `Engine.prepare` raises.
+        """Queue a prompt, without waiting for a step.
+
+        Raises what `Engine.prepare` raises, and EngineBroken at once if nothing more can be answered.
 
         lease: of its images' memory; given back when the request has ended, or is refused. None: it is taken here.
         """
         with lease or self.images.take(prompt.image_bytes) as lease:
             request = self._engine.prepare(prompt, params, priority)
             with self._lock:
+                if (broken := self._engine.broken) is not None:
+                    raise EngineBroken(*broken.args) from broken.__cause__
                 if self._thread is None:
                     thread = threading.Thread(target=self._run, name="mmvl-engine")
                     thread.start()
@@ -60,8 +66,10 @@ class Runner:
         """End a request; its slot is free on return, after at most the step that is running."""
         done = threading.Event()
         with self._lock:
-            self._dropped.append((request, done))
             idle = self._thread is None
+            if idle and self._engine.broken is not None:
+                return  # everyone has ended
+            self._dropped.append((request, done))
             if idle:
                 self._empty_inbox()
         if not idle and threading.current_thread() is not self._thread:
@@ -72,6 +80,13 @@ class Runner:
         self._dropped.append((request, None))
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # without this every caller would wait for ever
+            log.exception("the engine's thread ends; every request is told")
+            self._break_off(error)
+
+    def _work(self) -> None:
         while True:
             with self._lock:
                 self._empty_inbox()
@@ -85,16 +100,38 @@ class Runner:
             for update in updates:
                 self._tell(update)
 
+    def _break_off(self, error: BaseException) -> None:
+        """End all requests without the engine: what failed is how it takes in, ends or gives up requests, so that its
+        books cannot be trusted any more, and nothing new is taken."""
+        with self._lock:
+            broken = self._engine.broken = self._engine.broken or EngineBroken.by(error)
+            for request, listener, lease in self._submitted:
+                self._listeners[request], self._leases[request] = listener, lease
+            self._submitted.clear()
+            leases, self._leases = self._leases, {}
+            listeners, self._listeners = self._listeners, {}
+            for request, lease in leases.items():
+                request.error, request.finish_reason, request.finished = broken, "error", time.perf_counter()
+                lease.release()
+            dropped, self._dropped = self._dropped, deque()
+            self._thread = None
+        for request, listener in listeners.items():
+            self._call(listener, Update(request, "", True, broken))
+        for _, done in dropped:
+            if done is not None:
+                done.set()
+
     def _empty_inbox(self) -> None:
         while self._submitted:
-            request, listener, lease = self._submitted[0]
+            request, listener, lease = self._submitted[0]  # it stays there until it is the engine's
             self._listeners[request], self._leases[request] = listener, lease
             self._engine.add(request)
             self._submitted.popleft()
         while self._dropped:
-            request, done = self._dropped.popleft()
+            request, done = self._dropped[0]
             self._engine.abort(request)
             self._tell(Update(request, "", finished=True))
+            self._dropped.popleft()
             if done is not None:
                 done.set()
 
@@ -105,9 +142,15 @@ class Runner:
         if listener is not None:
             if update.finished:
                 del self._listeners[update.request]
-            try:
-                listener(update)
-            except Exception:  # its caller is gone, an event loop that was closed, say; the others are not
-                log.exception("a listener failed; its request is dropped")
+            if not self._call(listener, update):
                 self._listeners.pop(update.request, None)
                 self.drop(update.request)
+
+    def _call(self, listener: Listener, update: Update) -> bool:
+        """False if it fails: its caller is gone, an event loop that was closed, say; the others are not."""
+        try:
+            listener(update)
+        except Exception:
+            log.exception("a listener failed; its request is dropped")
+            return False
+        return True

@@ -1,14 +1,18 @@
 """What goes wrong for one request, or once, is nobody else's matter."""
 
 import queue
+import threading
 
 import pytest
 import torch
 
 from mmvl.engine import Engine, SamplingParams
+from mmvl.engine.broken import EngineBroken, device_fault
 from mmvl.engine.memory import is_out_of_memory
 from mmvl.engine.runner import Runner
+from mmvl.text_backbone.decoder import Decoder
 from mmvl.vlm import VLM
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -136,6 +140,85 @@ def test_a_listener_that_raises_is_dropped_and_others_are_answered(engine, proce
         while not said.get(timeout=30).finished:
             pass
     assert "Event loop is closed" in caplog.text and not runner._listeners
+
+
+@pytest.mark.parametrize("what", ["give_up", "add", "abort"])
+def test_an_engine_whose_books_fail_tells_everyone_and_takes_nothing_more(engine, processor, what, monkeypatch):
+    broken, said = engine(max_sequences=1), [queue.SimpleQueue() for _ in range(3)]
+    runner, begun = Runner(broken), threading.Event()
+    step, fails = broken.step, threading.Event()
+
+    def fail(*_):
+        raise KeyError("a slot that is nobody's")
+
+    def slow_step():
+        begun.set()
+        fails.wait(30)
+        return fail() if what == "give_up" else step()
+
+    monkeypatch.setattr(broken, "step", slow_step)
+    requests = [runner.submit(asked(processor, "hi"), SamplingParams(max_tokens=50), put.put) for put in said[:1]]
+    assert begun.wait(30)
+    monkeypatch.setattr(broken, what, fail)
+    requests += [runner.submit(asked(processor, "hi"), SamplingParams(max_tokens=50), put.put) for put in said[1:]]
+    callers = [threading.Thread(target=runner.abort, args=(request,)) for request in requests if what == "abort"]
+    for caller in callers:
+        caller.start()
+    wait_until(lambda: len(runner._dropped) == len(callers))
+    fails.set()
+    for updates in said:
+        last = updates.get(timeout=30)
+        while not last.finished:
+            last = updates.get(timeout=30)
+        assert isinstance(last.error, EngineBroken) and "KeyError" in str(last.error)
+        assert isinstance(last.error.__cause__, KeyError)
+    for caller in callers:
+        caller.join(30)
+        assert not caller.is_alive()
+    assert [request.finish_reason for request in requests] == ["error"] * 3
+    with pytest.raises(EngineBroken, match="until the process is started anew"):
+        runner.submit(asked(processor, "hi"), SamplingParams(), said[0].put)
+    runner.abort(requests[0])
+    assert runner.images.held == 0 and not runner._leases and not runner.images._held
+
+
+def test_a_device_that_computes_nothing_more_breaks_the_engine(tiny_model_dir, monkeypatch):
+    fault = torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nSearch for it in the manual.")
+    vlm, forward = VLM(tiny_model_dir, device="cpu"), Decoder.forward
+
+    def fails_once(*_):
+        monkeypatch.setattr(Decoder, "forward", forward)
+        raise fault
+
+    monkeypatch.setattr(Decoder, "forward", fails_once)
+    with pytest.raises(torch.AcceleratorError):  # it works on: an error that was told once
+        vlm.ask(None, "hi", max_tokens=2)
+    assert vlm.engine.broken is None and vlm.chat([{"role": "user", "content": "hi"}], max_tokens=2).completion_tokens
+    monkeypatch.setattr(Decoder, "forward", fails_once)
+    monkeypatch.setattr("mmvl.engine.engine.device_fault", lambda device: fault)
+    for _ in range(2):
+        with pytest.raises(EngineBroken) as told:
+            vlm.ask(None, "hi", max_tokens=2)
+        assert str(told.value) == (
+            "the engine is broken until the process is started anew "
+            "(AcceleratorError: CUDA error: an illegal memory access was encountered)"
+        )
+    assert told.value.__cause__ is fault and not vlm.engine.has_work
+
+
+def test_which_faults_of_a_device_stay(monkeypatch):
+    gpu, told = torch.device("cuda"), []
+
+    def synchronize(device):
+        if told:
+            raise told[-1]
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    assert device_fault(gpu) is None and device_fault(torch.device("cpu")) is None
+    told.append(torch.AcceleratorError("CUDA error: device-side assert triggered"))
+    assert device_fault(gpu) is told[-1] and device_fault(torch.device("cpu")) is None
+    told.append(torch.OutOfMemoryError("CUDA out of memory"))
+    assert device_fault(gpu) is None
 
 
 def test_a_conversation_of_another_shape_is_its_own_matter(tiny_model_dir):
