@@ -75,8 +75,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> Response:
-        """200 while the engine moves; 503 if it hangs, or the server is shutting down."""
-        status = "draining" if service.gate.draining else "stalled" if service.progress.stalled else "ok"
+        """200 while the engine moves; 503 if it hangs or is broken, or the server is shutting down."""
+        states = {"broken": service.broken, "draining": service.gate.draining, "stalled": service.progress.stalled}
+        status = next((state for state, holds in states.items() if holds), "ok")
         return JSONResponse({"status": status}, 200 if status == "ok" else 503)
 
     @app.get("/metrics", response_class=PlainTextResponse)

@@ -3,6 +3,7 @@ finished, new ones sent away."""
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
@@ -20,6 +21,7 @@ from mmvl.app.server.wire import Http
 
 _BACKLOG = 2048  # connections that wait to be taken
 _GOODBYE_SECONDS = 3.0  # for the last words of answers that were ended
+_RANKS_DRAIN_SECONDS = 20.0  # at most, under torchrun: 30 s after its SIGTERM comes SIGKILL, and ending takes up to 8
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -40,9 +42,9 @@ def run_app(app: FastAPI, settings: ServerSettings, *, listener: socket.socket |
     listener: what `bind` gave; None: it is called now. ready: called with the server's URL once it listens.
 
     After the first SIGTERM /health answers 503, new requests are told 503 with Retry-After, and running ones get
-    `drain_seconds`; a second signal, or Ctrl-C, ends at once.
+    `drain_seconds`; a second signal, or Ctrl-C, ends at once. It ends by itself when the engine is broken.
 
-    Raises OSError if the port cannot be had, KeyboardInterrupt after Ctrl-C.
+    Raises OSError if the port cannot be had, KeyboardInterrupt after Ctrl-C, EngineBroken.
     """
     logging.basicConfig(stream=sys.stderr, format=_LOG_FORMAT)
     for name in ("mmvl", "uvicorn"):
@@ -57,13 +59,28 @@ def run_app(app: FastAPI, settings: ServerSettings, *, listener: socket.socket |
                 "everyone who can reach %s may use this server: set keys with --api-key-file or MMVL_API_KEY",
                 settings.host,
             )
-        server = _Server(web_server_config(app), app.state.service, settings.drain_seconds)
+        server = _Server(web_server_config(app), app.state.service, _drain_seconds(settings))
         if ready is not None:
             shown = f"[{settings.host}]" if ":" in settings.host else settings.host
             server.tell_ready = lambda: ready(f"http://{shown}:{listener.getsockname()[1]}")
         server.run(sockets=[listener])
     if server.interrupted:
         raise KeyboardInterrupt
+    if (broken := app.state.service.broken) is not None:
+        raise broken
+
+
+def _drain_seconds(settings: ServerSettings) -> float:
+    """The setting, or what torchrun leaves of it."""
+    seconds = settings.drain_seconds
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and seconds > _RANKS_DRAIN_SECONDS:
+        logging.getLogger("mmvl.server").info(
+            "after SIGTERM running requests get %g s, not drain_seconds, %g: torchrun kills all ranks after 30 s",
+            _RANKS_DRAIN_SECONDS,
+            seconds,
+        )
+        return _RANKS_DRAIN_SECONDS
+    return seconds
 
 
 def web_server_config(app: FastAPI) -> uvicorn.Config:
@@ -95,6 +112,12 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self.tell_ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second."""
+        if self._service.broken is not None and self._ending is None:
+            self._ending = asyncio.create_task(self._drain(_GOODBYE_SECONDS))
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame) -> None:
         """Called by Python's signal handling, between two instructions of whatever runs."""

@@ -20,6 +20,7 @@ from mmvl.app.server.json_grammar import Grammars
 from mmvl.app.server.metrics import Metrics
 from mmvl.app.server.protocol import ChatRequest, CompletionRequest, FilePart, ImagePart, TextFormat
 from mmvl.app.server.settings import MIB, ServerSettings
+from mmvl.engine.broken import EngineBroken
 from mmvl.engine.request import Update
 from mmvl.engine.sampling_params import SamplingParams
 from mmvl.engine.text_stream import TokenBytes
@@ -57,6 +58,11 @@ class Service:
     def context(self) -> int:
         """Tokens that a prompt and its answer may have together."""
         return self.vlm.engine.context
+
+    @property
+    def broken(self) -> EngineBroken | None:
+        """Why the engine answers nothing any more, if it is so."""
+        return self.vlm.engine.broken
 
     def tiles(self) -> Lease:
         """What a request's pictures hold, until it ends."""
@@ -249,6 +255,9 @@ class Service:
         if error is None:
             return ApiError(503, "The server ended this answer.", code="aborted", retry_after=5)
         log.error("a request failed in the engine", exc_info=error)
+        if isinstance(error, EngineBroken):
+            words = "The model cannot answer until the server is started anew."
+            return ApiError(503, words, code="engine_broken", retry_after=5)
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             return ApiError(503, "The model ran out of memory on this request.", code="out_of_memory", retry_after=5)
         return ApiError(500, "The model failed on this request; the server's log says why.", code="engine_error")

@@ -1,4 +1,4 @@
-"""SIGTERM: what runs is finished, what comes is sent away, and the process ends with 0."""
+"""SIGTERM: what runs is finished, what comes is sent away, and the process ends with 0; with 1 if the engine broke."""
 
 import json
 import os
@@ -11,6 +11,14 @@ import time
 
 import httpx
 import pytest
+import torch
+
+from mmvl import VLM
+from mmvl.app.server import ServerSettings
+from mmvl.app.server.run import _drain_seconds
+from mmvl.engine import Engine
+from tests.processes import free_port
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -75,3 +83,62 @@ def test_answers_that_take_too_long_are_told(serve, slow, asked, until):
         whole.join()
         assert answers[0].status_code == 503 and answers[0].headers["retry-after"]
         until(server.idle)
+
+
+@pytest.mark.parametrize(("world", "asked_for", "given"), [(None, 30, 30), ("1", 30, 30), ("2", 30, 20), ("2", 5, 5)])
+def test_under_torchrun_it_ends_before_it_is_killed(monkeypatch, caplog, world, asked_for, given):
+    caplog.set_level("INFO", "mmvl.server")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world is not None:
+        monkeypatch.setenv("WORLD_SIZE", world)
+    assert _drain_seconds(ServerSettings(drain_seconds=asked_for)) == given
+    assert len(caplog.messages) == (given < asked_for) and all("get 20 s, not" in line for line in caplog.messages)
+
+
+@pytest.fixture
+def fault(monkeypatch):
+    """What every step says from now on, and the device with it."""
+    error = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def step(engine):
+        raise error
+
+    monkeypatch.setattr(Engine, "step", step)
+    monkeypatch.setattr("mmvl.engine.engine.device_fault", lambda device: error)
+    return error
+
+
+def test_a_broken_engine_is_told_by_its_health_and_to_everyone(serve, tiny_model_dir, fault, asked):
+    with serve(VLM(tiny_model_dir, device="cpu")) as server:
+        assert server.http.get("/health").json() == {"status": "ok"}
+        for _ in range(2):
+            answer = server.post(json=asked())
+            assert answer.status_code == 503 and answer.json()["error"]["code"] == "engine_broken"
+            assert "illegal" not in answer.text, "of the error's own words nothing"
+            health = server.http.get("/health")
+            assert (health.status_code, health.json()) == (503, {"status": "broken"})
+
+
+def test_a_server_whose_engine_broke_ends_with_1(run_cli, tiny_model_dir, fault, asked):
+    port, answers = free_port(), []
+
+    def ask():
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+
+        def answered():
+            try:
+                answers.append(httpx.post(url, json=asked() | {"model": tiny_model_dir.name}, timeout=30))
+            except httpx.ConnectError:
+                return False
+            return True
+
+        wait_until(answered)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    result = run_cli("serve", "--model", tiny_model_dir, "--device", "cpu", "--port", port)
+    asking.join()
+    assert answers[0].status_code == 503 and answers[0].json()["error"]["code"] == "engine_broken"
+    told = [line for line in result.err.splitlines() if line.startswith("mmvl: ")]
+    assert result.code == 1 and len(told) == 1
+    assert "broken until the process is started anew (AcceleratorError: CUDA error: an illegal" in told[0]
