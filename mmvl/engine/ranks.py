@@ -4,7 +4,8 @@ Started by torchrun. Orders go from rank 0 to the others as short messages, over
 between several; `spread.py` says which. Tensors travel by torch.distributed.
 
 A rank that dies closes its socket, which rank 0 or the others notice at once, also inside a collective: they end with
-one line that says so and exit code 1, and so does every other rank.
+one line that says so and exit code 1, and so does every other rank. So they do when torchrun itself dies, which could
+not end them any more.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from mmvl.text_backbone.decoder import Decoder
 
 TIMEOUT = timedelta(minutes=5)  # of a collective that a rank which still lives does not come to
 NOTICE = 1.0  # seconds after a failure for the news that another rank died, which is then its cause and ends this one
+LOOK = 1.0  # seconds between two looks at whether torchrun still lives
 _team: Team | None = None
 
 
@@ -44,13 +46,15 @@ def join() -> Team | None:
     """This process's place among those that torchrun started; None where it is alone. The first call connects them."""
     global _team
     if _team is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        rank = int(os.environ["RANK"])
+        rank, parent = int(os.environ["RANK"]), os.getppid()  # before what torchrun has to be there for
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         if not dist.is_initialized():
             # what ranks tell each other at the start, and a model on the CPU, go through gloo in any case
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
         _team = Team(rank, dist.get_world_size())
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            threading.Thread(target=_team.end_with, args=(parent,), name="torchrun", daemon=True).start()
         if rank == 0:
             atexit.register(_team.leave)
     return _team
@@ -155,6 +159,13 @@ class Team:
             self._end(f"rank {self.rank} failed: {_line(error)}")
 
     # Both.
+
+    def end_with(self, parent: int) -> NoReturn:
+        """Wait for the end of the process that started this one. A look at times, not Linux's PR_SET_PDEATHSIG: that is
+        sent when the thread that started it ends, which need not be torchrun's main thread."""
+        while os.getppid() == parent:
+            time.sleep(LOOK)
+        self._end("torchrun is gone (killed or crashed)")
 
     def _connect(self) -> dict[int, Connection]:
         one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(self.size)

@@ -1,5 +1,5 @@
 """mmvl-tiny over 2 and 4 gloo ranks says what it says alone, in fp32; a rank killed with -9 ends all within seconds,
-also those that torchrun started."""
+also those that torchrun started; torchrun killed so ends them too."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from mmvl import VLM
 from mmvl.text_backbone.sequence_prefill import SequenceParts
 from tests.processes import start_ranks
+from tests.waiting import wait_until
 
 QUESTIONS = ["Transcribe the text.", "What is in the image?", "How many words are there, and which?", "x"]
 
@@ -130,3 +131,41 @@ def test_a_rank_that_is_killed_under_torchrun_ends_the_job(tmp_path, environment
                     os.kill(int(pid.read_text()), signal.SIGKILL)
     said = (tmp_path / "stderr").read_text()
     assert "rank      : 1" in said and "SIGKILL" in said, said[-3000:]
+
+
+SLEEPS = """
+import os, pathlib, sys, time
+from mmvl.engine.ranks import join
+join()
+pathlib.Path(sys.argv[1], "pid" + os.environ["RANK"]).write_text(str(os.getpid()))
+time.sleep(600)
+"""
+
+
+def test_ranks_end_when_torchrun_is_killed(tmp_path, environment):
+    script, pids = tmp_path / "sleeps.py", [tmp_path / f"pid{rank}" for rank in range(2)]
+    script.write_text(SLEEPS)
+    with (tmp_path / "stderr").open("w") as told:
+        job = subprocess.Popen([*TORCHRUN, str(script), str(tmp_path)], stderr=told, env=environment)
+    try:
+        wait_until(lambda: job.poll() is not None or all(pid.exists() and pid.read_text() for pid in pids), 100)
+        numbers = [int(pid.read_text()) for pid in pids]
+        job.kill()
+        job.wait()
+        wait_until(lambda: not any(alive(number) for number in numbers), 30)
+    finally:
+        job.kill()
+        for pid in pids:
+            if pid.exists():
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid.read_text()), signal.SIGKILL)
+    said = (tmp_path / "stderr").read_text()
+    assert "mmvl: torchrun is gone" in said, said[-3000:]
+
+
+def alive(pid: int) -> bool:
+    """A process that has ended, and that whoever took it over has not asked after yet, is not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
