@@ -92,7 +92,7 @@ def _cut_emoji(source: Path, target: Path) -> None:
     options.drop_tables += ["GSUB", "GPOS", "GDEF"]
     known = find_emoji(str(source))
     try:
-        with TTFont(source) as font:
+        with TTFont(source, recalcTimestamp=False) as font:  # the same bytes each time
             subsetter = Subsetter(options)
             subsetter.populate(unicodes=[ord(char) for char, _ in known])
             subsetter.subset(font)
@@ -112,7 +112,7 @@ def _cut(source: Path, target: Path) -> None:
     options.layout_features = features
     options.drop_tables += ["BASE", "JSTF", "MATH", "morx", "feat", "kerx"]
     try:
-        with TTFont(source) as font:
+        with TTFont(source, recalcTimestamp=False) as font:  # the same bytes each time
             subsetter = Subsetter(options)
             subsetter.populate(unicodes=PRINTABLE)
             subsetter.subset(font)

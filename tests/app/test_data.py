@@ -137,11 +137,13 @@ def test_wrong_settings_of_a_renderer(run_cli, tmp_path, settings, says):
 def test_debian_packages_are_fetched_with_a_bar_and_without_a_manifest(run_cli, monkeypatch, tmp_path):
     from mmvl import datasets
 
+    written = []
     monkeypatch.setattr(datasets, "fetch", lambda packages, folder: [folder / package for package in packages])
+    monkeypatch.setattr(datasets, "write_bible", written.append)
     result = run_cli("data", "import", "debian", "-o", tmp_path)
     count = int(re.search(r"(\d+) files? in", result.err)[1])
     assert result.code == 0 and count > 50 and f"{count}/{count}" in result.err
-    assert not (tmp_path / "manifest.json").exists()
+    assert written == [tmp_path] and not (tmp_path / "manifest.json").exists()
 
 
 def test_shards_left_by_a_longer_run_are_not_mixed_in(run_cli, tmp_path):

@@ -30,7 +30,7 @@ COMMANDS = [
 ]
 SERVERS = [line for line in COMMANDS if re.match(r"mmvl (chat|serve)\b", line)]
 ELSEWHERE = re.compile(
-    r"make |mmvl data import (debian|corpus)|FONTS=|mmvl (train mmvl/recipes/tiny/|grow |average runs/|quantize runs/)"
+    r"make |bash mmvl/recipes/tiny/material|FONTS=|mmvl (train mmvl/recipes/tiny/|grow |average runs/|quantize runs/)"
 )
 HERE = [line for line in COMMANDS if line not in SERVERS and not ELSEWHERE.match(line)]
 
