@@ -55,7 +55,7 @@ def engine(
     )  # fmt: skip
     progress.clear()
     console = Console(highlight=False)
-    console.print(printed(result["table"]))
+    show(result["table"], console)
     console.print(agreement(result))
     if peer_tokens is not None and peer:
         console.print(
@@ -84,29 +84,47 @@ def agreement(result: dict) -> str:
     return f"{said}{often} ({a['tokens_compared']} compared)."
 
 
+def show(lines: list[dict], console: Console) -> None:
+    """The table, wider than the console where its numbers would not be whole; as wide as it likes in a file."""
+    shown, before = printed(lines), console.width
+    needed = console.measure(shown, options=console.options.update(width=_UNBOUNDED))
+    console.width = max(before, needed.minimum) if console.is_terminal else needed.maximum
+    console.print(shown)
+    console.width = before
+    console.print(
+        "used: weights, the most keys, values and states at the same time, and activations as planned; "
+        "held: all that was taken, the rest of the pools among it."
+    )
+
+
+_UNBOUNDED = 1000  # columns
+HEADS = (
+    "\ntokens\n/s", "\n\ntimes", "first\ntoken\ns", "between\ntokens\nms", "\n\np95", "\n\nfloor",
+    "prompt\ntokens\n/s", "\nused\nGiB", "\nheld\nGiB",
+)  # fmt: skip
+
+
 def printed(lines: list[dict]) -> Table:
-    """A row a load and contestant."""
-    shown = Table(box=None, pad_edge=False)
-    shown.add_column("requests x prompt\n+ answer", no_wrap=True)
-    shown.add_column("")
-    for name in ("tokens/s", "", "first\ntoken, s", "between,\nms", "\np95", "\nfloor", "prompt\ntokens/s", "GiB"):
+    """A row a load and contestant; only the first column may wrap."""
+    shown = Table(box=None, pad_edge=False, collapse_padding=True)
+    shown.add_column("requests x\nprompt\n+ answer", min_width=len("transformers"))
+    for name in HEADS:
         shown.add_column(name, justify="right", no_wrap=True)
     for line in lines:
         for name in ("mmvl", "transformers"):
             row = line.get(name)
             if row is None:
                 continue
-            times = f"{line['times']:.2f} x" if name == "mmvl" and "times" in line else ""
             shown.add_row(
-                line["load"] if name == "mmvl" else "",
-                name,
+                line["load"] if name == "mmvl" else name,
                 f"{row['tokens_per_second']:,.1f}",
-                times,
+                f"{line['times']:.2f}" if name == "mmvl" and "times" in line else "",
                 f"{row['first_token_seconds']:.3f}",
                 f"{1e3 * row['between_seconds']:.2f}",
                 f"{1e3 * row['between_seconds_p95']:.2f}",
                 f"{1e3 * row['step_floor']:.2f}",
                 f"{row['prompt_tokens_per_second']:,.0f}",
-                f"{row['memory_gib']:.1f}",
+                f"{row['in_use_gib']:.2f}" if "in_use_gib" in row else "",
+                f"{row['memory_gib']:.2f}",
             )
     return shown

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from mmvl.benchmark.decoder import fill_randomly
+from mmvl.benchmark.engine_memory import in_use
 from mmvl.benchmark.resident import peak_bytes
 from mmvl.benchmark.shapes import check_experts, random_decoder, shape_of
 from mmvl.checkpoint import load_model
@@ -119,6 +120,7 @@ class Ours:
         """Answer the load; its row."""
         engine = self.engine
         _reset_memory(self.device)
+        engine.counters.reset()
         params = SamplingParams(max_tokens=load.new_tokens, ignore_eos=True)
         prompts = [Prompt(ids) for ids in load.prompts(self.vocabulary)]
         begun = time.perf_counter()
@@ -132,7 +134,7 @@ class Ours:
         seconds = time.perf_counter() - begun
         firsts = [seen[0] - begun for seen in times.values()]
         between = [after - before for seen in times.values() for before, after in zip(seen, seen[1:], strict=False)]
-        return _row(load, seconds, firsts, between, self.device)
+        return _row(load, seconds, firsts, between, self.device) | in_use(engine, load.lengths)
 
     @torch.inference_mode()
     def experts_hit(self, sequences: int) -> float | None:

@@ -1,5 +1,6 @@
 """`mmvl bench engine` on a shape that takes no time: what it measures, writes, prints and draws."""
 
+import io
 import json
 import sys
 
@@ -7,10 +8,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from mmvl.app.bench_engine import engine, printed
+from mmvl.app.bench_engine import engine, show
 from mmvl.benchmark.decoder import SLICE
 from mmvl.benchmark.engine import MIXED, floors, loads, table
-from mmvl.benchmark.engine_contestants import Load, Transformers, batches, model_of
+from mmvl.benchmark.engine_contestants import Load, Ours, Transformers, batches, model_of
 from mmvl.benchmark.engine_peer import Peer, PeerError, best_budget, measure
 from mmvl.benchmark.shapes import WHOLE, random_decoder, shape_of
 from mmvl.text_backbone.decoder import Decoder
@@ -31,6 +32,7 @@ def test_it_measures_both_writes_prints_and_draws(tmp_path, capsys):
         ("1 x 9 + 4", 1, 9), ("3 x 9 + 4", 3, 9)
     ]  # fmt: skip
     for line in result["table"]:
+        assert line["mmvl"]["in_use_gib"] > line["mmvl"]["pages_gib"] > 0
         for name in ("mmvl", "transformers"):
             row = line[name]
             made = line["sequences"] * 4
@@ -247,11 +249,45 @@ def test_mistakes_get_one_clear_line(change, message):
         engine(**settings, mixed=False, repeats=1, peer=False, json_path=None, picture=None, device="cpu")
 
 
-def test_the_table_fits_a_terminal():
+def test_the_table_fits_a_terminal_of_80_columns():
     row = {
-        "tokens_per_second": 12345.6, "first_token_seconds": 1.234, "between_seconds": 0.0123, "memory_gib": 100.0,
+        "tokens_per_second": 12345.6, "first_token_seconds": 1.234, "between_seconds": 0.0123, "memory_gib": 100.15,
         "between_seconds_p95": 0.0456, "step_floor": 0.0012, "prompt_tokens_per_second": 45678.0,
     }  # fmt: skip
-    console = Console(width=110, record=True)
-    console.print(printed([{"load": "64 x 512 to 16,384 + 256", "mmvl": row, "transformers": row, "times": 4.2}]))
-    assert "…" not in console.export_text()
+    ours = row | {"in_use_gib": 87.65}
+    lines = [{"load": "64 x 512 to 16,384 + 256", "mmvl": ours, "transformers": row, "times": 4.2}]
+    numbers = ["12,345.6", "4.20", "1.234", "12.30", "45.60", "1.20", "45,678", "87.65", "100.15"]
+
+    def said(lines: list[dict], **how) -> list[str]:
+        console = Console(file=io.StringIO(), color_system=None, **how)
+        show(lines, console)
+        return console.file.getvalue().splitlines()
+
+    found = said(lines, width=80, force_terminal=True)
+    assert max(map(len, found)) <= 80 and not any("…" in line for line in found)
+    assert [line.split()[-9:] for line in found if "100.15" in line] == [numbers, ["transformers", *theirs(numbers)]]
+    # in a pipe nothing wraps, and what is wider than a terminal is whole all the same
+    wide = said(lines, width=80)
+    assert [line.split()[:7] for line in wide if "87.65" in line] == ["64 x 512 to 16,384 + 256".split()]
+    many = ours | {"tokens_per_second": 1234567890.1, "memory_gib": 123456789.0}
+    assert any("1,234,567,890.1" in line and "123456789.00" in line for line in
+               said([{"load": "1 x 2 + 3", "mmvl": many}], width=60, force_terminal=True))  # fmt: skip
+
+
+def theirs(numbers: list[str]) -> list[str]:
+    """Without times, and without what is in use."""
+    return [numbers[0], *numbers[2:7], numbers[8]]
+
+
+def test_a_load_holds_as_many_pages_and_states_as_its_tokens_need():
+    model = model_of(None, "small", None, None)
+    ours = Ours(model, torch.device("cpu"), torch.float32, {"max_sequences": 4}, lambda what: None)
+    alone, long, three = (ours.run(Load(lengths, 3)) for lengths in ((60,), (126,), (60,) * 3))
+    assert [(row["kv_pages"], row["state_slots"]) for row in (alone, long, three)] == [(1, 1), (2, 1), (3, 3)]
+    for row in (alone, long, three):
+        parts = [row[f"{name}_gib"] for name in ("weights", "pages", "states", "activations")]
+        assert min(parts) > 0 and row["in_use_gib"] == pytest.approx(sum(parts))
+    assert alone["weights_gib"] == three["weights_gib"]
+    assert three["states_gib"] == pytest.approx(3 * alone["states_gib"])
+    assert long["pages_gib"] == pytest.approx(2 * alone["pages_gib"])
+    assert long["activations_gib"] == pytest.approx(126 / 60 * alone["activations_gib"])
