@@ -33,7 +33,7 @@ def tables(folder: Path = RESULTS) -> str:
 
 def _loads(results: list[dict]) -> list[str]:
     heads = ("tokens/s", "transformers'", "times", "first token, s", "between, ms", "p95", "floor", "prompt tokens/s",
-             "of roofline", "GiB")  # fmt: skip
+             "of roofline", "used, GiB", "held, GiB")  # fmt: skip
     lines = [
         "8 of the 80 layers at full width, random weights, one H200, bf16:", "",
         "| requests x prompt + answer | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads),
@@ -48,9 +48,9 @@ def _loads(results: list[dict]) -> list[str]:
             f"{1e3 * ours['between_seconds_p95']:.2f}", f"{1e3 * ours['step_floor']:.2f}",
             f"{ours['prompt_tokens_per_second']:,.0f}",
             f"{100 * ours['prefill_floor'] / ours['first_token_seconds']:.0f}%" if alone else LEFT_OUT,
-            f"{ours['memory_gib']:.0f}",
+            _used(ours), f"{ours['memory_gib']:.0f}",
         )) + " |")  # fmt: skip
-    lines += ["", *(f"- {text[0].upper()}{text[1:]}." for result in results for text in result.get("corrections", []))]
+    lines += ["", *_corrections(*results)]
     lines += [f"- Of transformers' answers {result['peer_tokens']} tokens were made; its median step stands for the "
               "others." for result in results if result.get("peer_tokens")]  # fmt: skip
     lines += [f"- {line['load']}: {line['failed']}." for r in results for line in r["table"] if "failed" in line]
@@ -61,7 +61,7 @@ def _loads(results: list[dict]) -> list[str]:
 def _spread(*results: tuple[str, dict]) -> list[str]:
     """The engine itself, by number of GPUs; tokens/s of a step leave the prompts out."""
     heads = ("GPUs", "tokens/s", "first token, s", "last first token, s", "between, ms", "of its floor",
-             "tokens/s of a step", "prompt tokens/s", "GiB a GPU")  # fmt: skip
+             "tokens/s of a step", "prompt tokens/s", "used, GiB a GPU", "held, GiB a GPU")  # fmt: skip
     lines = [
         "The engine with random weights on one and two H200s:", "",
         "| layers | requests x prompt + answer | " + " | ".join(heads) + " |", "|---|---|" + "---:|" * len(heads),
@@ -74,7 +74,7 @@ def _spread(*results: tuple[str, dict]) -> list[str]:
                 f"{ours['first_token_seconds']:.2f}", f"{ours['first_token_seconds_worst']:.2f}",
                 f"{1e3 * ours['between_seconds']:.2f}", f"{100 * ours['step_floor'] / ours['between_seconds']:.0f}%",
                 f"{line['sequences'] / ours['between_seconds']:,.0f}", f"{ours['prompt_tokens_per_second']:,.0f}",
-                f"{ours['memory_gib']:.0f}",
+                _used(ours), f"{ours['memory_gib']:.0f}",
             )) + " |")  # fmt: skip
     return [*lines, "", *_measured_by(*(result for _, result in results))]
 
@@ -92,7 +92,8 @@ def _ranks(result: dict, what: str) -> list[str]:
         lines.append(f"| a decode step of {row['sequences']} | {row['graph_ms']:.2f} | "
                      f"{row['graph_ms_without_sending']:.2f} | {row['tokens_per_second']:,.0f} | "
                      f"{100 * row['of_roofline']:.0f}% |")  # fmt: skip
-    return [*lines, "", *_measured_by(result)]
+    said = _corrections(result)
+    return [*lines, "", *said, *[""] * bool(said), *_measured_by(result)]
 
 
 def _tiny(result: dict) -> list[str]:
@@ -125,6 +126,16 @@ def _tiny(result: dict) -> list[str]:
         cells = (LEFT_OUT if ms is None else f"{ms:.2f}" for ms in found)
         lines.append(f"| {count}, {dtype} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _used(row: dict) -> str:
+    """GiB that the load needed; results before that was counted do not have it."""
+    return f"{row['in_use_gib']:.1f}" if "in_use_gib" in row else LEFT_OUT
+
+
+def _corrections(*results: dict) -> list[str]:
+    """What was found about results after they were measured."""
+    return [f"- {text[0].upper()}{text[1:]}." for result in results for text in result.get("corrections", [])]
 
 
 def _measured_by(*results: dict) -> list[str]:

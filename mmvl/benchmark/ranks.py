@@ -2,7 +2,8 @@
 
 Run by torchrun, one process a GPU; also alone, for comparison. Measures what making the weights takes, prefill, decode
 steps at several counts of sequences as whole calls and captured in a CUDA graph, and the same without sending anything,
-which shows how much of the communication is exposed. Results are written after every measurement.
+which shows how much of the communication is exposed: the experts are those that were chosen with it, as others take
+another time. Results are written after every measurement.
 
 The floor of a decode step counts the bytes that a GPU must read (weights once, of the experts those that are hit on
 average, keys, values and states), that of a prefill its floating-point operations.
@@ -15,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from unittest.mock import patch
 
@@ -23,6 +25,8 @@ import torch.distributed as dist
 
 from mmvl.benchmark.run import provenance
 from mmvl.benchmark.shapes import random_decoder, shape_of
+from mmvl.kernels.experts import Routing
+from mmvl.text_backbone import moe
 from mmvl.text_backbone.decoder import Decoder
 from mmvl.text_backbone.tensor_parallel import Shard
 
@@ -57,6 +61,24 @@ def silent() -> Iterator[None]:
         stack.enter_context(patch.object(Shard, "sum", lambda self, x: x))
         for one in (all_gather_into_tensor, reduce_scatter_tensor, all_to_all_single):
             stack.enter_context(patch.object(dist, one.__name__, one))
+        yield
+
+
+@contextmanager
+def chosen(found: list[Routing]) -> Iterator[None]:
+    """Inside, routers choose what is noted in `found`, call by call, over and over; as long as it is empty they note.
+
+    Without sums over the ranks tokens are others, and would go to other experts, more or fewer of them.
+    """
+    router, note, turns = moe.router, not found, count()
+
+    def choose(*args) -> Routing:
+        own = router(*args)  # also where it is not wanted: it takes its time
+        if note:
+            found.append(own)
+        return own if note else found[next(turns) % len(found)]
+
+    with patch.object(moe, "router", choose):
         yield
 
 
@@ -97,27 +119,30 @@ def run(
     result["weight_bytes"] = bench.weight_bytes
     note(f"made {bench.weight_bytes / 1e9:.1f} GB a rank in {result['make_seconds']:.1f} s")
     for length in lengths:
-        seconds = bench.time(bench.prefill(length), 3)
+        prompt = bench.prefill(length)
+        seconds = bench.time(prompt, 3)
         row = {"tokens": length, "ms": 1e3 * seconds, "tokens_per_second": length / seconds}
         row["of_roofline"] = bench.flops(length) / MATMUL_FLOPS / seconds
         if ranks > 1:
-            with silent():
-                row["ms_without_sending"] = 1e3 * bench.time(bench.prefill(length), 3)
+            experts_hit = bench.choices(prompt)
+            with silent(), chosen(experts_hit):
+                row["ms_without_sending"] = 1e3 * bench.time(prompt, 3)
         result["prefill"].append(row)
         note(f"prefill of {length:,}: {row}")
-    for count in sequences:
-        step = bench.decode(count)
-        row = {"sequences": count, "ms": 1e3 * bench.time(step, 10)}
-        row["floor_ms"] = 1e3 * bench.decode_bytes(count) / COPY_BYTES_PER_SECOND
-        note(f"decode of {count}: {row}")
+    for many in sequences:
+        step = bench.decode(many)
+        row = {"sequences": many, "ms": 1e3 * bench.time(step, 10)}
+        row["floor_ms"] = 1e3 * bench.decode_bytes(many) / COPY_BYTES_PER_SECOND
+        note(f"decode of {many}: {row}")
         row["graph_ms"] = bench.graph_ms(step)
         if ranks > 1:
-            with silent():
+            experts_hit = bench.choices(step)
+            with silent(), chosen(experts_hit):
                 row["graph_ms_without_sending"] = bench.graph_ms(step)
         best = min(t for t in (row["ms"], row["graph_ms"]) if t is not None)
-        row |= {"tokens_per_second": 1e3 * count / best, "of_roofline": row["floor_ms"] / best}
+        row |= {"tokens_per_second": 1e3 * many / best, "of_roofline": row["floor_ms"] / best}
         result["decode"].append(row)
-        note(f"decode of {count}: {row}")
+        note(f"decode of {many}: {row}")
     if device.type == "cuda":
         result["peak_bytes"] = torch.cuda.max_memory_allocated(device)
     note("done")
@@ -169,6 +194,13 @@ class _Bench:
 
         step.pack = lambda: cache.pack([(slot, 1) for slot in slots])
         return step
+
+    def choices(self, call: Callable) -> list[Routing]:
+        """What the routers choose in one call, in order."""
+        found: list[Routing] = []
+        with chosen(found):
+            call()
+        return found
 
     def time(self, call: Callable, repeats: int) -> float:
         """Median seconds of a call on the slowest rank, after two to warm up."""

@@ -58,6 +58,27 @@ def test_layers_that_are_whole_on_every_rank_are_not_read_whole():
     assert read[0][0] < read[1][0] and read[0][1] == read[1][1]
 
 
+def test_the_experts_chosen_stay_where_tokens_change():
+    here = torch.device("cpu")
+    bench = ranks._Bench(
+        random_decoder(here, config=shape_of("tiny"), experts=None, dtype=torch.float32), torch.float32, here
+    )
+
+    @torch.inference_mode()
+    def pairs(x_TD: torch.Tensor) -> torch.Tensor:
+        cache = bench._cache(1, len(x_TD))
+        return bench.decoder(x_TD, cache.pack([(cache.allocate(), len(x_TD))]), cache).expert_counts_LE
+
+    x_TD = bench._embeddings(9)
+    first, other = pairs(x_TD), pairs(-x_TD)
+    found = bench.choices(lambda: pairs(x_TD))
+    assert len(found) == len(first) and not torch.equal(other, first)
+    with ranks.chosen(found):
+        for _ in range(2):
+            assert torch.equal(pairs(-x_TD), first)
+    assert torch.equal(pairs(-x_TD), other)
+
+
 def test_lists_of_numbers():
     assert whole_numbers("--lengths", "1,8,64") == [1, 8, 64]
     for wrong in ("", "1,x", "0", "-1"):
