@@ -78,7 +78,7 @@ TASKS = (
         description="name what a picture shows: the right name within 5 words, and CIDEr-D",
         load=_load, score=_score, max_tokens=48, right=_right, blind=True, needs_data=True, headline=2,
         always=always_commonest,
-        data="shards of captioned pictures (mmvl data render emoji, import stamps), a folder of them, or COCO's JSON",
+        data="shards of captioned pictures (mmvl data render emoji, import stamps) or COCO's JSON, or their folder",
         notes="Always the commonest is of these references, for want of others. CIDEr-D is not comparable across sets.",
     ),
 )  # fmt: skip

@@ -116,7 +116,7 @@ TASKS = (
         description="questions about scanned documents (DocVQA), ANLS",
         load=_asked(read_documents), score=_score_documents, max_tokens=48, rivals=_always(read_documents),
         right=_document_right, blind=True, needs_data=True,
-        data="the .json of DocVQA with its pictures beside it, or a tar (key.png, key.json with qa)",
+        data="DocVQA's .json, pictures beside it or in ../spdocvqa_images; their folder; or a tar (key.png, key.json)",
         notes="Exact match: with any of a question's answers, which are variants of one and no votes.",
     ),
     Task(

@@ -14,7 +14,7 @@ from mmvl.evaluation.fields import FieldCount, f1, field_match
 from mmvl.evaluation.task import ALWAYS, TESSERACT, Example, Score, Task, commonest, groups, held_out
 from mmvl.vlm import user_turn
 
-DATA = "a tar of SROIE receipts (key.webp, key.json with fields and lines), or its folder with img/, box/ and key/"
+DATA = "a tar of SROIE receipts (key.webp, key.json with fields, lines), or a folder of img/, box/, key/ or entities/"
 QUESTIONS = {
     "company": "What is the name of the company?",
     "date": "What is the date?",

@@ -47,5 +47,6 @@ TASKS = (
         load=_load, score=_score, max_tokens=16, right=_right, blind=True, needs_data=True,
         rivals=lambda examples, data: {ALWAYS: [commonest(e.reference for e in examples)] * len(examples)},
         data="v2_OpenEnded_mscoco_val2014_questions.json, its annotations and val2014/ beside it, or their folder",
+        notes="Always the commonest is of these references, for want of others.",
     ),
 )  # fmt: skip
