@@ -58,7 +58,7 @@ def test_charts_and_documents(tmp_path):
     (tmp_path / "png" / "7.png").write_bytes(PICTURE)
     (tmp_path / "test_human.json").write_text(json.dumps([{"imgname": "7.png", "query": "How many?", "label": 3}]))
     asked = [formats.Asked("7", PICTURE, [("How many?", ["3"])])]
-    assert list(formats.read_charts(tmp_path)) == asked
+    assert list(formats.read_charts(tmp_path)) == [formats.Asked("7", PICTURE, asked[0].qa, ("human",))]
     record = json.dumps({"qa": [{"question": "How many?", "answer": "3"}]}).encode()
     path = tar(tmp_path / "c.tar", {"7.png": PICTURE, "7.json": record})
     assert list(formats.read_charts(path)) == list(formats.read_documents(path)) == asked
