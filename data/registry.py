@@ -11,6 +11,7 @@ from mmvl.data.import_conversations import import_jsonl, import_llava, import_te
 from mmvl.data.import_documents import import_chartqa, import_docvqa, import_sroie
 from mmvl.data.import_pairs import import_pairs
 from mmvl.data.import_tables import import_wikitablequestions
+from mmvl.data.import_text_questions import import_text_questions
 from mmvl.data.render_charts import render_charts
 from mmvl.data.render_documents import render_documents
 from mmvl.data.render_emoji import render_emoji
@@ -55,6 +56,7 @@ IMPORTERS = {
     "stamps": Tool(import_stamps, "Tux Paint's captioned stamps (packages=DIR of unpacked Debian packages, or /)."),
     "clip-art": Tool(import_clip_art, "The Open Clip Art Library's drawings and names (packages=DIR, as for stamps)."),
     "text": Tool(import_text, "Plain documents (corpus=DIR of .jsonl.gz files)."),
+    "text-questions": Tool(import_text_questions, "Questions about prose, forms, lists, tables as text (corpus=DIR)."),
     "text-files": Tool(import_text_files, "Plain text (files=FILE or DIR of .txt and .md)."),
     "jsonl": Tool(import_jsonl, "Lines of documents, conversations, preference pairs (file=FILE images=DIR)."),
     "llava": Tool(import_llava, "LLaVA-style conversations (file=FILE.json images=DIR)."),
