@@ -3,9 +3,10 @@
     python docs/make_card.py RESULTS [--data FOLDER]
 
 RESULTS: folder of what `mmvl eval --json` wrote (and of speed.json, see `aims`). FOLDER: the rendered sets that were
-asked about; then answers.png is drawn beside the card, right and wrong answers under their pictures. Only pictures
-that mmvl drew are shown: scans and charts of public sets are not ours to give on. The table of all scores is
-make_tables.py's.
+asked about; then answers.png is drawn beside the card, right and wrong answers under their pictures. Only pictures that
+are ours to give on are shown: what mmvl drew, and emoji, whose makers the card names. Of tables only those of invented
+values; no charts, which do not say whose values they have; no scans or charts of public sets. The table of all scores
+is make_tables.py's.
 """
 
 import argparse
@@ -17,10 +18,12 @@ from pathlib import Path
 from make_tables import CARD, MODEL, STAGES, aims, between, find_results, speed_of
 from PIL import Image, ImageDraw
 
-from mmvl.data.shards import read_shard
+import mmvl.evaluation
+from mmvl.data.shards import Sample, read_shard
 from mmvl.evaluation.draw import font
 
-DRAWN = ("receipts", "pages", "screens")  # sets without a table or a chart of somebody else
+DRAWN = ("receipts", "pages", "screens", "labelled", "tables", "emoji")  # sets by the names of their folders
+SETS = Path(mmvl.evaluation.__file__).parent / "sets"
 
 
 def failures(results: list[dict], number: int = 4) -> str:
@@ -56,17 +59,15 @@ def stages(folder: Path) -> str:
 
 
 def draw_answers(results: list[dict], data: Path, out: Path, each: int = 2) -> int:
-    """A picture of `each` right and wrong answers of every rendered set of `data`; returns how many it shows."""
+    """A picture of `each` right and wrong answers of every set that `pictures_of` finds; returns how many it shows."""
     cards = []
     for result in results:
-        name = result.get("data", {}).get("name", "")
-        if result["task"] != "rendered" or name not in DRAWN:
-            continue
-        pictures = {s.key: s.members for path in sorted((data / name).glob("*.tar")) for s in read_shard(path)}
+        pictures = pictures_of(result, data)
+        known = [row for row in result["predictions"] if _asked_of(row) in pictures]
         for right in (True, False):
-            rows = [row for row in result["predictions"] if (row["score"] >= 0.5) == right]
+            rows = [row for row in known if (row["score"] >= 0.5) == right]
             for row in rows[:: max(1, len(rows) // each)][:each]:
-                [picture] = pictures[row["key"].rpartition("/")[0]].values()
+                picture = pictures[_asked_of(row)]
                 cards.append(_card(Image.open(io.BytesIO(picture)).convert("RGB"), row, right))
     if not cards:
         return 0
@@ -80,6 +81,29 @@ def draw_answers(results: list[dict], data: Path, out: Path, each: int = 2) -> i
             sheet.paste(card, (edge + k * (card.width + edge), edge + sum(heights[:n])))
     sheet.quantize(128, Image.Quantize.FASTOCTREE).save(out, optimize=True)
     return len(cards)
+
+
+def pictures_of(result: dict, data: Path) -> dict[str, bytes]:
+    """The pictures that a result's questions are about, by key of the sample, if they may be shown; else none."""
+    name = result.get("data", {}).get("name", "")
+    if result["task"] == "print-lines":
+        paths = [SETS / "print-lines.tar"]
+    elif result["task"] in ("rendered", "captions") and name in DRAWN:
+        paths = sorted((data / name).glob("*.tar"))
+    else:
+        paths = []
+    samples = [sample for path in paths for sample in read_shard(path) if _ours(sample)]
+    return {sample.key: next(iter(sample.members.values())) for sample in samples}
+
+
+def _ours(sample: Sample) -> bool:
+    """Tables say of which public table they are; invented ones of none."""
+    return not sample.json.get("meta", {}).get("table")
+
+
+def _asked_of(row: dict) -> str:
+    """The key of a question's sample: of several questions on one, each has the key of the sample and a number."""
+    return row["key"].partition("/")[0]
 
 
 def _card(picture: Image.Image, row: dict, right: bool, width: int = 300) -> Image.Image:

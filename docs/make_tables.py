@@ -12,6 +12,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
+
 REPOSITORY = Path(__file__).parent.parent
 MODEL = REPOSITORY / "mmvl" / "models" / "mmvl-tiny"
 README, CARD = REPOSITORY / "README.md", MODEL / "README.md"
@@ -46,9 +48,15 @@ class Aim(NamedTuple):
 
 AIMS = (
     Aim("lines of print, unseen fonts", "print-lines", "", "character error rate", most=0.02),
-    Aim("lines of real receipts", "receipt-lines", "receipts.tar", "character error rate without case", most=0.06),
-    Aim("rendered pages, unseen layouts", "rendered", "pages", "ANLS", least=0.85),
-    Aim("rendered receipts, unseen layouts", "rendered", "receipts", "ANLS", least=0.85),
+    Aim(
+        "lines of real receipts, without case",
+        "receipt-lines",
+        "receipts.tar",
+        "character error rate without case",
+        most=0.06,
+    ),
+    Aim("rendered pages, fields, unseen layouts", "rendered", "pages", "ANLS, field questions", least=0.85),
+    Aim("rendered receipts, fields, unseen layouts", "rendered", "receipts", "ANLS, field questions", least=0.85),
     Aim("real receipts, date", "receipts", "receipts.tar", "date right", least=0.80),
     Aim("real receipts, total", "receipts", "receipts.tar", "total right", least=0.75),
     Aim("real receipts, company", "receipts", "receipts.tar", "company right", least=0.60),
@@ -95,6 +103,14 @@ def aims(results: list[dict], speed: dict | None) -> str:
 
 def _met(value: float, least: float | None, most: float | None) -> str:
     return "yes" if (least is None or value >= least) and (most is None or value <= most) else "no"
+
+
+def shrink(picture: Path, width: int = 1800, colours: int = 128) -> None:
+    """The PNG at most `width` pixels wide, in so many colours: far fewer bytes, and every line keeps its colour."""
+    with Image.open(picture) as drawn:
+        small = drawn.convert("RGB")
+    small.thumbnail((width, small.height), Image.Resampling.LANCZOS)
+    small.quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(picture, optimize=True)
 
 
 def speed_of(folder: Path = MODEL / "results") -> dict | None:
@@ -325,6 +341,7 @@ if __name__ == "__main__":
         page.write_text(text, encoding="utf-8")
     metrics = {stage: MODEL / "training" / stage / "metrics.jsonl" for stage in STAGES}
     draw_loss({stage: path for stage, path in metrics.items() if path.is_file()}, MODEL / "loss.png")
+    shrink(MODEL / "loss.png")
     page = between_markers(TRAINING.read_text(encoding="utf-8"), training_tables())
     TRAINING.write_text(page, encoding="utf-8")
     if LAPTOP_RESULTS:

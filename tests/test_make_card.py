@@ -1,6 +1,7 @@
 """docs/make_card.py: aims beside results, failures and stages as tables, a picture of answers."""
 
 import importlib.util
+import io
 import json
 import sys
 from pathlib import Path
@@ -35,9 +36,9 @@ def result(**more) -> dict:
 
 
 def test_an_aim_is_met_missed_or_not_measured(make_card):
-    scores = [{"metric": "ANLS", "value": 0.9} | SCORE]
+    scores = [{"metric": "ANLS", "value": 0.5} | SCORE, {"metric": "ANLS, field questions", "value": 0.9} | SCORE]
     rows = make_card.aims([result(scores=scores)], {"first_token_seconds": 1.5, "tokens_per_second": 9, "peak_mib": 1})
-    assert "| rendered pages, unseen layouts | at least 85.0% | 90.0% | 80.0% to 95.0% | 4 | yes |" in rows
+    assert "| rendered pages, fields, unseen layouts | at least 85.0% | 90.0% | 80.0% to 95.0% | 4 | yes |" in rows
     assert "| lines of print, unseen fonts | at most 2.0% | not measured | | | |" in rows
     assert "| first token of a page, two cores | at most 2.00 s | 1.50 s | | | yes |" in rows
     assert "| tokens a second, two cores | at least 30 | 9 | | | no |" in rows
@@ -80,6 +81,29 @@ def test_answers_are_drawn_under_their_pictures(make_card, tmp_path):
     ]
     assert make_card.draw_answers([result(predictions=rows)], tmp_path, tmp_path / "answers.png") == 2
     assert Image.open(tmp_path / "answers.png").width > 600
+    assert make_card.draw_answers([result(data={"name": "charts"})], tmp_path, tmp_path / "none.png") == 0
+
+
+def test_only_pictures_that_are_ours_are_shown(make_card, tmp_path):
+    with ShardWriter(tmp_path / "tables", "tables") as writer:
+        for n, table in enumerate(("", "csv/1.csv")):
+            meta = {"meta": {"table": table}}
+            record = {"source": "tables", "kind": "vqa", "messages": [user("Why?", "0.png"), assistant("so")]} | meta
+            writer.write(record, {"0.png": draw_lines([f"table {n}"])})
+    assert list(make_card.pictures_of(result(data={"name": "tables"}), tmp_path)) == ["tables-00000-0000000"]
+    assert make_card.pictures_of(result(task="chartqa", data={"name": "tables"}), tmp_path) == {}
+    lines = make_card.pictures_of({"task": "print-lines"}, tmp_path)
+    assert len(lines) == 400 and Image.open(io.BytesIO(lines["print-lines-00000-0000000"])).width > 20
+
+
+def test_a_picture_is_made_smaller(make_card, tmp_path):
+    path = tmp_path / "loss.png"
+    Image.effect_noise((2400, 900), 60).save(path)
+    before = path.stat().st_size
+    sys.modules["make_tables"].shrink(path)
+    assert path.stat().st_size < 0.6 * before
+    with Image.open(path) as small:
+        assert small.size == (1800, 675)
 
 
 def test_parts_go_between_their_markers(make_card, tmp_path):
