@@ -9,6 +9,7 @@ from mmvl.app import errors
 from mmvl.app.bench_graphs import bench_graphs
 from mmvl.app.bench_laptop import bench_laptop
 from mmvl.app.bench_ranks import bench_ranks
+from mmvl.app.engine_options import EngineOptions, engine_settings
 from mmvl.app.options import Device, Experts, JsonFile, Layers, Model, Shape
 from mmvl.app.quantize import bench_quantize
 from mmvl.app.server.command import bench_server
@@ -70,19 +71,21 @@ def bench_engine(
     peer_tokens: Annotated[
         int | None, typer.Option(min=2, metavar="N", help="Of its answers make so many tokens, and extrapolate.")
     ] = None,
+    settings: EngineOptions = None,
     json_file: JsonFile = None,
     picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE.png", help="Draw it.")] = None,
     device: Device = None,
 ) -> None:
     """Tokens a second, waiting times and memory of the engine under load, beside transformers' generate.
 
-    Under torchrun the engine is spread over the ranks.
+    Under torchrun the engine is spread over the ranks. Drafts and the prefix cache are off, unless --engine says more.
     """
     from mmvl.app.bench_engine import engine
 
     engine(
         model, shape, sequences, lengths, new_tokens, mixed=mixed, repeats=repeats, peer=peer, peer_tokens=peer_tokens,
-        layers=layers, experts=experts, json_path=json_file, picture=picture, device=device,
+        layers=layers, experts=experts, settings=engine_settings(settings), json_path=json_file, picture=picture,
+        device=device,
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ def engine(
     peer_tokens: int | None = None,
     layers: int | None = None,
     experts: str | None = None,
+    settings: dict | None = None,
     json_path: Path | None,
     picture: Path | None,
     device: str | None,
@@ -51,7 +52,7 @@ def engine(
 
     result = run(
         where, model=model, shape=shape, chosen=chosen, peer=peer, progress=progress, repeats=repeats, layers=layers,
-        experts=experts, peer_tokens=peer_tokens, done=write,
+        experts=experts, peer_tokens=peer_tokens, settings=settings, done=write,
     )  # fmt: skip
     progress.clear()
     console = Console(highlight=False)

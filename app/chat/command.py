@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from mmvl.app.engine_options import EngineOptions, engine_settings
 from mmvl.app.options import Device, KvCacheDtype, Model, Quantize
 from mmvl.app.server.command import settings_of
 
@@ -19,6 +20,7 @@ def chat(
     device: Device = None,
     quantize: Quantize = None,
     kv_cache_dtype: KvCacheDtype = "auto",
+    engine: EngineOptions = None,
     host: Annotated[
         str | None,
         typer.Option(
@@ -45,6 +47,7 @@ def chat(
     ] = None,
 ) -> None:
     """Open the chat page: attach pictures and PDFs, ask, read along. The API of `mmvl serve` is on the same port."""
+    of_engine = engine_settings(engine, kv_cache_dtype)
     settings = _settings(settings_of({"host": host, "port": port or None}, more or [], config, api_key_file))
     from mmvl.app.server.listener import bind
 
@@ -53,7 +56,7 @@ def chat(
     from mmvl.app.server.app import create_app
     from mmvl.app.server.run import open_model, run_app
 
-    vlm = open_model(model, device=device, quantize=quantize, engine={"kv_cache_dtype": kv_cache_dtype})
+    vlm = open_model(model, device=device, quantize=quantize, engine=of_engine)
     app = create_app(vlm, settings)
     mount_page(app)
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mmvl.app.engine_options import EngineOptions, engine_settings
 from mmvl.app.errors import UsageError, one_line, usage
 from mmvl.app.options import Device, JsonFile, KvCacheDtype, Model, Quantize, SequenceParallel
 
@@ -19,6 +20,7 @@ def serve(
     device: Device = None,
     quantize: Quantize = None,
     kv_cache_dtype: KvCacheDtype = "auto",
+    engine: EngineOptions = None,
     sequence_parallel: SequenceParallel = False,
     max_sequences: Annotated[
         int, typer.Option("--max-sequences", min=1, metavar="N", help="Answers that are written at the same time.")
@@ -129,6 +131,7 @@ def serve(
         "log_level": log_level,
     }
     settings = settings_of(options, more or [], config, api_key_file)
+    of_engine = engine_settings(engine, kv_cache_dtype)
     if print_config:
         print(as_yaml(settings), end="")
         return
@@ -139,7 +142,7 @@ def serve(
         from mmvl.app.server.run import open_model, run_app
 
         how = {"quantize": quantize, "sequence_parallel": sequence_parallel, "max_sequences": max_sequences}
-        vlm = open_model(model, device=device, engine={"kv_cache_dtype": kv_cache_dtype}, **how)
+        vlm = open_model(model, device=device, engine=of_engine, **how)
         app = create_app(vlm, settings)
         name = app.state.service.names[0]
 

@@ -68,7 +68,7 @@ def run(
     result = {
         **provenance(device), "model": shape or str(model or "mmvl-tiny"), "layers": layers, "ranks": ranks,
         "dtype": str(dtype)[6:], "experts": experts, "ceilings": peak, "threads": torch.get_num_threads(),
-        "peer_tokens": peer_tokens, "rows": [],
+        "peer_tokens": peer_tokens, "settings": settings or {}, "rows": [],
     }  # fmt: skip
 
     def noted() -> None:
