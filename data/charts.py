@@ -33,7 +33,7 @@ KINDS = (
 class Chart:
     """Numbers by series and category. label: of the value axis; unit: "%" or ""; about: what the numbers are.
 
-    colours: names of those of the series, of a pie's categories, or of the only series; [] where names do not tell them.
+    colours: names of those of the series, or of a pie's categories; [] where names do not tell them apart.
     """
 
     kind: str

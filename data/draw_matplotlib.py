@@ -24,12 +24,13 @@ _TRIES = 16
 
 def draw_matplotlib(
     rng: random.Random, chart: Chart, style: str, faces: Faces, max_side: int = 720, printed: float | None = None
-) -> Page:
-    """The chart as a Page (RGB); like `draw_charts.draw_chart`, which tells of max_side and printed.
+) -> Page | None:
+    """The chart as a Page (RGB), or None where it finds no room.
 
-    style: a key of MATPLOTLIB_STYLES or of its held-out ones. Into `chart` go what is drawn of it and how: kind,
-    categories, title, label, shown, and colours, which are [] where their names would not tell them apart. A chart in
-    which something has no room is drawn again in another way, with fewer categories if need be.
+    max_side, printed: as for `draw_charts.draw_chart`. style: a key of MATPLOTLIB_STYLES or of its held-out ones. Into
+    `chart` go what is drawn of it and how: kind, categories, title, label, shown, and colours, which are [] where their
+    names would not tell them apart. A chart in which something has no room is drawn again in another way, with fewer
+    categories if need be; of one that stays without room `chart` is as it was.
     """
     count = len(chart.categories)
     for attempt in range(_TRIES):
@@ -43,7 +44,7 @@ def draw_matplotlib(
             continue
         vars(chart).update(vars(draft))
         return page
-    raise ValueError(f"no room for {chart.series} by {chart.categories} in {max_side} pixels; allow a larger max_side")
+    return None
 
 
 class _Drawing:
@@ -93,7 +94,8 @@ class _Drawing:
         parts = len(chart.categories) if chart.kind == "pie" else len(chart.series)
         if self.style == "grayscale" and parts > len(named):
             chart.colours = []
-            self.shades = [(i * 0.85 / (parts - 1),) * 3 for i in range(parts)]
+            palest = 0.65 if chart.kind == "lines" else 0.85
+            self.shades = [(i * palest / (parts - 1),) * 3 for i in range(parts)]
             return
         names = list(named)
         if rng.random() < 0.3:
@@ -195,9 +197,12 @@ class _Drawing:
         whole = stacked and chart.unit == "%" and rng.random() < 0.5
         top = high if whole else high + (high - low) * margin
         bottom = low - (high - low) * margin if low < 0 or (lines and low > 0) else low
-        ticks = MaxNLocator(number, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-        ticks = [float(t) for t in ticks if bottom - 1e-9 <= t <= top + 1e-9 * abs(top)]
-        if len(ticks) < 2:
+        for more in range(0, 6, 2):  # of less than three nobody reads a value
+            ticks = MaxNLocator(number + more, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+            ticks = [float(t) for t in ticks if bottom - 1e-9 <= t <= top + 1e-9 * abs(top)]
+            if len(ticks) > 2:
+                break
+        if len(ticks) < 3:
             raise NoRoomError
         (axes.set_xlim if across else axes.set_ylim)(bottom, top)
         self.hidden = chart.shown and rng.random() < 0.15
@@ -259,13 +264,14 @@ class _Drawing:
             low, high = axes.get_ylim()
             axes.fill_between(range(len(values)), values, max(low, 0), color=shade, alpha=0.25, linewidth=0)
             axes.set_ylim(low, high)
-        for i in range(len(chart.categories) if chart.shown else 0):
-            column = [values[i] for _, values in chart.series]
-            for value in column:
-                under = value < max(column)  # the lower of two lines
+        most = [max(column) for column in zip(*(values for _, values in chart.series), strict=True)]
+        for _, values in chart.series if chart.shown else ():
+            for i, value in enumerate(values):
+                around = values[max(0, i - 1) : i + 2]
+                under = value < most[i] or (len(chart.series) == 1 and value == min(around) < max(around))
                 self.sheet.values.append(
                     axes.annotate(
-                        self._text(value), (i, value), (0, self.sheet.points(-5 if under else 5)),
+                        self._text(value), (i, value), (0, self.sheet.points(-6 if under else 6)),
                         textcoords="offset points", ha="center", va="top" if under else "bottom",
                         fontproperties=self.sheet.type(),
                     )
@@ -278,7 +284,7 @@ class _Drawing:
             return
         boxes = sheet.boxes(sheet.values)
         sizes = boxes[:, 2:] - boxes[:, :2]
-        good = not overlaps(np.concatenate([boxes, sheet.boxes(sheet.names())]))
+        good = not overlaps(boxes)
         if chart.kind not in ("line", "lines"):
             across = "horizontal" in chart.kind
             plot = (self.axes.bbox.width, self.axes.bbox.height)

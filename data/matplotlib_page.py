@@ -97,7 +97,7 @@ class FigurePage:
         pad = 0.5 * self.size
         left, right = plot.x0 - around.x0 + pad, self.width - (around.x1 - plot.x1) - pad
         bottom, top = plot.y0 - around.y0 + pad, self.height - (around.y1 - plot.y1) - self._head
-        if right - left < 8 * self.size or top - bottom < 6 * self.size:
+        if right - left < 8 * self.size or top - bottom < 8 * self.size:
             raise NoRoomError
         axes.set_position(
             (left / self.width, bottom / self.height, (right - left) / self.width, (top - bottom) / self.height)

@@ -64,7 +64,8 @@ def render_charts(
                 break
         chart = cut_chart(chart or invent_chart(rng, phrases), rng, most_categories, most_series)
         if matplotlib and rng.random() < matplotlib:
-            return draw_matplotlib(rng, chart, rng.choice(theirs), faces, max_side, printed_values), chart
+            if page := draw_matplotlib(rng, chart, rng.choice(theirs), faces, max_side, printed_values):
+                return page, chart
         name = "statistics" if not pages.held_out and rng.random() < statistics else rng.choice(list(styles))
         return draw_chart(rng, chart, styles[name], name, faces, max_side, printed_values), chart
 
