@@ -1,11 +1,15 @@
 """The prefix cache: who hits what, that a hit changes no token, and that it gives way to those who need the room."""
 
 import pytest
+import torch
 from PIL import Image
 
+from mmvl.checkpoint import load_model
 from mmvl.engine import Engine, SamplingParams
 from mmvl.engine.prefix_keys import PrefixKeys
-from mmvl.processor import Prompt
+from mmvl.evaluation.tasks import TASKS
+from mmvl.processor import Processor, Prompt
+from mmvl.vlm import MMVL_TINY
 
 PAGE = 64
 
@@ -97,6 +101,31 @@ def test_int8_checkpoints_hit_as_well(model, processor):
     assert ask(engine, Prompt([*prompt.token_ids, 7, 8])).cached_tokens == 50
     with pytest.raises(ValueError, match="prefix_cache is 'int4'"):
         Engine(model, processor, prefix_cache="int4")
+
+
+def test_answers_behind_int8_checkpoints_are_those_of_mmvl_tiny_all_the_same():
+    """The numbers of the sentence on int8 in mmvl/engine/README.md."""
+    model, processor = load_model(MMVL_TINY, dtype=torch.float32), Processor.from_pretrained(MMVL_TINY)
+    pictures = [example.messages[-1]["content"][0] for example in TASKS["print-lines"].load()[:3]]
+    questions = ("What does it say?", "Which is the first word?", "How many words are there?", "Describe the picture.")
+    turns = [[picture, {"type": "text", "text": question}] for question in questions for picture in pictures]
+    prompts = [processor.encode([{"role": "user", "content": turn}], add_generation_prompt=True) for turn in turns]
+
+    def answers(prefix_cache: str) -> tuple[list[list[int]], list[int], torch.Tensor]:
+        """Tokens and what was cached of each of two rounds, and all tokens' log probabilities."""
+        engine = Engine(model, processor, prefix_cache=prefix_cache, draft_tokens=0)
+        requests, logprobs = [], []
+        for prompt in prompts * 2:
+            requests.append(engine.submit(prompt, SamplingParams(max_tokens=24, logprobs=0)))
+            while engine.has_work:
+                logprobs += [found.logprob for update in engine.step() for found in update.logprobs or ()]
+        return [r.output_ids for r in requests], [r.cached_tokens for r in requests], torch.tensor(logprobs)
+
+    exact, hits, before_T = answers("exact")
+    rounded, same_hits, after_T = answers("int8")
+    assert exact == rounded and hits == same_hits and sum(hit > 0 for hit in hits) == 21
+    off_T = (after_T - before_T).abs()
+    assert 0 < off_T.mean() < 0.001 and off_T.max() < 0.05, (off_T.mean(), off_T.max())  # measured: 0.0005 and 0.03
 
 
 def test_a_key_is_the_content_up_to_a_length(processor):
