@@ -23,8 +23,8 @@ mmvl data import corpus -o "$DEST/corpus" --set packages="$PACKAGES" --set sourc
 page charts 80 --set tables="$TABLES"
 page tables 80 --set tables="$TABLES"
 page labelled 60
-page pages 60
-page receipts 60
+page pages 60 --set whole=0.5
+page receipts 60 --set whole=0.5
 page screens 30
 if wanted emoji; then
   mmvl data import npm -o "$NPM"
