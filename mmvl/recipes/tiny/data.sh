@@ -33,7 +33,8 @@ render tables tables 50000 33 "${asked[@]}" "${real[@]}" --set most_questions=20
 # by heart.
 [ -z "$TABLES" ] || render tables real-tables 60000 44 --set views=3 --set unanswerable=0.08 --set tables="$TABLES" \
   --set real=1 --set shuffled=0.5 --set people=0.85 --set fewest_questions=8 --set most_questions=20
-render charts charts 80000 35 "${asked[@]}" ${TABLES:+--set tables="$TABLES"} --set printed_values=0.5 --set most_questions=18
+render charts charts 80000 35 "${asked[@]}" ${TABLES:+--set tables="$TABLES"} --set printed_values=0.5 --set matplotlib=0.15 \
+  --set most_questions=18
 render receipts receipts 50000 31 "${asked[@]}" --set most_questions=12
 render pages pages 40000 32 "${asked[@]}" --set most_questions=12
 # Small tables and cards teach in a few hundred tokens which cell and which label is meant.
@@ -63,10 +64,12 @@ shards import easy-vqa easy-vqa 32000 12 ${EASY_VQA_WHEEL:+--set wheel="$EASY_VQ
 [ -z "$CLIP_ART" ] || shards import clip-art clip-art 40000 45 --set packages="$CLIP_ART" --set split=train --set views=0.85
 shards render emoji emoji 200000 14 --set fonts="$FONTS" ${EMOJI:+--set pictures="$EMOJI"}
 shards import text text 0 11 --set corpus="$CORPUS"
+shards import text-questions text-questions 120000 46 --set corpus="$CORPUS" --set longest=9000
 while ((running)); do wait -n || failed=1; running=$((running - 1)); done
 ((failed == 0))
 # Questions that say which of several pictures they are about.
-shards import albums albums 30000 18 --set shards="$DEST/documents,$DEST/screens,$DEST/charts,$DEST/easy-vqa,$DEST/emoji"
+small="$DEST/labelled,$DEST/labelled,$DEST/small-tables,$DEST/small-charts"  # labels twice: most questions in common
+shards import albums albums 120000 18 --set shards="$small,$DEST/emoji,$DEST/easy-vqa,$DEST/receipt-lines"
 # Pairs for the preference stage: this picture's (or text's) answer over another's, or over a near miss.
 shards import pairs preferences 8000 21 --set near=0.5 --set shards="$DEST/documents"
 shards import pairs labelled-preferences 8000 27 --set near=0.7 --set shards="$DEST/labelled"
