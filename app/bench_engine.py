@@ -125,7 +125,12 @@ def printed(lines: list[dict]) -> Table:
                 f"{1e3 * row['between_seconds_p95']:.2f}",
                 f"{1e3 * row['step_floor']:.2f}",
                 f"{row['prompt_tokens_per_second']:,.0f}",
-                f"{row['in_use_gib']:.2f}" if "in_use_gib" in row else "",
-                f"{row['memory_gib']:.2f}",
+                _gib(row["in_use_gib"]) if "in_use_gib" in row else "",
+                _gib(row["memory_gib"]),
             )
     return shown
+
+
+def _gib(count: float) -> str:
+    """Of small models two digits."""
+    return f"{count:.2f}" if count >= 0.1 else f"{count:.2g}"

@@ -269,8 +269,8 @@ def test_the_table_fits_a_terminal_of_80_columns():
     # in a pipe nothing wraps, and what is wider than a terminal is whole all the same
     wide = said(lines, width=80)
     assert [line.split()[:7] for line in wide if "87.65" in line] == ["64 x 512 to 16,384 + 256".split()]
-    many = ours | {"tokens_per_second": 1234567890.1, "memory_gib": 123456789.0}
-    assert any("1,234,567,890.1" in line and "123456789.00" in line for line in
+    many = ours | {"tokens_per_second": 1234567890.1, "memory_gib": 123456789.0, "in_use_gib": 0.00123}
+    assert any("1,234,567,890.1" in line and "0.0012 123456789.00" in line for line in
                said([{"load": "1 x 2 + 3", "mmvl": many}], width=60, force_terminal=True))  # fmt: skip
 
 
