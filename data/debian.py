@@ -3,7 +3,6 @@
 Packages are downloaded and unpacked into a directory, one folder each; nothing is installed.
 """
 
-import re
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -64,23 +63,3 @@ def _run(command: list[str], dir: Path) -> None:
     if done.returncode:
         reason = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
         raise ValueError(f"{' '.join(command)} failed: {reason} (is `apt-get update` done?)")
-
-
-def write_bible(packages: str | Path) -> Path:
-    """Print the King James text with the program `bible` (Debian bible-kjv, installed) to packages/bible-kjv/kjv.txt.
-
-    Its data is compressed in its own way; this is how `text.build_corpus` gets a plain file, a verse a line.
-    """
-    if not shutil.which("bible"):
-        raise FileNotFoundError("the program bible is not there: apt-get install bible-kjv")
-    # The range is asked for by testament: the program ends badly when it reaches the last verse of all.
-    verses = []
-    for part in ("gen1:1-mal4:6", "mat1:1-rev22:21"):
-        done = subprocess.run(["bible", "-f", part], capture_output=True, text=True, errors="replace")
-        verses += [re.sub(r"^\S+:\d+ ", "", line) for line in done.stdout.splitlines() if re.match(r"^\S+:\d+ ", line)]
-    if len(verses) < 31_000:
-        raise ValueError(f"bible printed {len(verses)} verses where there are 31,102")
-    path = Path(packages) / "bible-kjv" / "kjv.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(verses) + "\n")
-    return path

@@ -290,7 +290,8 @@ class ContrastiveStage:
             self.tokens += size * patches + int(all_targets)
             if self.step % recipe.log_every_steps == 0:
                 pairs_per_second = (self.step - here) * size / (time.monotonic() - began)
-                self._log(factor * recipe.optimizer.lr, max(self.step / steps, seconds / limit), pairs_per_second)
+                done = min(1.0, max(self.step / steps, seconds / limit))
+                self._log(factor * recipe.optimizer.lr, done, pairs_per_second)
                 here, began = self.step, time.monotonic()
             if stopping:
                 stop.append(signal.SIGTERM)

@@ -2,17 +2,16 @@
 
 import pytest
 
-from mmvl.data.debian import fetch, write_bible
+from mmvl.data.debian import fetch
 
 
 @pytest.fixture
 def tools(tmp_path, monkeypatch):
-    """apt-get that knows one package, dpkg that unpacks a file, bible that prints a range."""
+    """apt-get that knows one package, and dpkg that unpacks a file."""
     scripts = {
         "apt-get": '[ "$2" = fonts-nice ] || { echo "E: Unable to locate package $2" >&2; exit 100; }\n'
         'touch "$2_1.0_all.deb"; echo x >> "$LOG"',
         "dpkg": 'mkdir -p "$3/usr/share"; cp "$2" "$3/usr/share/"',
-        "bible": 'i=0; while [ $i -lt ${VERSES:-15551} ]; do echo "Ge1:1 In the beginning."; i=$((i+1)); done',
     }
     bin = tmp_path / "bin"
     bin.mkdir()
@@ -38,13 +37,3 @@ def test_what_cannot_be_fetched_is_said_clearly(tools, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(FileNotFoundError, match="apt-get is not there"):
         fetch(["fonts-nice"], tools / "packages")
-    with pytest.raises(FileNotFoundError, match="apt-get install bible-kjv"):
-        write_bible(tools)
-
-
-def test_the_bible_is_whole_or_refused(tools, monkeypatch):
-    lines = write_bible(tools).read_text().splitlines()
-    assert len(lines) == 31_102 and set(lines) == {"In the beginning."}
-    monkeypatch.setenv("VERSES", "9")
-    with pytest.raises(ValueError, match="18 verses where there are 31,102"):
-        write_bible(tools)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # The training data of mmvl-tiny, into runs/data. Sources and licences: the model card, mmvl/models/mmvl-tiny/README.md.
+# What FONTS to EMOJI name is fetched and made by material.sh, which prints these variables.
 #   FONTS     directory searched for fonts (held-out families are left out by name; `mmvl data import fonts` makes a
 #             compact copy of them, to render on another machine)
 #   CORPUS    directory of .jsonl.gz text files (made by data/text.py from Debian packages)
