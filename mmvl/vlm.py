@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch
 
+from mmvl.engine.broken import EngineBroken
 from mmvl.engine.engine import Engine
 from mmvl.engine.image_budget import Lease, bytes_needed
 from mmvl.engine.ranks import load
-from mmvl.engine.request import FinishReason, Request, Update
+from mmvl.engine.request import FinishReason, Request, Update, check_priority
 from mmvl.engine.runner import Runner
 from mmvl.engine.sampling_params import SamplingParams
 from mmvl.media import iter_media
@@ -178,6 +179,7 @@ class VLM:
         too many.
         """
         params = SamplingParams.from_kwargs(**sampling)
+        check_priority(priority)
         lease = self._ask_for_memory(messages, priority)
         return Stream(self._runner, self._open(lease, self._encode, messages), params, priority, lease)
 
@@ -189,8 +191,12 @@ class VLM:
         An item may also be a pair of a conversation and a dict of sampling settings that go over those of the call.
         The iterable is read as places get free, and as there is memory for images. Closing the iterator aborts what
         still runs.
+
+        Raises ValueError for settings that cannot be, and EngineBroken, from the iterator, when nothing more can be
+        answered: what has not come until then may be asked of another process.
         """
         SamplingParams.from_kwargs(**sampling)  # wrong ones are the caller's mistake, not that of every item
+        check_priority(priority)
         return self._batch(conversations, priority, sampling)
 
     def _batch(self, conversations, priority: int, sampling: dict) -> Iterator[tuple[int, Answer | Exception]]:
@@ -216,6 +222,8 @@ class VLM:
                             break
                         prompt = self._open(lease, self._encode, messages)
                         request = self._runner.submit(prompt, params, updates.put, priority, lease)
+                    except EngineBroken:
+                        raise
                     except (ValueError, OSError) as error:
                         yield index, error
                     except Exception as error:  # a message of another shape, say: this one's matter alone
@@ -225,6 +233,8 @@ class VLM:
                         in_flight[request] = index
                 while in_flight:
                     update = updates.get()
+                    if isinstance(update.error, EngineBroken):
+                        raise update.error
                     if update.finished:
                         yield in_flight.pop(update.request), update.error or Answer.of(update.request)
                         break
@@ -286,6 +296,7 @@ class VLM:
 
     async def _open_aside(self, prompt: list[dict] | Prompt | str, priority: int) -> tuple[Prompt, Lease]:
         """`_open` for an event loop, which goes on meanwhile."""
+        check_priority(priority)
         if isinstance(prompt, Prompt):
             return prompt, self._runner.images.take(prompt.image_bytes)
         aside, images = self._openers.submit, self._runner.images

@@ -1,13 +1,15 @@
 """Several engines, each in a process of its own (one a GPU), fed by this one as they have room.
 
 Items go to whoever can take more; results come back over the same pipe. A process that dies is started anew, and what
-it was at is tried again, one item at a time, so that only the item that kills its process twice is a failure.
+it was at is tried again, one item at a time, so that only the item that kills its process twice is a failure. One whose
+engine is broken (`mmvl/engine/broken.py`) ends itself.
 """
 
 import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -151,6 +153,11 @@ def _work(connection: Connection, open: Open) -> None:
         while True:
             answerer.answer(iter(items.get, None), lambda item, result: connection.send((_RESULT, item.id, result)))
     except Exception as error:
+        from mmvl.engine.broken import EngineBroken  # it brings torch; who could raise it has imported it
+
+        if isinstance(error, EngineBroken):
+            print(f"mmvl: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
         connection.send((_FAILED, _portable(error)))
 
 

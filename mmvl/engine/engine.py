@@ -28,7 +28,7 @@ from mmvl.engine.pace import Pace
 from mmvl.engine.pools import Pools
 from mmvl.engine.prefix import PrefixCache
 from mmvl.engine.prefix_keys import PrefixKeys
-from mmvl.engine.request import FinishReason, Request, Update
+from mmvl.engine.request import FinishReason, Request, Update, check_priority
 from mmvl.engine.sampler import NOT_FINITE, Sampler
 from mmvl.engine.sampling_params import SamplingParams
 from mmvl.engine.scheduler import Scheduler, Work
@@ -210,8 +210,10 @@ class Engine:
         max_tokens is clipped to what the context leaves after the prompt.
 
         Raises:
-            ValueError: the prompt alone fills the context, or its placeholders and its images do not match.
+            ValueError: the prompt alone fills the context, or its placeholders and its images do not match; a priority
+                that is no whole number.
         """
+        check_priority(priority)
         params = params or SamplingParams()
         length, image_id = len(prompt.token_ids), self.processor.image_id
         of_images = sum(image.num_tokens for image in prompt.images)

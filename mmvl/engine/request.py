@@ -4,6 +4,7 @@ import itertools
 import time
 from bisect import bisect_left
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Literal, NamedTuple
 
 from torch import Tensor
@@ -17,6 +18,12 @@ from mmvl.processor import Prompt
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 _numbers = itertools.count()
+
+
+def check_priority(priority: object) -> None:
+    """Raises ValueError for what cannot be compared with the priorities of other requests."""
+    if not isinstance(priority, Integral) or isinstance(priority, bool):
+        raise ValueError(f"priority must be a whole number (lower ones run earlier), got {priority!r}")
 
 
 @dataclass(eq=False)

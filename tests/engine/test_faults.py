@@ -1,5 +1,6 @@
 """What goes wrong for one request, or once, is nobody else's matter."""
 
+import asyncio
 import queue
 import threading
 
@@ -11,7 +12,7 @@ from mmvl.engine.broken import EngineBroken, device_fault
 from mmvl.engine.memory import is_out_of_memory
 from mmvl.engine.runner import Runner
 from mmvl.text_backbone.decoder import Decoder
-from mmvl.vlm import VLM
+from mmvl.vlm import VLM, Answer
 from tests.waiting import wait_until
 
 
@@ -204,6 +205,54 @@ def test_a_device_that_computes_nothing_more_breaks_the_engine(tiny_model_dir, m
             "(AcceleratorError: CUDA error: an illegal memory access was encountered)"
         )
     assert told.value.__cause__ is fault and not vlm.engine.has_work
+
+
+@pytest.mark.parametrize("when", ["while they run", "before they are asked"])
+def test_a_broken_engine_ends_a_batch_instead_of_failing_its_items(tiny_model_dir, monkeypatch, when):
+    """Else a job would note each as a failure of its own, and an evaluation score them as wrong."""
+    vlm, step, turn = VLM(tiny_model_dir, device="cpu"), Engine.step, [{"role": "user", "content": "hi"}]
+    fault, found = torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), {}
+    monkeypatch.setattr("mmvl.engine.engine.device_fault", lambda device: fault)
+
+    def breaks(engine):
+        if when == "while they run" and found:
+            raise fault
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", breaks)
+    with pytest.raises(EngineBroken, match="illegal memory"):
+        for index, answer in vlm.batch([(turn, {"max_tokens": 2 + 9 * n}) for n in range(100)], ignore_eos=True):
+            found[index] = answer
+            if when == "before they are asked":
+                vlm.engine.broken = EngineBroken.by(fault)
+    assert found and all(isinstance(answer, Answer) for answer in found.values()) and len(found) < 100
+
+
+@pytest.mark.parametrize("priority", ["high", None, 1.5, float("nan"), True])
+def test_a_priority_that_cannot_be_compared_is_refused(tiny_model_dir, priority):
+    """In a queue it would end the engine's thread, or the order of those who wait."""
+    vlm, turn = VLM(tiny_model_dir, device="cpu", max_sequences=1), [{"role": "user", "content": "hi"}]
+
+    async def generate():
+        return [update async for update in vlm.generate(turn, priority=priority)]
+
+    with vlm.stream(turn, max_tokens=200, ignore_eos=True) as runs, vlm.stream(turn, max_tokens=2) as waits:
+        next(runs)
+        prompt = vlm.processor.encode(turn, add_generation_prompt=True)
+        for ask in (
+            lambda: vlm.ask(None, "hi", priority=priority),
+            lambda: vlm.chat(turn, priority=priority),
+            lambda: vlm.stream(turn, priority=priority),
+            lambda: vlm.batch([turn], priority=priority),
+            lambda: asyncio.run(generate()),
+            lambda: vlm.engine.prepare(prompt, priority=priority),
+        ):
+            with pytest.raises(ValueError, match="priority must be a whole number"):
+                ask()
+        runs.close()
+        list(waits)
+        assert waits.last.finish_reason in ("stop", "length")
+    assert vlm.engine.broken is None
 
 
 def test_which_faults_of_a_device_stay(monkeypatch):

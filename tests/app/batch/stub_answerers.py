@@ -10,7 +10,8 @@ from pathlib import Path
 class Stub:
     """Opens an answerer that says its own number; an item called "deadly" kills its process, "once" only once.
 
-    trouble: "exit" or "raise" while it opens, "raise later" over an item. folder: where it notes what has happened.
+    trouble: "exit" or "raise" while it opens, "raise later" or "broken once" over an item. folder: where it notes what
+    has happened.
     """
 
     number: int
@@ -41,6 +42,11 @@ class Stub:
         if item.id == "deadly" or item.id == "once" and not once.exists():
             once.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.trouble == "broken once" and not once.exists():
+            from mmvl.engine.broken import EngineBroken  # it brings torch
+
+            once.touch()
+            raise EngineBroken("the engine is broken until the process is started anew")
         if self.trouble == "raise later":
             raise KeyError("a defect")
         numbers = {"prompt_tokens": 1, "image_tokens": 1, "completion_tokens": 1}

@@ -47,6 +47,12 @@ def test_a_process_that_dies_costs_only_what_killed_it(stub, tmp_path):
     assert set(failed) == {"deadly"} and "died, twice (signal 9)" in failed["deadly"]["error"]
 
 
+def test_a_process_whose_engine_is_broken_is_started_anew(stub, tmp_path, capfd):
+    found = answers(Processes([stub(1, str(tmp_path), "broken once")]), map(str, range(40)))
+    assert set(found) == set(map(str, range(40))) and all("error" not in result for result in found.values())
+    assert len([*tmp_path.glob("opened-*")]) == 2 and "mmvl: the engine is broken" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("trouble", "error", "says"),
     [
