@@ -7,7 +7,10 @@ import typer
 
 from mmvl.app.errors import UsageError
 
-LEAST = {"draft_tokens": 0, "max_cached_tokens": 1, "swap_bytes": 0, "expert_workspace": 1}  # of whole numbers
+LEAST = {  # of whole numbers
+    "draft_tokens": 0, "max_cached_tokens": 1, "max_batch_tokens": 1, "graph_tokens": 0, "swap_bytes": 0,
+    "expert_workspace": 1,
+}  # fmt: skip
 IN_BYTES = ("swap_bytes", "expert_workspace")
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 NAMES = ("prefix_cache", "kv_cache_dtype", *LEAST)
@@ -49,10 +52,9 @@ def _number(name: str, text: str) -> int:
 
 
 def _one_of(name: str, text: str) -> str:
-    from mmvl.engine.engine import PREFIX_CACHES  # they bring torch
-    from mmvl.engine.memory import KV_CACHE_DTYPES
+    from mmvl.engine.settings import CHOICES  # it brings torch
 
-    known = PREFIX_CACHES if name == "prefix_cache" else KV_CACHE_DTYPES
+    known = CHOICES[name]
     if text not in known:
         raise UsageError(f"--engine {name}: it can be {', '.join(known)}; not {text!r}")
     return text

@@ -36,7 +36,7 @@ def check_quantize(option: typer.CallbackParam, kind: str | None) -> str | None:
 
 def _check_kv_cache_dtype(name: str) -> str:
     if name != "auto":
-        from mmvl.engine.memory import KV_CACHE_DTYPES  # it brings torch
+        from mmvl.engine.settings import KV_CACHE_DTYPES  # it brings torch
 
         if name not in KV_CACHE_DTYPES:
             raise UsageError(f"--kv-cache-dtype: it can be {', '.join(KV_CACHE_DTYPES)}; not {name!r}")

@@ -39,8 +39,8 @@ from mmvl.weight_names import (
 )  # fmt: skip
 
 __all__ = [
-    "check_tensors", "dtype_name", "from_native", "from_released", "load_config", "load_model", "names_digest",
-    "read_tensors", "released_names", "save_model", "to_released", "weight_files", "write_weights",
+    "check_tensors", "dtype_name", "from_native", "from_released", "kind_of_experts", "load_config", "load_model",
+    "names_digest", "read_tensors", "released_names", "save_model", "to_released", "weight_files", "write_weights",
 ]  # fmt: skip
 
 NOT_QUANTIZED = "none"
@@ -122,6 +122,13 @@ def load_model(
     left = [n for n, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
     assert not left, f"never loaded: {left}"
     return model.to(device).requires_grad_(False).eval()
+
+
+def kind_of_experts(directory: str | Path, quantize: str | None, device: torch.device) -> str | None:
+    """What `load_model` keeps the experts in: int8, int4, fp8, or None as they are. Raises what it raises."""
+    directory = Path(directory)
+    with WeightFiles(directory, load_config(directory)) as files:
+        return _kind(files, quantize, device, directory)
 
 
 def _can_be_parted(config: TextConfig, ranks: int, say: bool) -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mmvl.checkpoint import load_model
-from mmvl.engine.memory import kv_dtype_of
+from mmvl.engine.settings import kv_dtype_of
 from mmvl.evaluation.run import choose, evaluate
 from mmvl.evaluation.tasks import TASKS
 from mmvl.kernels.keys_8bit import KINDS as KEY_KINDS

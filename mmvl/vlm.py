@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from mmvl.checkpoint import load_config, weight_files
+from mmvl.config import VLConfig
 from mmvl.engine.broken import EngineBroken
 from mmvl.engine.engine import Engine
 from mmvl.engine.image_budget import Lease, bytes_needed
@@ -23,8 +25,8 @@ from mmvl.engine.ranks import load
 from mmvl.engine.request import FinishReason, Request, Update, check_priority
 from mmvl.engine.runner import Runner
 from mmvl.engine.sampling_params import SamplingParams
+from mmvl.engine.settings import check_for_model
 from mmvl.media import iter_media
-from mmvl.model import VLModel
 from mmvl.processor import Processor, Prompt
 
 MMVL_TINY = Path(__file__).parent / "models" / "mmvl-tiny"
@@ -147,13 +149,16 @@ class VLM:
         self.directory = Path(model) if model is not None else MMVL_TINY
         self.device = _device(device)
         self.dtype = _dtype(dtype, self.device)
+        if engine and "max_sequences" in engine:
+            raise ValueError("max_sequences is an argument of VLM itself; leave it out of engine")
+        settings = {"max_sequences": max_sequences, **(engine or {})}
+        _check_config(self.directory)  # and all else that can be told before the weights, which may take minutes
+        check_for_model(settings, self.directory, self.device, self.dtype, quantize)
+        self.processor = Processor.from_pretrained(self.directory)
         # of several ranks, all but the first stay in `load` until the first one ends
         how = {"quantize": quantize, "sequence_parallel": sequence_parallel}
         loaded = load(self.directory, device=self.device, dtype=self.dtype, **how)
-        if not isinstance(loaded, VLModel):
-            raise ValueError(f"{self.directory} holds a text model without the vision half; mmvl needs both to answer")
-        self.processor = Processor.from_pretrained(self.directory)
-        self.engine = Engine(loaded, self.processor, max_sequences=max_sequences, **(engine or {}))
+        self.engine = Engine(loaded, self.processor, **settings)
         self._runner = Runner(self.engine)
         self._openers = ThreadPoolExecutor(thread_name_prefix="mmvl-open")  # images, for those who must not wait
 
@@ -360,6 +365,13 @@ def _open_parts(content, processor: Processor):
         else:
             parts.append(part)
     return parts
+
+
+def _check_config(directory: Path) -> None:
+    config = load_config(directory)
+    weight_files(directory)
+    if not isinstance(config, VLConfig):
+        raise ValueError(f"{directory} holds a text model without the vision half; mmvl needs both to answer")
 
 
 def _device(device) -> torch.device:

@@ -58,10 +58,11 @@ def run(
     quantised `experts`. peer_tokens: of transformers' answers only so many tokens are made. settings: of the engine.
     Under torchrun the engine is spread over the ranks.
 
-    Raises ValueError or OSError for a model or a shape that cannot be used.
+    Raises ValueError or OSError for a model, a shape or settings that cannot be used, before anything is measured.
     """
     what = model_of(model, shape, layers, experts)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    what.check(settings or {}, device, dtype)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     progress("measuring what the machine can do")
     peak = ceilings(Stopwatch(device, SECONDS[device.type]))

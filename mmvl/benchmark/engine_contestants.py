@@ -23,9 +23,10 @@ from mmvl.benchmark.shapes import check_experts, random_decoder, shape_of
 from mmvl.checkpoint import load_model
 from mmvl.engine import Engine, SamplingParams
 from mmvl.engine.cpu_decode import kernels
-from mmvl.engine.memory import bytes_of_expert
+from mmvl.engine.memory import bytes_of_expert, check_workspace
 from mmvl.engine.ranks import load as load_over_ranks
 from mmvl.engine.ranks import spread
+from mmvl.engine.settings import check_for_model, check_settings
 from mmvl.processor import Processor, Prompt
 from mmvl.text_backbone.config import TextConfig
 from mmvl.text_backbone.names import to_native
@@ -80,6 +81,14 @@ class Model:
             return load_over_ranks(self.directory or MMVL_TINY, device=device, dtype=dtype)
         make = partial(random_decoder, config=self.config, experts=self.experts, dtype=dtype)
         return _TextOnly(spread(make, device), device, dtype)
+
+    def check(self, settings: dict, device: torch.device, dtype: torch.dtype) -> None:
+        """Raises ValueError for settings of an engine that cannot be with it, without loading it."""
+        if self.config is None:
+            check_for_model(settings, self.directory or MMVL_TINY, device, dtype)
+        else:
+            check_settings(device, settings)
+            check_workspace(settings.get("expert_workspace"), self.experts, self.config, dtype)
 
     def vocabulary(self, processor: Processor, config: TextConfig) -> int:
         """Ids below this can be asked for and answered."""

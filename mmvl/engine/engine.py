@@ -20,8 +20,8 @@ from mmvl.engine.memory import (
     checkpoint_spacing,
     choose_sizes,
     is_out_of_memory,
-    kv_dtype_of,
     largest_step,
+    room_for,
     workspace_bytes,
 )
 from mmvl.engine.pace import Pace
@@ -32,7 +32,7 @@ from mmvl.engine.request import FinishReason, Request, Update, check_priority
 from mmvl.engine.sampler import NOT_FINITE, Sampler
 from mmvl.engine.sampling_params import SamplingParams
 from mmvl.engine.scheduler import Scheduler, Work
-from mmvl.engine.settings import check_numbers, refuse_unknown
+from mmvl.engine.settings import check_settings, kv_dtype_of
 from mmvl.engine.spread import SpreadDecoder, SpreadGraphs
 from mmvl.engine.stats import Counters, Stats
 from mmvl.engine.step import Flight, Result, Stepper
@@ -42,8 +42,6 @@ from mmvl.model import VLModel
 from mmvl.processor import Processor, Prompt
 from mmvl.text_backbone.cache import CacheFull
 from mmvl.text_backbone.tensor_parallel import FEW
-
-PREFIX_CACHES = ("exact", "int8", "off")
 
 
 class Engine:
@@ -89,14 +87,12 @@ class Engine:
         **unknown: object,
     ):
         gpu = model.device.type == "cuda"
-        refuse_unknown(unknown, Engine.__init__)
-        check_numbers(
-            max_sequences=max_sequences, max_cached_tokens=max_cached_tokens, max_batch_tokens=max_batch_tokens,
-            draft_tokens=draft_tokens, swap_bytes=swap_bytes, graph_tokens=graph_tokens,
-            expert_workspace=expert_workspace,
-        )  # fmt: skip
-        if prefix_cache not in PREFIX_CACHES:
-            raise ValueError(f"prefix_cache is {prefix_cache!r}; it can be {', '.join(PREFIX_CACHES)}")
+        check_settings(model.device, {
+            "max_sequences": max_sequences, "max_cached_tokens": max_cached_tokens,
+            "max_batch_tokens": max_batch_tokens, "draft_tokens": draft_tokens, "swap_bytes": swap_bytes,
+            "graph_tokens": graph_tokens, "expert_workspace": expert_workspace, "prefix_cache": prefix_cache,
+            "kv_cache_dtype": kv_cache_dtype, "behind": behind, "graphs": graphs, **unknown,
+        })  # fmt: skip
         kv_dtype = kv_dtype_of(kv_cache_dtype, model)
         max_batch_tokens = max_batch_tokens or largest_step(model)
         self.model, self.processor, self.draft_tokens = model, processor, draft_tokens
@@ -124,16 +120,17 @@ class Engine:
         )
         self.max_sequences, self.num_pages = self.sizes.max_sequences, self.sizes.num_pages
         self.context = min(model.config.text.max_position_embeddings, (self.num_pages - 1) * PAGE_SIZE)
-        self.cache = decoder.new_cache(
-            max_sequences=self.max_sequences,
-            max_tokens=self.num_pages * PAGE_SIZE,
-            page_size=PAGE_SIZE,
-            max_checkpoints=self.sizes.max_checkpoints,
-            checkpoint_dtype=torch.int8 if prefix_cache == "int8" else None,
-            device=model.device,
-            dtype=model.dtype,
-            kv_dtype=kv_dtype,
-        )
+        with room_for(self.sizes):
+            self.cache = decoder.new_cache(
+                max_sequences=self.max_sequences,
+                max_tokens=self.num_pages * PAGE_SIZE,
+                page_size=PAGE_SIZE,
+                max_checkpoints=self.sizes.max_checkpoints,
+                checkpoint_dtype=torch.int8 if prefix_cache == "int8" else None,
+                device=model.device,
+                dtype=model.dtype,
+                kv_dtype=kv_dtype,
+            )
         gap, interval = checkpoint_spacing(decoder.config, kv_dtype)
         self.prefixes = PrefixCache(self.cache, gap=gap, interval=interval)
         self.counters = Counters()

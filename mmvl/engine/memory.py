@@ -12,17 +12,16 @@ import torch
 
 from mmvl.engine.sampler import sampling_bytes
 from mmvl.kernels.experts_quantized import WORKSPACE
-from mmvl.kernels.keys_8bit import KINDS, check_device
 from mmvl.model import TILES_AT_ONCE
 from mmvl.text_backbone.config import TextConfig
 from mmvl.text_backbone.key_store import bytes_of_token
 
 PAGE_SIZE = 64
-KV_CACHE_DTYPES = ("auto", *KINDS)
 MOST_SEQUENCES = {"cuda": 256, "cpu": 32}
 MOST_CPU_TOKENS = 65_536  # unless one context alone is longer
 LONGEST_CPU_CONTEXT = 262_144
 STEPS = (32_768, 16_384, 8_192, 4_096, 2_048, 1_024)  # tokens; longer ones would gain nothing
+UNPACKED = ("int8", "int4")  # kinds of experts that are unpacked for many tokens
 SHARE = 0.92  # of the free memory; the rest is for what torch and the drivers take beside it
 GIB = 1 << 30
 
@@ -37,16 +36,6 @@ class Sizes:
     max_checkpoints: int
     feature_bytes: int
     swap_bytes: int
-
-
-def kv_dtype_of(kv_cache_dtype: str, model) -> torch.dtype:
-    """What keys and values are kept in. Raises ValueError for an unknown name, or a device that cannot."""
-    if kv_cache_dtype not in KV_CACHE_DTYPES:
-        raise ValueError(f"kv_cache_dtype is {kv_cache_dtype!r}; it can be {', '.join(KV_CACHE_DTYPES)}")
-    if kv_cache_dtype == "auto":
-        return model.dtype
-    check_device(model.device, KINDS[kv_cache_dtype])
-    return KINDS[kv_cache_dtype]
 
 
 def bytes_of_state(config: TextConfig) -> int:
@@ -67,23 +56,34 @@ def workspace_bytes(model, wanted: int | None = None) -> int:
 
     A smaller one costs launches, as fewer experts are unpacked and multiplied at a time.
 
-    Raises ValueError where less than one expert is wanted, or something without such experts.
+    Raises ValueError as `check_workspace` does.
     """
     stacks = [layer.block_sparse_moe.experts for layer in model.language_model.model.layers
-              if getattr(layer.block_sparse_moe.experts, "kind", None) in ("int8", "int4")]  # fmt: skip
-    if not stacks and wanted is not None:
-        raise ValueError("expert_workspace is for experts in int8 or int4, and this model has none as it is loaded")
+              if getattr(layer.block_sparse_moe.experts, "kind", None) in UNPACKED]  # fmt: skip
+    check_workspace(wanted, stacks[0].kind if stacks else None, model.config.text, model.dtype)
     if not stacks:
         return 0
-    text = model.config.text
-    one = 3 * text.intermediate_size * text.hidden_size * model.dtype.itemsize
-    if wanted is not None and wanted < one:
-        raise ValueError(f"expert_workspace is {wanted / GIB:.2f} GiB; one unpacked expert takes {one / GIB:.2f}")
+    one = bytes_of_unpacked(model.config.text, model.dtype)
     if wanted is None:
         wanted = WORKSPACE
         if model.device.type == "cuda":
             wanted = min(wanted, torch.cuda.mem_get_info(model.device)[0] // 8)
     return min(max(wanted, one), max(len(stack.w1) for stack in stacks) * one)
+
+
+def bytes_of_unpacked(config: TextConfig, dtype: torch.dtype) -> int:
+    """One expert of a layer in `dtype`."""
+    return 3 * config.intermediate_size * config.hidden_size * dtype.itemsize
+
+
+def check_workspace(wanted: int | None, kind: str | None, config: TextConfig, dtype: torch.dtype) -> None:
+    """Raises ValueError where `wanted` bytes are less than one expert, or the experts, kept as `kind`, need none."""
+    if wanted is None:
+        return
+    if kind not in UNPACKED:
+        raise ValueError("expert_workspace is for experts in int8 or int4, and this model has none as it is loaded")
+    if wanted < (one := bytes_of_unpacked(config, dtype)):
+        raise ValueError(f"expert_workspace is {wanted / GIB:.2f} GiB; one unpacked expert takes {one / GIB:.2f}")
 
 
 def activation_bytes(model, tokens: int, workspace: int = 0, *, sampled: int = 0, in_graphs: int = 0) -> int:
@@ -201,6 +201,20 @@ def suppress_out_of_memory():
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+
+
+@contextlib.contextmanager
+def room_for(sizes: Sizes):
+    """Around the making of the pools. Raises ValueError where memory runs out."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"there is no memory for the pools of {sizes.max_sequences:,} sequences and "
+            f"{sizes.num_pages * PAGE_SIZE:,} cached tokens; take fewer by max_sequences and max_cached_tokens"
+        ) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,26 +1,25 @@
 """`--engine NAME=VALUE`: what becomes of it, which mistakes it tells, and that it reaches the engine."""
 
-import inspect
-
 import pytest
 from typer.testing import CliRunner
 
 import mmvl.app.bench_engine
 import mmvl.app.server.run
 from mmvl.app.cli import app
-from mmvl.app.engine_options import NAMES, engine_settings
+from mmvl.app.engine_options import LEAST, NAMES, engine_settings
 from mmvl.app.errors import UsageError
-from mmvl.engine import Engine
+from mmvl.engine.settings import CHOICES, NUMBERS
 
 GIVEN = {
     "prefix_cache=int8": "int8", "kv_cache_dtype=fp8": "fp8", "draft_tokens=0": 0, "max_cached_tokens=4096": 4096,
-    "swap_bytes=2GiB": 2 << 30, "expert_workspace= 7": 7,
+    "max_batch_tokens=512": 512, "graph_tokens=0": 0, "swap_bytes=2GiB": 2 << 30, "expert_workspace= 7": 7,
 }  # fmt: skip
 
 
 def test_all_are_settings_of_the_engine():
     assert engine_settings([*GIVEN]) == {text.partition("=")[0]: value for text, value in GIVEN.items()}
-    assert len(GIVEN) == len(NAMES) and set(NAMES) <= set(inspect.signature(Engine).parameters)
+    assert len(GIVEN) == len(NAMES) and set(NAMES) <= {*NUMBERS, *CHOICES}
+    assert LEAST == {name: NUMBERS[name][0] for name in LEAST}
     assert engine_settings(None) == {} and engine_settings(None, "int8") == {"kv_cache_dtype": "int8"}
 
 

@@ -288,21 +288,3 @@ def test_a_conversation_of_another_shape_is_its_own_matter(tiny_model_dir):
 def test_memory_that_runs_out_has_many_names(words):
     assert is_out_of_memory(RuntimeError(words)) and not is_out_of_memory(ValueError(words))
     assert not is_out_of_memory(RuntimeError("CUDA error: misaligned address"))
-
-
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [({"max_sequences": "3"}, "max_sequences is '3'; it must be a whole number from 1 on"),
-     ({"max_sequences": 0}, "max_sequences is 0; it must be a whole number from 1 on"),
-     ({"engine": {"nonsense": 1}}, "an engine has no setting nonsense; there are: max_sequences, max_cached_tokens, "),
-     ({"engine": {"max_cached_tokens": 2.5}}, "max_cached_tokens is 2.5; it must be a whole number from 1 on"),
-     ({"engine": {"max_batch_tokens": True}}, "max_batch_tokens is True; "),
-     ({"engine": {"draft_tokens": -1}}, "draft_tokens is -1; it must be a whole number from 0 on"),
-     ({"engine": {"swap_bytes": -1}}, "swap_bytes is -1; it must be a whole number from 0 on"),
-     ({"engine": {"expert_workspace": 1 << 30}}, "expert_workspace is for experts in int8 or int4, and this model has"),
-     ({"engine": {"graph_tokens": -1}}, "graph_tokens is -1; it can be 0 to 2,048")],
-)  # fmt: skip
-def test_a_setting_that_cannot_be_is_one_line(tiny_model_dir, settings, says):
-    with pytest.raises(ValueError) as told:
-        VLM(tiny_model_dir, device="cpu", **settings)
-    assert str(told.value).startswith(says) and "\n" not in str(told.value)
