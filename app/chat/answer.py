@@ -11,7 +11,7 @@ from mmvl.app.chat.conversation import Attachment, Conversation, Turn
 from mmvl.app.chat.seen import SeenImage, look
 from mmvl.app.errors import one_line
 from mmvl.app.server.errors import ApiError
-from mmvl.app.server.service import Service
+from mmvl.app.server.service import Job, Service
 from mmvl.engine.request import Request
 from mmvl.engine.sampling_params import SamplingParams
 from mmvl.processor import Prompt
@@ -79,7 +79,7 @@ class Writing:
                 )
             last = arrived
             async with aclosing(
-                service.run([(self._prompt, params)], arrived + service.settings.request_seconds)
+                service.run([Job(self._prompt, params)], arrived + service.settings.request_seconds)
             ) as updates:
                 async for item in updates:
                     if item is None:

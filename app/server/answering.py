@@ -131,7 +131,7 @@ class _Answer:
 
     def _usage(self, jobs: list[Job]) -> Usage:
         """Prompts count once, however many choices they have."""
-        first = {id(prompt): index for index, (prompt, *_) in reversed(list(enumerate(jobs)))}
+        first = {id(job.prompt): index for index, job in reversed(list(enumerate(jobs)))}
         prompts = [self._ended[index] for index in first.values()]
         return Usage(
             prompt_tokens=sum(request.prompt_tokens for request in prompts),

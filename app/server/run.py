@@ -71,16 +71,17 @@ def run_app(app: FastAPI, settings: ServerSettings, *, listener: socket.socket |
 
 
 def _drain_seconds(settings: ServerSettings) -> float:
-    """The setting, or what torchrun leaves of it."""
+    """The setting, or what torchrun leaves of it; a line says so to whoever set it."""
     seconds = settings.drain_seconds
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and seconds > _RANKS_DRAIN_SECONDS:
-        logging.getLogger("mmvl.server").info(
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or seconds <= _RANKS_DRAIN_SECONDS:
+        return seconds
+    if "drain_seconds" in settings.model_fields_set:
+        logging.getLogger("mmvl.server").warning(
             "after SIGTERM running requests get %g s, not drain_seconds, %g: torchrun kills all ranks after 30 s",
             _RANKS_DRAIN_SECONDS,
             seconds,
         )
-        return _RANKS_DRAIN_SECONDS
-    return seconds
+    return _RANKS_DRAIN_SECONDS
 
 
 def web_server_config(app: FastAPI) -> uvicorn.Config:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -27,7 +28,14 @@ from mmvl.engine.text_stream import TokenBytes
 from mmvl.processor import Prompt
 
 log = logging.getLogger("mmvl.server")
-Job = tuple[Prompt, SamplingParams, int]  # the last is its priority
+
+
+class Job(NamedTuple):
+    """One answer that the engine shall give: the arguments of `VLM.generate`."""
+
+    prompt: Prompt
+    params: SamplingParams
+    priority: int = 0
 
 
 class Service:
@@ -92,7 +100,7 @@ class Service:
             body.release()
         jobs = self._choices(prompt, params, request)
         if mask is not None:
-            jobs = [(prompt, replace(params, logit_mask=mask.copy()), priority) for prompt, params, priority in jobs]
+            jobs = [job._replace(params=replace(job.params, logit_mask=mask.copy())) for job in jobs]
         return jobs
 
     async def completion_jobs(self, request: CompletionRequest, body: Lease) -> list[Job]:
@@ -138,8 +146,8 @@ class Service:
     def _choices(self, prompt: Prompt, params: SamplingParams, request: ChatRequest | CompletionRequest) -> list[Job]:
         n, priority = request.choices, request.priority or 0
         if params.seed is None:
-            return [(prompt, params, priority)] * n
-        return [(prompt, replace(params, seed=(params.seed + i) % 2**63), priority) for i in range(n)]
+            return [Job(prompt, params, priority)] * n
+        return [Job(prompt, replace(params, seed=(params.seed + i) % 2**63), priority) for i in range(n)]
 
     async def _fetched(self, urls: Sequence[str], body: Lease) -> dict[str, bytes]:
         if len(urls) > self._limits.images:
@@ -223,7 +231,7 @@ class Service:
                     running -= 1
                     if update.error is not None or update.request.finish_reason not in ("stop", "length"):
                         raise self._told(update.error)
-                    if (mask := jobs[index][1].logit_mask) is not None and mask.failed:
+                    if (mask := jobs[index].params.logit_mask) is not None and mask.failed:
                         raise invalid(
                             "The JSON schema is too complex to be kept to.", "response_format", "invalid_schema"
                         )
