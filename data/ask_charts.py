@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from mmvl.data.chart_words import owner_ways, plural, rank_ways, thing, value_ways
-from mmvl.data.charts import COUNTRIES, MONTHS, Chart
+from mmvl.data.charts import COUNTRIES, MONTHS, NAMES, Chart
 from mmvl.data.page import Page
 
 
@@ -150,16 +150,7 @@ def ask_chart(page: Page, chart: Chart, rng: random.Random, looks: int = 16) -> 
         page.absent += ["What is the title of the chart?"]
     if chart.label and chart.kind != "pie":
         fact(chart.label, "What is the label of the value axis?", "What does the axis measure?")
-    kind = {
-        "bar": "bar chart",
-        "horizontal": "horizontal bar chart",
-        "grouped": "grouped bar chart",
-        "stacked": "stacked bar chart",
-        "stacked-horizontal": "stacked horizontal bar chart",
-        "line": "line chart",
-        "lines": "line chart",
-        "pie": "pie chart",
-    }[chart.kind]
+    kind = NAMES[chart.kind]
     fact(kind, "What kind of chart is this?", "What type of chart is it?")
     page.caption = f"A {kind} of {about} with {len(cats)} {plural(noun if chart.time else 'category')}."
     if chart.shown and len(pairs) <= 24:

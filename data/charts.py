@@ -28,6 +28,17 @@ KINDS = (
     "pie",
 )
 
+NAMES = {
+    "bar": "bar chart",
+    "horizontal": "horizontal bar chart",
+    "grouped": "grouped bar chart",
+    "stacked": "stacked bar chart",
+    "stacked-horizontal": "stacked horizontal bar chart",
+    "line": "line chart",
+    "lines": "line chart",
+    "pie": "pie chart",
+}
+
 
 @dataclass
 class Chart:

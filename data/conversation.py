@@ -7,6 +7,10 @@ from mmvl.data.page import Page
 
 CANNOT_SEE = "I can't see that in the image."
 
+# What a question is for: a field of the page by its name, another fact, a line by its place, what it is, all of its
+# text, or something that is not there.
+KINDS = ("field", "fact", "line", "caption", "text", "absent")
+
 # Ways of asking for a field by its name. A field that a page lacks may be asked for all the same: see `converse`.
 FIELDS: dict[str, tuple[str, ...]] = {
     "company": (
@@ -113,24 +117,30 @@ def converse(
     unanswerable: float = 0.1,
     longest: int = 1600,
     whole: float = 0.0,
-) -> list[tuple[str, str]]:
-    """`fewest` to `most` different (question, answer) about a page; fewer where there is less to ask.
+) -> list[tuple[str, str, str]]:
+    """`fewest` to `most` different (question, answer, one of KINDS) about a page; fewer where there is less to ask.
 
     unanswerable: share of the questions whose answer is not in the picture. longest: most characters of a page that may
     be asked for as a whole. whole: share of the conversations that end with all that the page says, where they have not
     had it: at the end, so that no answer before can be copied from there.
     """
-    known = [(rng.choice(FIELDS[name]), value) for name, value in page.values.items()]
+    known = [(rng.choice(FIELDS[name]), value, "field") for name, value in page.values.items()]
     # "What is the company?" is asked twice as often as all else: it is what people ask.
-    known += [(rng.choice(FIELDS[n]), page.values[n]) for n in ("company", "shop", "date", "total") if n in page.values]
-    known += [(rng.choice(ways), answer) for ways, answer in page.facts]
+    often = [name for name in ("company", "shop", "date", "total") if name in page.values]
+    known += [(rng.choice(FIELDS[name]), page.values[name], "field") for name in often]
+    facts = [(rng.choice(ways), answer) for ways, answer in page.facts]
+    known += [(question, answer, "field" if question in page.fields else "fact") for question, answer in facts]
     answered = {question for name in page.values for question in FIELDS[name]}
     answered |= {question for ways, _ in page.facts for question in ways}
     missing = [q for name in page.may if name not in page.values for q in FIELDS[name] if q not in answered]
     missing += [question for question in page.absent if question not in answered]
     lines = page.lines() if page.read_rows else []
     text = "\n".join(lines)
-    asked: dict[str, str] = {}
+    asked: dict[str, tuple[str, str]] = {}  # question -> its answer and kind
+
+    def said(answer: str) -> bool:
+        return any(answer == given for given, _ in asked.values())
+
     number = rng.randint(fewest, most)
     for _ in range(8 * number):
         if len(asked) >= number:
@@ -138,22 +148,22 @@ def converse(
         draw = rng.random()
         if draw < unanswerable:
             if missing:
-                asked.setdefault(rng.choice(missing), CANNOT_SEE)
+                asked.setdefault(rng.choice(missing), (CANNOT_SEE, "absent"))
         elif draw < unanswerable + 0.18 and lines:
             for question, answer in region_questions(page, rng, 1):
-                asked.setdefault(question, answer)
-        elif draw < unanswerable + 0.24 and page.caption and page.caption not in asked.values():
+                asked.setdefault(question, (answer, "line"))
+        elif draw < unanswerable + 0.24 and page.caption and not said(page.caption):
             ways = ("Caption this image.", "Describe the picture.", "What is this?", "What does the picture show?")
-            asked.setdefault(rng.choice(ways), page.caption)
-        elif draw < unanswerable + 0.28 and lines and len(text) <= longest and text not in asked.values():
-            asked.setdefault(rng.choice(_WHOLE), text)
+            asked.setdefault(rng.choice(ways), (page.caption, "caption"))
+        elif draw < unanswerable + 0.28 and lines and len(text) <= longest and not said(text):
+            asked.setdefault(rng.choice(_WHOLE), (text, "text"))
         elif known:
-            question, answer = rng.choice(known)
-            asked.setdefault(question, answer)
+            question, *answer_and_kind = rng.choice(known)
+            asked.setdefault(question, tuple(answer_and_kind))
     if not asked and (known or lines):
-        question, answer = rng.choice(known) if known else ("What is the first line?", lines[0])
-        asked[question] = answer
+        question, *answer_and_kind = rng.choice(known) if known else ("What is the first line?", lines[0], "line")
+        asked[question] = tuple(answer_and_kind)
     ways, text = page.whole or (_WHOLE, text)
-    if whole and rng.random() < whole and 0 < len(text) <= longest and text not in asked.values():
-        asked.setdefault(rng.choice(ways), text)
-    return list(asked.items())
+    if whole and rng.random() < whole and 0 < len(text) <= longest and not said(text):
+        asked.setdefault(rng.choice(ways), (text, "text"))
+    return [(question, *answer_and_kind) for question, answer_and_kind in asked.items()]

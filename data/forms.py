@@ -100,7 +100,8 @@ def draw_form(rng: random.Random, phrases: Phrases, faces: Faces, layout: str, m
                 value = value[:-1].rstrip()
             sheet.put(start + 2, value, ink=sheet.blue, hand=True)
             values[name] = value
-            page.fact(value, f"What is written under {label}?" if two else f"What does the field {label} say?")
+            asked = f"What is written under {label}?" if two else f"What does the field {label} say?"
+            page.fact(value, asked, field=True)
         if two:
             sheet.y -= sheet.size * 1.1
             if number % 2 or number == len(fields) - 1:

@@ -190,7 +190,7 @@ def draw_labelled(rng: random.Random, phrases: Phrases, faces: Faces, layouts=LA
     shown = {label.lower() for label, _, _ in fields}
     values = [value for _, value, _ in fields]
     for label, value, ways in fields:
-        page.fact(value, *_ask(label, ways, rng))
+        page.fact(value, *_ask(label, ways, rng), field=True)
         if values.count(value) == 1:
             page.fact(label, f'Which label stands at "{value}"?', f"What is {value}?")
     page.fact(str(len(fields)), "How many fields are there?", "How many labels are there?")

@@ -31,7 +31,8 @@ class Page:
     rows: pieces in reading order, row by row. values: field (a key of FIELDS) -> text as printed. facts: (ways of
     asking, answer). may: fields that such a document could have, asked for in vain where they are not. absent: further
     questions that have no answer here. kind: "receipt", "letter" ... for captions. whole: (ways of asking, answer) for
-    all that it says, where that is not its rows one below the other.
+    all that it says, where that is not its rows one below the other. fields: questions of facts that ask for a field in
+    other words than FIELDS.
     """
 
     image: Image.Image
@@ -45,6 +46,7 @@ class Page:
     caption: str = ""
     read_rows: bool = True
     whole: tuple[tuple[str, ...], str] | None = None
+    fields: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.draw = ImageDraw.Draw(self.image)
@@ -103,8 +105,10 @@ class Page:
         self.draw = ImageDraw.Draw(self.image)
         self.rows = [[Piece(p.text, tuple(round(v * scale) for v in p.box)) for p in row] for row in self.rows]
 
-    def fact(self, answer: str, *questions: str) -> None:
+    def fact(self, answer: str, *questions: str, field: bool = False) -> None:
         self.facts.append((questions, answer))
+        if field:
+            self.fields.update(questions)
 
     def lines(self) -> list[str]:
         """The text of every row, its pieces from left to right joined by a space."""

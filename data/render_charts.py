@@ -6,7 +6,7 @@ from PIL import Image
 
 from mmvl.data.ask_charts import ask_chart
 from mmvl.data.chart_styles import HELD_OUT_MATPLOTLIB_STYLES, HELD_OUT_STYLES, MATPLOTLIB_STYLES, STYLES
-from mmvl.data.charts import Chart, chart_of_table, cut_chart, invent_chart
+from mmvl.data.charts import NAMES, Chart, chart_of_table, cut_chart, invent_chart
 from mmvl.data.draw_charts import draw_chart
 from mmvl.data.page import Page
 from mmvl.data.paper import age, encode_page
@@ -73,7 +73,7 @@ def render_charts(
         page, chart = drawn
         page.facts, page.absent = [], []  # each view has its own
         ask_chart(page, chart, rng, max(16, pages.most_questions))
-        return page, f"charts/{chart.kind}", {}
+        return page, f"charts/{chart.kind}", {"shows": NAMES[chart.kind]}
 
     def store(image: Image.Image, rng: random.Random) -> tuple[str, bytes]:
         return encode_page(age(image, rng, wear) if rng.random() < wear else image, rng, 0.6)

@@ -42,7 +42,7 @@ def render_documents(
         image = draw_document(doc, face, rng, max_side, min_size, max_size, clean)
         shown = encode(image, rng, jpeg)
         turns = questions(doc, rng, fewest_questions, most_questions)
-        return asked(f"documents/{doc.kind}", shown, turns, font=face.family, style=face.style)
+        return asked(f"documents/{doc.kind}", shown, turns, shows=doc.kind, font=face.family, style=face.style)
 
     return make
 

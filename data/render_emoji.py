@@ -144,7 +144,7 @@ def render_emoji(
         else:
             image = set_plainly(picture, rng)
         shown = encode(image, rng, jpeg=0.3)
-        meta = {"emoji": f"U+{ord(char):04X}"} | ({"style": style} if style else {})
+        meta = {"shows": "emoji", "emoji": f"U+{ord(char):04X}"} | ({"style": style} if style else {})
         return asked("emoji", shown, [(rng.choice(QUESTIONS), name)], kind="caption", **meta)
 
     return make

@@ -121,6 +121,6 @@ def render_receipt_lines(
         question = rng.choice(QUESTIONS)
         if capitals and rng.random() < capitals:
             question, text = rng.choice(CAPITALS), text.upper()
-        return asked("receipt-lines", shown, [(question, text)], layout=page.layout, height=height)
+        return asked("receipt-lines", shown, [(question, text)], shows="line", layout=page.layout, height=height)
 
     return make

@@ -103,7 +103,7 @@ def render_scans(
         rng.shuffle(pairs)
         if rows and (not pairs or rng.random() < whole):
             pairs.append((rng.choice(CAPITALS), text.upper()))
-        return asked("scans", encode_page(image, rng, 0.9), pairs, id=receipt.key)
+        return asked("scans", encode_page(image, rng, 0.9), pairs, shows="receipt", id=receipt.key)
 
     return make
 
@@ -150,8 +150,9 @@ def render_scan_lines(
         cased = any(c.isalpha() for c in text)
         question = rng.choice(CAPITALS if cased else QUESTIONS)
         return asked(
-            "scan-lines", encode_page(image, rng, 0.9), [(question, text.upper())], id=f"{receipt.key}/{n:03d}"
-        )
+            "scan-lines", encode_page(image, rng, 0.9), [(question, text.upper())], shows="line",
+            id=f"{receipt.key}/{n:03d}",
+        )  # fmt: skip
 
     return make
 
@@ -184,7 +185,7 @@ def render_chart_scans(
             image = age(image, rng, 0.3)
         pairs = [(question, answers[0]) for question, answers in chart.qa]
         rng.shuffle(pairs)
-        return asked("chart-scans", encode_page(image, rng, 0.9), pairs, id=chart.key)
+        return asked("chart-scans", encode_page(image, rng, 0.9), pairs, shows="chart", id=chart.key)
 
     return make
 

@@ -84,7 +84,7 @@ def render_text_lines(
             image = wear(image, rng, paper)
         shown = encode(image, rng, jpeg)
         turn = (rng.choice(QUESTIONS), text)
-        return asked("text-lines", shown, [turn], font=face.family, style=face.style, size=size)
+        return asked("text-lines", shown, [turn], shows="line", font=face.family, style=face.style, size=size)
 
     return make
 

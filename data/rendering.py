@@ -93,7 +93,8 @@ class Plan:
     """How a renderer makes its pages.
 
     draw(rng): what is drawn once for all views of it, a page or a tuple with one. ask(drawn, rng) gives the page, its
-    facts complete for one conversation, with a sample's source and what else its meta says. store(image, rng): the
+    facts complete for one conversation, with a sample's source and what else its meta says (beside `shows`, the page's
+    kind, its layout, and `kinds`, one of `conversation.KINDS` a question). store(image, rng): the
     picture worn and encoded, as (extension, bytes).
     """
 
@@ -121,7 +122,8 @@ def page_renderer(name: str, per_shard: int = 500, **defaults: float) -> Callabl
                 turns = converse(
                     page, rng, pages.fewest_questions, pages.most_questions, pages.unanswerable, whole=pages.whole
                 )
-                return asked(source, plan.store(page.image, rng), turns, layout=page.layout, **meta)
+                told = {"shows": page.kind, "layout": page.layout, "kinds": [kind for *_, kind in turns]} | meta
+                return asked(source, plan.store(page.image, rng), [turn[:2] for turn in turns], **told)
 
             return make
 

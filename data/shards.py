@@ -7,7 +7,8 @@ A shard is a tar. A sample is `<key>.json` and, under the same key, the files it
         {"role": "user", "content": [PART, ...]}, {"role": "assistant", "content": [PART, ...]}, ...]}
     {"source": str, "kind": "preference", "messages": [..., the last one the user's],
         "chosen": [PART, ...], "rejected": [PART, ...]}
-where PART is {"type": "image", "file": "0.png"} or {"type": "text", "text": "..."}, and "meta" may hold anything.
+where PART is {"type": "image", "file": "0.png"} or {"type": "text", "text": "..."}, and "meta" may hold anything; of
+renderers it says what the picture "shows" ("bar chart") and of pages the "kinds" of the questions, a word each.
 Plain `webdataset` reads these shards too. It is not what reads them here, because with every one of its handlers a tar
 that was cut short ends silently, its last sample without some of its files; here damage is named and counted.
 """

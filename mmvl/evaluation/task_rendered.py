@@ -32,15 +32,17 @@ def _questions(path: Path, split: str) -> list[Example]:
             messages = sample.json.get("messages") or []
             files = [p["file"] for m in messages for p in m["content"] if p["type"] == "image"]
             pictures = [sample.members[name] for name in files]
-            kinds = sample.json.get("meta", {}).get("kinds")  # a word a question, of renderers that tell
+            told = sample.json.get("meta", {})
+            kinds = told.get("kinds")  # a word a question; shards of before renderers told have none
             if kinds and 2 * len(kinds) != len(messages):
                 raise ValueError(f"{shard}: sample {sample.key} has {len(kinds)} kinds for {len(messages)} turns")
             for n, (asked, said) in enumerate(zip(messages[::2], messages[1::2], strict=True)):
                 reference = text_of(said["content"])
-                # charts/bar, pages/letter ...: too few of each kind for a row of its own
                 meta = {"source": sample.json["source"].partition("/")[0], "answerable": not is_refusal(reference)}
+                if "shows" in told:
+                    meta["shows"] = told["shows"]
                 if kinds:
-                    meta["kind"] = kinds[n]
+                    meta |= {"kind": kinds[n], "answerable": kinds[n] != "absent"}
                 messages_of = user_turn(pictures, text_of(asked["content"]))
                 examples.append(Example(f"{sample.key}/{n}", messages_of, reference, meta, group=sample.key))
     return examples
@@ -63,10 +65,11 @@ def _right(example: Example, prediction: str) -> float:
 def is_field(example: Example) -> bool:
     """Whether a question is for a field of a document (its date, its total), not for a line, an item or a caption.
 
-    As the sample says (`kind` is "field"); where it does not, by wording: `FIELDS` or the words for a form's fields.
+    As the sample says (`kind` is "field"; the titles of tables and charts do not count); where it says nothing, by
+    wording: `FIELDS` or the words for a form's fields.
     """
     if "kind" in example.meta:
-        return example.meta["kind"] == "field"
+        return example.meta["kind"] == "field" and example.meta["source"] not in ("tables", "charts")
     question = question_of(example)
     worded = question in _FIELD_WORDINGS or question.startswith(_ON_A_FORM)
     return worded and example.meta["source"] in DOCUMENTS
@@ -99,13 +102,22 @@ def _score(examples: Sequence[Example], predictions: Sequence[str]) -> list[Scor
     if absent:
         refused = [is_refusal(p) for _, p in absent]
         rows.append(Score("refused where there is no answer", _mean(refused, [e for e, _ in absent]), len(absent)))
-    sources = sorted({e.meta["source"] for e, _ in known})
-    for source in sources if len(sources) > 1 else []:
-        part = [i for i, (e, _) in enumerate(known) if e.meta["source"] == source]
+    for name, part in _parts([e for e, _ in known]):
         of = [asked[i] for i in part]
-        rows.append(Score(f"ANLS, {source}", _mean([similar[i] for i in part], of), len(part)))
-        rows.append(Score(f"relaxed accuracy, {source}", _mean([relaxed[i] for i in part], of), len(part)))
+        rows.append(Score(f"ANLS, {name}", _mean([similar[i] for i in part], of), len(part)))
+        rows.append(Score(f"relaxed accuracy, {name}", _mean([relaxed[i] for i in part], of), len(part)))
     return rows
+
+
+def _parts(examples: Sequence[Example]) -> list[tuple[str, list[int]]]:
+    """The numbers of the examples of each source, if there are several; then of each thing that pictures show, where
+    a source has several of them.
+    """
+    both = [(e.meta["source"], e.meta.get("shows", "")) for e in examples]
+    sources, shown = ({pair[n] for pair in both} - {""} for n in (0, 1))
+    names = [(0, source) for source in sorted(sources) if len(sources) > 1]
+    names += [(1, thing) for thing in sorted(shown) if len(set(both)) > len(sources)]
+    return [(name, [i for i, pair in enumerate(both) if pair[n] == name]) for n, name in names]
 
 
 def _field_row(examples: Sequence[Example], similar: Sequence[float]) -> list[Score]:
@@ -123,12 +135,15 @@ def _text_right(example: Example, prediction: str) -> float:
 def _score_texts(examples: Sequence[Example], predictions: Sequence[str]) -> list[Score]:
     pairs = [(p, e.reference) for e, p in zip(examples, predictions, strict=True)]
     of = groups(examples)
-    return [
-        Score(
-            "character error rate", metrics.error_rate([metrics.character_errors(*p) for p in pairs], of), len(pairs)
-        ),
+    characters = [metrics.character_errors(*pair) for pair in pairs]
+    rows = [
+        Score("character error rate", metrics.error_rate(characters, of), len(pairs)),
         Score("word error rate", metrics.error_rate([metrics.word_errors(*p) for p in pairs], of), len(pairs)),
     ]
+    for name, part in _parts(examples):
+        errors = metrics.error_rate([characters[i] for i in part], [of[i] for i in part])
+        rows.append(Score(f"character error rate, {name}", errors, len(part)))
+    return rows
 
 
 TASKS = (

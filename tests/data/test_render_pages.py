@@ -13,8 +13,9 @@ from PIL import Image
 from mmvl.data.ask_charts import ask_chart
 from mmvl.data.ask_tables import ask_table
 from mmvl.data.chart_styles import HELD_OUT_STYLES, STYLES
+from mmvl.data.charts import NAMES as CHART_NAMES
 from mmvl.data.charts import Chart, chart_of_table, cut_chart, invent_chart
-from mmvl.data.conversation import CANNOT_SEE, converse
+from mmvl.data.conversation import CANNOT_SEE, FIELDS, KINDS, converse
 from mmvl.data.corpus import Phrases
 from mmvl.data.draw_charts import draw_chart
 from mmvl.data.fonts import training_fonts
@@ -33,6 +34,10 @@ from mmvl.data.tables import LAYOUTS as TABLES
 from mmvl.data.tables import draw_table, invent_table, part_of
 
 NAMES = ("pages", "receipts", "receipt-lines", "tables", "charts", "screens")
+SHOWN = {
+    "pages": ("letter", "form", "invoice", "note"), "receipts": ("receipt",), "receipt-lines": ("line",),
+    "tables": ("table",), "charts": CHART_NAMES.values(), "screens": ("screen",),
+}  # fmt: skip
 
 
 def samples(shards):
@@ -79,6 +84,8 @@ def test_every_renderer_by_name(tmp_path, fonts, corpus, real, name):
         image.load()
         assert max(image.size) <= 1300 and min(image.size) >= 4
         assert exchange(sample) and all(q and a for q, a in exchange(sample))
+        assert sample.json["meta"]["shows"] in SHOWN[name]
+        assert len(sample.json["meta"].get("kinds", "x")) == len(exchange(sample))
     assert not {s.json["meta"]["layout"] for s in made} & {s.json["meta"]["layout"] for s in held}
     text = " ".join(a for s in made for _, a in exchange(s))
     assert "unseen" not in text.lower()
@@ -131,10 +138,30 @@ def test_office_pages_and_screens_are_printed_as_they_say(faces, phrases):
 
 def test_questions_that_have_no_answer_here(faces, phrases):
     page = draw_receipt(random.Random(1), phrases, faces)
-    assert {a for _, a in converse(page, random.Random(0), 5, 5, unanswerable=1.0)} == {CANNOT_SEE}
+    assert {t[1:] for t in converse(page, random.Random(0), 5, 5, unanswerable=1.0)} == {(CANNOT_SEE, "absent")}
     for seed in range(20):
-        for question, answer in converse(page, random.Random(seed), 5, 9, unanswerable=0.0):
-            assert answer != CANNOT_SEE and question
+        for question, answer, kind in converse(page, random.Random(seed), 5, 9, unanswerable=0.0):
+            assert answer != CANNOT_SEE and question and kind != "absent"
+
+
+def test_questions_tell_their_kind(faces, phrases):
+    of_a_field = {question for ways in FIELDS.values() for question in ways}
+    found = set()
+    for seed in range(60):
+        page = draw_office_page(random.Random(seed), phrases, faces, LAYOUTS + HELD_OUT_LAYOUTS, 2000)
+        for question, answer, kind in converse(page, random.Random(seed), 6, 9, unanswerable=0.2, whole=0.3):
+            found.add(kind)
+            assert (kind == "absent") == (answer == CANNOT_SEE)
+            if kind in ("field", "fact"):
+                named = question in of_a_field or question.startswith(("What is written under", "What does the field"))
+                assert named == (kind == "field"), question
+            elif kind == "line":
+                assert answer in page.lines()
+            elif kind == "caption":
+                assert answer == page.caption
+            elif kind == "text":
+                assert answer == "\n".join(page.lines())
+    assert found == set(KINDS)
 
 
 def test_line_crops_hold_the_whole_line(tmp_path, fonts, corpus):

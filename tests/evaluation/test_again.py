@@ -48,7 +48,30 @@ def test_a_field_is_known_by_its_kind_else_by_its_wording():
     assert not is_field(question("What is the third line?", source="pages"))
     assert not is_field(question("What is the total?", source="tables"))  # the words of FIELDS are of documents
     assert is_field(question("due?", source="labelled", kind="field"))
+    assert not is_field(question("What is the title?", source="tables", kind="field"))
     assert not is_field(question("What is the total?", source="receipts", kind="line"))
+
+
+def test_rows_by_what_pictures_show():
+    def about(source, **meta):
+        return Example("k", user_turn(None, "?"), "x", {"source": source, "answerable": True} | meta)
+
+    def names(*examples):
+        scores = TASKS["rendered"].score(examples, ["x"] * len(examples))
+        return [(row.metric.removeprefix("ANLS, "), row.n) for row in scores if row.metric.startswith("ANLS, ")]
+
+    bar, pie = (about("charts", shows=f"{kind} chart") for kind in ("bar", "pie"))
+    slip = about("receipts", shows="receipt")
+    assert names(bar, pie, bar) == [("bar chart", 2), ("pie chart", 1)]
+    assert names(bar, slip) == [("charts", 1), ("receipts", 1)]  # each source shows one thing: once is enough
+    assert names(bar, pie, slip) == [
+        ("charts", 2), ("receipts", 1), ("bar chart", 1), ("pie chart", 1), ("receipt", 1)
+    ]  # fmt: skip
+    assert names(about("charts"), about("charts")) == []  # shards of before renderers told
+    texts = TASKS["rendered-text"].score([bar, pie], ["x", "y"])
+    assert [(row.metric, row.interval.value) for row in texts[2:]] == [
+        ("character error rate, bar chart", 0), ("character error rate, pie chart", 1)
+    ]  # fmt: skip
 
 
 def test_kinds_come_from_the_sample(tmp_path):
@@ -56,6 +79,10 @@ def test_kinds_come_from_the_sample(tmp_path):
     with ShardWriter(tmp_path / "good", "a") as writer:
         writer.write(*asked("labelled", picture, TURNS[:2], kinds=["field", "count"]))
     assert [e.meta["kind"] for e in TASKS["rendered"].load(tmp_path / "good", "all")] == ["field", "count"]
+    with ShardWriter(tmp_path / "plain", "a") as writer:  # a printed text that reads like a refusal is an answer
+        turns = [("What is the first line?", "There are no refunds."), ("Due?", "I can't see that in the image.")]
+        writer.write(*asked("receipts", picture, turns, kinds=["line", "absent"]))
+    assert [e.meta["answerable"] for e in TASKS["rendered"].load(tmp_path / "plain", "all")] == [True, False]
     with ShardWriter(tmp_path / "bad", "a") as writer:
         writer.write(*asked("labelled", picture, TURNS[:2], kinds=["field"]))
     with pytest.raises(ValueError, match="has 1 kinds for 4 turns"):
