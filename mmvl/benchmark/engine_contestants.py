@@ -18,7 +18,6 @@ from torch import nn
 
 from mmvl.benchmark.decoder import fill_randomly
 from mmvl.benchmark.engine_memory import in_use
-from mmvl.benchmark.resident import peak_bytes
 from mmvl.benchmark.shapes import check_experts, random_decoder, shape_of
 from mmvl.checkpoint import load_model
 from mmvl.engine import Engine, SamplingParams
@@ -28,6 +27,7 @@ from mmvl.engine.ranks import load as load_over_ranks
 from mmvl.engine.ranks import spread
 from mmvl.engine.settings import check_for_model, check_settings
 from mmvl.processor import Processor, Prompt
+from mmvl.resident import peak_bytes
 from mmvl.text_backbone.config import TextConfig
 from mmvl.text_backbone.names import to_native
 from mmvl.vlm import MMVL_TINY

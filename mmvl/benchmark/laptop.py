@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 
 from mmvl.benchmark.engine_contestants import Load, Model, Ours, Transformers
-from mmvl.benchmark.resident import peak_bytes
 from mmvl.benchmark.run import provenance
 from mmvl.checkpoint import load_model
 from mmvl.engine import Engine, SamplingParams
 from mmvl.engine.cpu_decode import kernels
 from mmvl.model import ImageBatch
 from mmvl.processor import Processor
+from mmvl.resident import peak_bytes
 from mmvl.vlm import MMVL_TINY
 
 LOADS = (Load((64,), 64), Load((64,) * 8, 64))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import resource
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from mmvl.config import VLConfig
+from mmvl.resident import peak_bytes
 from mmvl.training.flops import StepFlops, peak_tflops
 from mmvl.training.ranks import Ranks
 from mmvl.training.recipe import TrainRecipe
@@ -96,10 +95,7 @@ class Rates:
         (done,) = ranks.sum([self._done])
         self._done = 0.0
         rate = done / window_seconds
-        if self.device.type == "cuda":
-            memory = torch.cuda.max_memory_allocated(self.device)
-        else:  # kilobytes, but bytes on macOS
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        memory = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else peak_bytes()
         return {
             "tflops": rate / 1e12,
             "mfu": rate / (self.peak * 1e12 * self.world) if self.peak else None,

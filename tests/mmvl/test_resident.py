@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from mmvl.benchmark import resident
+from mmvl import resident
 
 
 def test_a_child_does_not_report_what_its_parent_held():
