@@ -6,10 +6,12 @@ import weakref
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
 from mmvl.app.batch.answers import Answering, ModelAnswerer
 from mmvl.app.batch.items import FilePicture
+from mmvl.engine import Engine
 from mmvl.vlm import Answer
 
 DESTINATIONS = ("rows.jsonl", "rows.parquet", "shards")
@@ -231,3 +233,28 @@ def test_two_folders_with_the_same_name_inside_are_refused(batch, tmp_path):
         Image.new("RGB", (5, 5)).save(tmp_path / name / "same.png")
     with pytest.raises(ValueError, match=r"both hold same\.png"):
         batch.open_source([tmp_path / "a", tmp_path / "b"])
+
+
+def test_a_broken_engine_ends_the_job_and_the_next_run_goes_on(run_cli, batch, tiny_model_dir, tmp_path, monkeypatch):
+    pictures, dest = tmp_path / "pictures", tmp_path / "rows.jsonl"
+    pictures.mkdir()
+    for n in range(6):
+        Image.new("RGB", (30 + n, 20), "red").save(pictures / f"{n}.png")
+    command = ("caption", pictures, "-o", dest, "--model", tiny_model_dir, "--max-tokens", 1, "--max-sequences", 1)
+    fault, step = torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), Engine.step
+
+    def breaks(engine):
+        if engine.counters.finished_total.total() >= 2:
+            raise fault
+        return step(engine)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "step", breaks)
+        patch.setattr("mmvl.engine.engine.device_fault", lambda device: fault)
+        result = run_cli(*command)
+    told = [line for line in result.err.splitlines() if line.startswith("mmvl: ")]
+    assert result.code == 1 and len(told) == 1 and "the engine is broken until the process is started anew" in told[0]
+    answered = batch.rows(dest)
+    assert 0 < len(answered) < 6 and not any("error" in row for row in answered.values())
+    result = run_cli(*command)
+    assert result.code == 0 and len(batch.rows(dest)) == 6, result.err
