@@ -23,11 +23,11 @@ for stage in $STAGES; do
   case $stage in
     contrastive)  # names of things in any drawing style; the ViT alone
       mmvl train "$@" --set model_config_file="$recipes/grown.json" --set tokenizer="$last" --set vision_from="$last" \
-        --set optimizer.lr=2.0e-4 --set budget.minutes="$(part 0.12)"
+        --set optimizer.lr=1.0e-4 --set budget.pairs=1000000 --set budget.minutes="$(part 0.09)"
       vision=$OUT/contrastive/model
       continue ;;
-    alignment) set -- "$@" --set vision_from="$vision" --set budget.minutes="$(part 0.07)" --set optimizer.lr=6.0e-4 ;;
-    documents) set -- "$@" --set budget.minutes="$(part 0.75)" ;;
+    alignment) set -- "$@" --set vision_from="$vision" --set budget.minutes="$(part 0.05)" --set optimizer.lr=6.0e-4 ;;
+    documents) set -- "$@" --set budget.minutes="$(part 0.80)" ;;
     instruction) set -- "$@" --set budget.minutes="$(part 0.06)" ;;
     *) set -- "$@" ;;
   esac
