@@ -330,8 +330,9 @@ def _prepared(number: int, message: dict, stand_ins: _StandIns, images: list) ->
             images.append(part["image"])
             parts.append({"type": "image"})
         else:
+            given = f"{kind!r} without it" if kind in ("text", "image") and role != "function" else repr(kind)
             raise ValueError(
-                f"message {number}: a part must be a text with its 'text' or an image with its 'image', not {kind!r}"
+                f"message {number}: a part must be a text with its 'text' or an image with its 'image', not {given}"
             )
     if loss and not (parts and parts[-1]["type"] == "text"):
         parts.append({"type": "text", "text": stand_ins.put("", True)})  # so that the turn's end counts as said

@@ -218,7 +218,7 @@ class VLM:
                         break
                     index, item = numbered
                     try:
-                        messages, own = item if isinstance(item, tuple) else (item, {})
+                        messages, own = item if isinstance(item, tuple) and len(item) == 2 else (item, {})
                         params = SamplingParams.from_kwargs(**(sampling | own))
                         lease = self._ask_for_memory(messages, priority)
                         if in_flight and not lease.granted.done():
@@ -344,7 +344,7 @@ def _checked(messages: list[dict]) -> list[dict]:
     content = last.get("content")
     parts = content if isinstance(content, list | tuple) else [{"type": "text", "text": content}]
     texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
-    if not any(isinstance(text, str) and text.strip() for text in texts):
+    if not any(isinstance(text, str) and text.strip() for text in texts) and all(isinstance(p, dict) for p in parts):
         raise ValueError("the question is empty; ask something")
     return messages
 

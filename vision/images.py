@@ -48,7 +48,9 @@ def open_image(
     path = Path(source)
     name = name or str(path)
     if not path.exists():
-        raise FileNotFoundError(f"no such file: {name}")
+        of_the_web = str(source).startswith(("http://", "https://"))
+        hint = "; nothing is fetched from the web here: download it, and name the file" if of_the_web else ""
+        raise FileNotFoundError(f"no such file: {source if of_the_web else name}{hint}")
     if not path.is_file():
         raise ValueError(f"{name} is not a file")
     try:

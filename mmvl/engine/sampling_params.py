@@ -57,10 +57,10 @@ class SamplingParams:
     logit_mask: LogitMask | None = None
 
     def __post_init__(self):
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        object.__setattr__(self, "stop", stop)
-        ids = self.stop_token_ids or ()
-        object.__setattr__(self, "stop_token_ids", tuple(ids) if isinstance(ids, list | tuple | set) else (ids,))
+        for name in ("stop", "stop_token_ids"):  # a single one is a list of one
+            several = getattr(self, name) or ()
+            several = tuple(several) if isinstance(several, list | tuple | set) else (several,)
+            object.__setattr__(self, name, several)
         checks = {
             "max_tokens": (_is_int(self.max_tokens) and self.max_tokens >= 1, "a whole number, at least 1"),
             "temperature": (_is_real(self.temperature) and 0 <= self.temperature < float("inf"), "0 or more"),
@@ -75,7 +75,7 @@ class SamplingParams:
                 self.seed is None or (_is_int(self.seed) and 0 <= self.seed < 2**63),
                 "a whole number from 0 to 2**63 - 1, or None",
             ),
-            "stop": (all(isinstance(text, str) and text for text in stop), "a list of strings that are not empty"),
+            "stop": (all(isinstance(text, str) and text for text in self.stop), "a list of strings that are not empty"),
             "presence_penalty": (_is_finite(self.presence_penalty), "a finite number (0 is off)"),
             "frequency_penalty": (_is_finite(self.frequency_penalty), "a finite number (0 is off)"),
             "stop_token_ids": (all(_is_int(i) and i >= 0 for i in self.stop_token_ids), "a list of token ids"),

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import threading
-import time
 
 import pytest
 import torch
@@ -13,28 +12,10 @@ import mmvl
 from mmvl.engine import Engine, SamplingParams
 from mmvl.processor import Prompt
 from mmvl.vlm import VLM, Answer, user_turn
+from tests.asking import collect, idle
 from tests.waiting import wait_until
 
 SEEDED = {"temperature": 3.0, "max_tokens": 24, "seed": 5}
-
-
-@pytest.fixture(scope="module")
-def vlm(tiny_model_dir):
-    return VLM(tiny_model_dir, device="cpu")
-
-
-@pytest.fixture
-def slow(vlm, monkeypatch):
-    """Answers of 150 tokens or so, that take a second: the end token is not one."""
-    monkeypatch.setattr(vlm.processor, "eos_ids", ())
-    step = Engine.step
-    monkeypatch.setattr(Engine, "step", lambda engine: time.sleep(0.005) or step(engine))
-    return vlm
-
-
-def idle(vlm) -> bool:
-    engine = vlm.engine
-    return not engine.has_work and engine.cache.free_slots == engine.max_sequences
 
 
 def test_the_five_lines(vlm, picture_path):
@@ -96,13 +77,6 @@ def test_the_pages_of_a_pdf_are_images(vlm, picture_path, tmp_path):
     assert two.image_tokens == 2 * one.image_tokens > 0
 
 
-def collect(vlm, prompt, params=None, **kwargs):
-    async def run():
-        return [update async for update in vlm.generate(prompt, params, **kwargs)]
-
-    return asyncio.run(run())
-
-
 def test_generate_gives_the_answer_of_chat_and_what_it_cost(vlm, picture_path):
     messages = user_turn(picture_path, "describe it")
     whole = vlm.chat(messages, **SEEDED)
@@ -151,124 +125,6 @@ def test_leaving_or_cancelling_generate_ends_the_request(slow):
     for end in (leave, cancel):
         asyncio.run(end())
         wait_until(lambda: idle(slow), seconds=0.5)
-
-
-@pytest.fixture
-def opened(vlm, monkeypatch):
-    """Room for the images of one request; the sources that were opened. Opening waits for `may_open`."""
-    iter_media = mmvl.vlm.iter_media
-
-    class Opened(list):
-        may_open = threading.Event()
-
-        def __call__(self, source):
-            self.append(source)
-            assert self.may_open.wait(20)
-            return iter_media(source)
-
-    opened = Opened()
-    opened.may_open.set()
-    monkeypatch.setattr(mmvl.vlm, "iter_media", opened)
-    monkeypatch.setattr(vlm._runner.images, "most", 1)
-    yield opened
-    opened.may_open.set()
-    wait_until(lambda: vlm._runner.images.held == 0)
-
-
-def test_images_are_opened_as_those_of_others_leave_memory(slow, picture_path, opened):
-    """Whoever has an image waits while another one's is held, in threads and in an event loop; a text does not."""
-    picture, params = user_turn(picture_path, "describe it"), {"max_tokens": 20}
-    with slow.stream(picture, max_tokens=150) as first:
-        next(first)
-        threads = [
-            threading.Thread(target=slow.chat, args=(picture,), kwargs=params),
-            threading.Thread(target=collect, args=(slow, picture, SamplingParams(**params))),
-            threading.Thread(target=lambda: list(slow.batch([picture, picture], **params))),
-        ]
-        for thread in threads:
-            thread.start()
-        assert slow.chat(user_turn(None, "talk"), **params).completion_tokens == 20
-        assert len(opened) == 1
-    for thread in threads:
-        thread.join(20)
-    assert len(opened) == 5 and not any(thread.is_alive() for thread in threads)
-
-
-def test_images_of_many_tasks_are_opened_one_after_the_other(vlm, picture_path, opened):
-    """Reserved before they are opened: else all would see the same room."""
-    ended = []
-
-    async def ask():
-        params = SamplingParams(max_tokens=2)
-        async for update in vlm.generate(user_turn(picture_path, "what?"), params):
-            if update.finished:
-                ended.append(len(opened))
-
-    async def together():
-        await asyncio.gather(*(ask() for _ in range(6)))
-
-    asyncio.run(together())
-    assert len(ended) == 6 and len(opened) == 6 and ended[0] < 3  # the next one's may be, when the first one is told
-
-
-def test_who_is_cancelled_gives_room_for_images_back(vlm, picture_path, opened):
-    """While it waits for its turn at once; while its images are opened when they are: the thread cannot be stopped."""
-
-    async def ask():
-        return [update async for update in vlm.generate(user_turn(picture_path, "what?"), SamplingParams(max_tokens=2))]
-
-    async def until(true):
-        async with asyncio.timeout(20):
-            while not true():
-                await asyncio.sleep(0.005)
-
-    async def together():
-        opened.may_open.clear()
-        tasks = []
-        for asking in range(3):  # one after the other, for headers are read in threads
-            tasks.append(asyncio.create_task(ask()))
-            await until(lambda before=asking: opened and len(vlm._runner.images._waiting) == before)
-        opens, waits, after = tasks
-        for task in (waits, opens):
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-        await asyncio.sleep(0.05)
-        assert len(opened) == 1 and vlm._runner.images.held > 0 and not after.done()
-        opened.may_open.set()
-        return await after
-
-    assert asyncio.run(together())[-1].finished and len(opened) == 2
-
-
-def test_requests_that_are_refused_or_not_heard_give_room_for_images_back(vlm, picture_path, tmp_path, opened):
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(picture_path.read_bytes()[:70])
-    for images, question in ((tmp_path / "missing.png", "what?"), (broken, "what?"), (picture_path, "why? " * 400)):
-        asked = user_turn([picture_path, images], question)
-        for ask in (vlm.chat, lambda asked: collect(vlm, asked)):
-            with pytest.raises((OSError, ValueError)):
-                ask(asked)
-        assert [type(error) for _, error in vlm.batch([asked])] != [Answer]
-        assert vlm._runner.images.held == 0
-    prompt = vlm.processor.encode([{"role": "user", "content": [{"type": "image", "image": picture_path}]}])
-
-    def deaf(update):
-        raise RuntimeError("nobody listens")
-
-    assert vlm.count(user_turn(picture_path, "what?")) > vlm.count(prompt) - 10 and vlm._runner.images.held == 0
-    vlm._runner.submit(prompt, SamplingParams(max_tokens=50, ignore_eos=True), deaf)
-    assert vlm._runner.images.held == prompt.image_bytes
-    wait_until(lambda: idle(vlm) and vlm._runner.images.held == 0)
-
-
-def test_whoever_reads_a_batch_may_ask_meanwhile(vlm, picture_path, opened):
-    """The batch keeps no room for images that it does not use while its reader is at work."""
-    picture = user_turn(picture_path, "what?")
-    answers = vlm.batch([picture] * 4, max_tokens=2)
-    for _ in answers:
-        assert vlm.chat(picture, max_tokens=2).image_tokens > 0
-    assert len(opened) == 8
 
 
 class Mask:
@@ -402,9 +258,9 @@ def test_batch_answers_all_and_says_which_could_not_be_answered(vlm, picture_pat
 
 def test_an_item_of_a_batch_may_bring_its_own_settings(vlm):
     turn = user_turn(None, "is there a circle?")
-    items = [turn, (turn, {"max_tokens": 2, "ignore_eos": True}), (turn, {"temprature": 1}), (turn, {})]
+    items = [turn, (turn, {"max_tokens": 2, "ignore_eos": True}), (turn, {"temprature": 1}), (turn, {}), tuple(turn)]
     got = dict(vlm.batch(items, max_tokens=5, ignore_eos=True))
-    assert [got[n].completion_tokens for n in (0, 1, 3)] == [5, 2, 5]
+    assert [got[n].completion_tokens for n in (0, 1, 3, 4)] == [5, 2, 5, 5]
     assert isinstance(got[2], ValueError)
     with pytest.raises(ValueError, match="temprature"):
         vlm.batch(items, temprature=1)
@@ -465,6 +321,14 @@ def test_mistakes_get_one_clear_line(vlm, picture_path, tmp_path):
             "message 1: a part must be",
             lambda: vlm.chat([{"role": "user", "content": [None, {"type": "text", "text": "hi"}]}]),
         ),
+        (ValueError, "message 1: a part must be", lambda: vlm.chat([{"role": "user", "content": ["hi"]}])),
+        (
+            ValueError,
+            "message 1: a part must be .*, not 'text' without it",
+            lambda: vlm.chat([{"role": "user", "content": [{"type": "text"}, {"type": "text", "text": "hi"}]}]),
+        ),
+        (FileNotFoundError, "https://a.b/c.png; nothing is fetched", lambda: vlm.ask("https://a.b/c.png", "what?")),
+        (ValueError, "stop must be a list of strings", lambda: vlm.ask(None, "what?", stop=5)),
         (ValueError, "must be the user's", lambda: vlm.chat([{"role": "assistant", "content": "hi"}])),
         (FileNotFoundError, "no-such-model", lambda: VLM(tmp_path / "no-such-model")),
         (FileNotFoundError, "config.json", lambda: VLM(empty)),
