@@ -16,7 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import count
+from itertools import cycle
 from pathlib import Path
 from unittest.mock import patch
 
@@ -65,18 +65,16 @@ def silent() -> Iterator[None]:
 
 
 @contextmanager
-def chosen(found: list[Routing]) -> Iterator[None]:
-    """Inside, routers choose what is noted in `found`, call by call, over and over; as long as it is empty they note.
+def chosen(routings: Sequence[Routing]) -> Iterator[None]:
+    """Inside, routers choose these, call by call, over and over (`_Bench.routings`).
 
     Without sums over the ranks tokens are others, and would go to other experts, more or fewer of them.
     """
-    router, note, turns = moe.router, not found, count()
+    router, turns = moe.router, cycle(routings)
 
     def choose(*args) -> Routing:
-        own = router(*args)  # also where it is not wanted: it takes its time
-        if note:
-            found.append(own)
-        return own if note else found[next(turns) % len(found)]
+        router(*args)  # it is not wanted, but takes its time
+        return next(turns)
 
     with patch.object(moe, "router", choose):
         yield
@@ -124,25 +122,25 @@ def run(
         row = {"tokens": length, "ms": 1e3 * seconds, "tokens_per_second": length / seconds}
         row["of_roofline"] = bench.flops(length) / MATMUL_FLOPS / seconds
         if ranks > 1:
-            experts_hit = bench.choices(prompt)
-            with silent(), chosen(experts_hit):
+            routings = bench.routings(prompt)
+            with silent(), chosen(routings):
                 row["ms_without_sending"] = 1e3 * bench.time(prompt, 3)
         result["prefill"].append(row)
         note(f"prefill of {length:,}: {row}")
-    for many in sequences:
-        step = bench.decode(many)
-        row = {"sequences": many, "ms": 1e3 * bench.time(step, 10)}
-        row["floor_ms"] = 1e3 * bench.decode_bytes(many) / COPY_BYTES_PER_SECOND
-        note(f"decode of {many}: {row}")
+    for count in sequences:
+        step = bench.decode(count)
+        row = {"sequences": count, "ms": 1e3 * bench.time(step, 10)}
+        row["floor_ms"] = 1e3 * bench.decode_bytes(count) / COPY_BYTES_PER_SECOND
+        note(f"decode of {count}: {row}")
         row["graph_ms"] = bench.graph_ms(step)
         if ranks > 1:
-            experts_hit = bench.choices(step)
-            with silent(), chosen(experts_hit):
+            routings = bench.routings(step)
+            with silent(), chosen(routings):
                 row["graph_ms_without_sending"] = bench.graph_ms(step)
         best = min(t for t in (row["ms"], row["graph_ms"]) if t is not None)
-        row |= {"tokens_per_second": 1e3 * many / best, "of_roofline": row["floor_ms"] / best}
+        row |= {"tokens_per_second": 1e3 * count / best, "of_roofline": row["floor_ms"] / best}
         result["decode"].append(row)
-        note(f"decode of {many}: {row}")
+        note(f"decode of {count}: {row}")
     if device.type == "cuda":
         result["peak_bytes"] = torch.cuda.max_memory_allocated(device)
     note("done")
@@ -195,10 +193,10 @@ class _Bench:
         step.pack = lambda: cache.pack([(slot, 1) for slot in slots])
         return step
 
-    def choices(self, call: Callable) -> list[Routing]:
+    def routings(self, call: Callable) -> list[Routing]:
         """What the routers choose in one call, in order."""
-        found: list[Routing] = []
-        with chosen(found):
+        found, router = [], moe.router
+        with patch.object(moe, "router", lambda *args: found.append(router(*args)) or found[-1]):
             call()
         return found
 

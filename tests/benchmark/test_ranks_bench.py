@@ -71,7 +71,7 @@ def test_the_experts_chosen_stay_where_tokens_change():
 
     x_TD = bench._embeddings(9)
     first, other = pairs(x_TD), pairs(-x_TD)
-    found = bench.choices(lambda: pairs(x_TD))
+    found = bench.routings(lambda: pairs(x_TD))
     assert len(found) == len(first) and not torch.equal(other, first)
     with ranks.chosen(found):
         for _ in range(2):
