@@ -31,7 +31,7 @@ from mmvl.training.build import VISION, load_tokenizer, read_model_config, visio
 from mmvl.training.checkpoints import Checkpoint, Writer
 from mmvl.training.engine import GuardedAdamW
 from mmvl.training.guard import BadLoss, LossGuard, stopped
-from mmvl.training.loader import stop_workers
+from mmvl.training.loader import stop_workers, with_the_trainer
 from mmvl.training.pairs import Numbers, PairBatch, Pairs
 from mmvl.training.ranks import Ranks
 from mmvl.training.recipe import ContrastiveRecipe
@@ -237,10 +237,6 @@ class ContrastiveStage:
             draw_loss({self.recipe.name: self.out / METRICS}, self.out / "loss.png")
 
     def _batches(self) -> Iterator[PairBatch]:
-        def leave_signals(_):
-            for s in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(s, signal.SIG_IGN)
-
         data = self.recipe.data
         loader = iter(
             DataLoader(
@@ -248,7 +244,7 @@ class ContrastiveStage:
                 batch_sampler=Numbers(self.step, data.batch_pairs, self.ranks.rank, self.ranks.world),
                 collate_fn=PairBatch.collate,
                 num_workers=data.workers,
-                worker_init_fn=leave_signals,
+                worker_init_fn=with_the_trainer,
                 multiprocessing_context="fork" if data.workers else None,
             )
         )

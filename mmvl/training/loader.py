@@ -11,11 +11,13 @@ from __future__ import annotations
 import itertools
 import logging
 import multiprocessing
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -154,10 +156,20 @@ def source_names(data: DataSpec) -> list[str]:
     return names
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Ctrl-C and most job schedulers signal every process; the trainer saves first, and its workers end with it."""
+def with_the_trainer(worker: int) -> None:
+    """What a worker process begins with: Ctrl-C and most job schedulers signal every process; the trainer saves first,
+    and its workers end with it. Also with one that was killed: torch's own watch waits for ever where that, or another
+    worker, died while it held the lock of their queue.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(trainer: int) -> NoReturn:
+    while os.getppid() == trainer:
+        time.sleep(1)
+    os._exit(1)
 
 
 class PackedBatches(IterableDataset):
@@ -302,7 +314,7 @@ class Loader:
             num_workers=data.workers,
             prefetch_factor=2 if data.workers else None,
             pin_memory=pin,
-            worker_init_fn=_leave_signals_to_the_trainer,
+            worker_init_fn=with_the_trainer,
             multiprocessing_context="fork" if data.workers else None,
         )
 

@@ -3,8 +3,10 @@
 import itertools
 import logging
 import multiprocessing
+import os
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +16,9 @@ from mmvl.data.manifest import make_manifest
 from mmvl.data.shards import ShardSource, ShardWriter
 from mmvl.processor import Processor
 from mmvl.training.batch import Batch, Example
-from mmvl.training.loader import Loader, encode_pair, encode_sample
+from mmvl.training.loader import Loader, encode_pair, encode_sample, with_the_trainer
 from mmvl.training.recipe import DataSpec
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -274,3 +277,29 @@ def test_a_source_by_url_is_fetched_before_training(data, shards, processor, tmp
     remote = remote.model_copy(update={"sources": [spec]})
     assert all(same(a, b) for a, b in zip(take(Loader(local, processor, 0), 4), take(Loader(remote, processor, 0), 4),
                                           strict=True))  # fmt: skip
+
+
+def _worker_of_a_killed_trainer(started):
+    """A trainer with one worker, which waits for a lock that nobody releases."""
+
+    def work():
+        with_the_trainer(0)
+        started.put(os.getpid())
+        lock = multiprocessing.Lock()
+        lock.acquire()
+        lock.acquire()
+
+    multiprocessing.get_context("fork").Process(target=work).start()
+    time.sleep(60)
+
+
+def test_workers_end_with_a_trainer_that_was_killed():
+    context = multiprocessing.get_context("fork")
+    started = context.Queue()
+    trainer = context.Process(target=_worker_of_a_killed_trainer, args=(started,))
+    trainer.start()
+    worker = started.get(timeout=20)
+    trainer.kill()
+    trainer.join()
+    status = Path(f"/proc/{worker}/stat")
+    wait_until(lambda: not status.exists() or status.read_text().split()[2] == "Z")
