@@ -1,6 +1,7 @@
 """Conversations over several pictures, put together from other shards: each question names the picture it is about."""
 
 import io
+import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -136,5 +137,6 @@ def questions(sample: Sample) -> list[Pair]:
     pictures = [p["file"] for m in messages for p in m["content"] if p["type"] == "image"]
     if len(pictures) != 1 or len(sample.members) != 1 or sample.json["kind"] == "preference":
         return []
-    texts = [" ".join(p["text"] for p in m["content"] if p["type"] == "text") for m in messages]
-    return [(q, a) for q, a in zip(texts[::2], texts[1::2], strict=False) if q and a and "\n" not in a]
+    said = [(m["role"], " ".join(p["text"] for p in m["content"] if p["type"] == "text")) for m in messages]
+    pairs = [(q, a) for (one, q), (other, a) in itertools.pairwise(said) if (one, other) == ("user", "assistant")]
+    return [(q, a) for q, a in pairs if q and a and "\n" not in a]

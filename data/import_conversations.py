@@ -153,19 +153,33 @@ def import_jsonl(
     files = None if images is None else Files(images)
 
     def item(number: int, line: dict | None) -> Item:
+        shown = _shown(line)
+
         def make(rng) -> Made:
             if line is None:
                 raise ValueError("not a JSON object")
             pictures = _Pictures(files, _names(line.get("images", line.get("image"))), longest)
-            record = {"source": name, **_record(line, pictures)}
-            return record, pictures.done()
+            try:
+                return {"source": name, **_record(line, pictures)}, pictures.done()
+            except (ValueError, OSError) as error:
+                raise ValueError(f"line {number}: {error}" if shown else str(error)) from error
 
-        return Item(f"{name}/line {number}", make)
+        # The split goes by the picture, so that no picture is on both sides.
+        return Item(f"{name}/{shown or f'line {number}'}", make)
 
     items = [item(number, line) for number, line in read_jsonl(file)]
     return import_items(
         out_dir, "jsonl", items, count, seed, workers, split=split, progress=progress, problems=problems, per_shard=5000
     )
+
+
+def _shown(line: dict | None) -> str:
+    """The name of a line's first picture, "" for none."""
+    line = line or {}
+    contents = [m.get("content") for m in line.get("messages") or [] if isinstance(m, dict)] + [line.get("content")]
+    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
+    named = [str(part.get("image", part.get("file"))) for part in parts if part.get("type") == "image"]
+    return next(iter(_names(line.get("images", line.get("image"))) + named), "")
 
 
 def _record(line: dict, pictures: _Pictures) -> dict:

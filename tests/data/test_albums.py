@@ -31,6 +31,8 @@ def shards(tmp_path):
                 turns = [user("What is the name?", "0.png"), assistant(f"{folder}{i}")]
                 turns += [user("Which total is given?"), assistant(f"{i}.00" if i % 2 else CANNOT_SEE)]
                 turns += [user("All?"), assistant("two\nlines")]
+                if i % 3 == 0:  # as importers of public formats write one
+                    turns.insert(0, {"role": "system", "content": [{"type": "text", "text": "Be short."}]})
                 record = {"source": folder, "kind": "conversation", "messages": turns}
                 writer.write(record, {"0.png": picture(20 + i, 10 + k)})
             huge = {"source": "h", "kind": "vqa", "messages": [user("What is the name?", "0.png"), assistant("huge")]}

@@ -126,7 +126,27 @@ def test_jsonl_of_every_kind(tmp_path):
     assert [p.get("text", "0.png") for p in made[1].json["content"]] == ["Before ", "0.png", " after"]
     assert made[3].json["chosen"] == [{"type": "text", "text": "good"}] and made[3].members == {"0.png": image()}
     assert [p.split(":")[0] for p in problems] == ["mixed/line 6", "mixed/line 7", "mixed/line 9"]
+    (root / "bad.jsonl").write_text(json.dumps(lines[2] | {"images": ["x.png", "y.png"]}))
+    with pytest.raises(ValueError, match="bad/x.png: line 1: 2 pictures without an <image>"):
+        import_jsonl(tmp_path / "bad", workers=1, file=root / "bad.jsonl", images=root)
     assert "the same" in problems[0] and "without text" in problems[1] and "not a JSON object" in problems[2]
+
+
+def test_jsonl_splits_by_the_picture(tmp_path):
+    """Several lines about one picture, named in a line's "images" or in a part, are trained on or measured on."""
+    root, lines = write(tmp_path / "in", {f"{n}.png": image((9 + n, 9)) for n in range(24)}), []
+    for n in range(24):
+        parts = [{"type": "image", "image": f"{n}.png"}, {"type": "text", "text": "What?"}]
+        answer = {"role": "assistant", "content": "!"}
+        lines += [{"image": f"{n}.png", "messages": [{"role": "user", "content": "<image>?"}, answer]}]
+        lines += [{"messages": [{"role": "user", "content": parts}, answer]}] * 2
+    (root / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = {}
+    for split in ("train", "development"):
+        made = samples(import_jsonl(tmp_path / split, workers=1, file=root / "a.jsonl", images=root, split=split))
+        found[split] = [data for s in made for data in s.members.values()]
+    assert all(found.values()) and not set(found["train"]) & set(found["development"])
+    assert len(found["train"]) + len(found["development"]) == len(lines)
 
 
 def test_coco(tmp_path):
