@@ -16,7 +16,7 @@ from mmvl.evaluation.metrics import Interval
 from mmvl.evaluation.task import Example, Score, Task, commonest, groups, question_of, shard_files, text_of
 from mmvl.vlm import user_turn
 
-DATA = "shards of `mmvl data render receipts|pages|tables|charts|screens --set held_out=true`, or a folder of them"
+DATA = "shards of `mmvl data render receipts|pages|tables|charts|screens --set held_out=true`, or your own"
 DOCUMENTS = ("pages", "receipts")  # sources whose fields are asked for in the words of FIELDS
 _FIELD_WORDINGS = frozenset(wording for wordings in FIELDS.values() for wording in wordings)
 _ON_A_FORM = ("What is written under ", "What does the field ")

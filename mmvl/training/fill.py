@@ -37,13 +37,15 @@ def materialize(module: nn.Module, device: torch.device | str, dtype: torch.dtyp
 def fill(model: VLModel, directory: Path) -> None:
     """Fill the parameters of `model`, or the parts that it holds, from a model directory, in their dtype and device.
 
+    Weights in int8 and fp8 become what they stand for.
+
     Raises:
-        FileNotFoundError, ValueError: as `load_model`; quantised weights.
+        FileNotFoundError, ValueError: as `load_model`; weights in int4, which are too coarse to go on from.
     """
     parameters = dict(model.named_parameters())
     with WeightFiles(directory, model.config) as files:
-        if any(files.kind(name) for name in files.names):
-            raise ValueError(f"{directory} holds quantised weights; training starts from those that they were made of")
+        if any(files.kind(name) == "int4" for name in files.names):
+            raise ValueError(f"{directory} holds weights in int4; training starts from those that they were made of")
         for name, (ours, start, shape) in places(model.config).items():
             if (held := _held(parameters[ours], start, shape)) is not None:
                 part, box = held

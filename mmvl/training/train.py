@@ -15,6 +15,7 @@ from torch import nn
 
 from mmvl.checkpoint import write_json
 from mmvl.export import export
+from mmvl.json_files import read_json
 from mmvl.model import VLModel
 from mmvl.training import engine_state
 from mmvl.training.batch import Batch
@@ -90,6 +91,8 @@ class Stage:
         self.writer = Writer(self.out / CHECKPOINTS, self.ranks, recipe.keep_checkpoints, self._warn)
         checkpoint = self.writer.latest()
         self.model, self.processor = build_model(recipe, self.parallel, self.device, filled=checkpoint is None)
+        if recipe.init_from is not None and "quantization_config" in read_json(recipe.init_from / "config.json"):
+            self._warn(f"{recipe.init_from} holds quantised weights: training goes on from them as they were rounded")
         self.names = source_names(recipe.data)
         self.sizes = recipe.data.batches_of(self.parallel.data_world)
         if recipe.precision == "bf16" and not sums_in_fp32(recipe) and max(size for _, size in self.sizes) > 1:

@@ -99,7 +99,6 @@ def test_marks_and_frozen_weights_survive_getting_storage():
 
 
 def test_all_is_filled_and_what_does_not_fit_is_refused(tiny_model_dir, tmp_path):
-    quantize_model(tiny_model_dir, tmp_path / "quantised", experts="int8")
     reference = load_model(tiny_model_dir, dtype=torch.float32)
     config = VLConfig.from_dict(read_json(tiny_model_dir / "config.json"))
     with torch.device("meta"):
@@ -108,8 +107,15 @@ def test_all_is_filled_and_what_does_not_fit_is_refused(tiny_model_dir, tmp_path
     fill(model, tiny_model_dir)
     for name, p in model.named_parameters():
         assert torch.equal(p, reference.get_parameter(name)), name
-    with pytest.raises(ValueError, match="quantised weights; training starts from those that they were made of"):
-        fill(model, tmp_path / "quantised")
+    for kind in ("int8", "fp8"):  # a shipped model: what its weights stand for
+        quantize_model(tiny_model_dir, tmp_path / kind, experts=kind, rest="all")
+        fill(model, tmp_path / kind)
+        meant = load_model(tmp_path / kind, dtype=torch.float32, quantize="none")
+        moved = [name for name, p in model.named_parameters() if not torch.equal(p, reference.get_parameter(name))]
+        assert moved and all(torch.equal(p, meant.get_parameter(name)) for name, p in model.named_parameters())
+    quantize_model(tiny_model_dir, tmp_path / "int4", experts="int4")
+    with pytest.raises(ValueError, match="weights in int4; training starts from those that they were made of"):
+        fill(model, tmp_path / "int4")
     weights = next(tiny_model_dir.glob("*.safetensors"))
     for file in filter(Path.is_file, tiny_model_dir.iterdir()):
         (tmp_path / file.name).write_bytes(file.read_bytes())
