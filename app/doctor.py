@@ -7,10 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import mmvl
+from mmvl.host_memory import MEMINFO, ram_bytes
 
 _NEEDED = ("torch", "timm", "tokenizers", "safetensors", "pillow", "pypdfium2", "gradio", "webdataset")
 _OPTIONAL = {"triton": "GPU kernels", "deepspeed": "mmvl train", "transformers": "tests", "playwright": "tests"}
-_MEMINFO = Path("/proc/meminfo")
 
 
 @dataclass
@@ -72,10 +72,10 @@ def _versions(report: Report) -> None:
 def _machine(report: Report) -> None:
     report.rows.append(("system", f"{platform.system()} {platform.release()} {platform.machine()}"))
     report.rows.append(("CPU cores for us", str(cores())))
-    if not _MEMINFO.is_file():
-        report.rows.append(("memory", f"unknown: no {_MEMINFO}"))
+    if (found := ram_bytes()) is None:
+        report.rows.append(("memory", f"unknown: no {MEMINFO}"))
         return
-    total, free = ram_bytes()
+    total, free = found
     report.rows.append(("memory", f"{_gib(total)} in all, {_gib(free)} free"))
     if free < 2 << 30:
         report.problems.append(f"memory: only {_gib(free)} free; mmvl-tiny and the page need about 2 GiB")
@@ -119,18 +119,6 @@ def _default_model(report: Report) -> None:
 def cores() -> int:
     """Cores this process may use, which in a container is fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def ram_bytes() -> tuple[int, int]:
-    """(total, available) memory in bytes, from the kernel, lowered to the container's limit if it has one."""
-    lines = _MEMINFO.read_text().splitlines()
-    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith(" kB")}
-    total, free = kib["MemTotal"] << 10, kib["MemAvailable"] << 10
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        total, free = min(total, int(text)), min(free, max(int(text) - used, 0))
-    return total, free
 
 
 def _gib(size: int) -> str:

@@ -26,8 +26,8 @@ from mmvl.engine.memory import bytes_of_expert, check_workspace
 from mmvl.engine.ranks import load as load_over_ranks
 from mmvl.engine.ranks import spread
 from mmvl.engine.settings import check_for_model, check_settings
+from mmvl.host_memory import peak_bytes
 from mmvl.processor import Processor, Prompt
-from mmvl.resident import peak_bytes
 from mmvl.text_backbone.config import TextConfig
 from mmvl.text_backbone.names import to_native
 from mmvl.vlm import MMVL_TINY

@@ -21,9 +21,9 @@ from mmvl.benchmark.run import provenance
 from mmvl.checkpoint import load_model
 from mmvl.engine import Engine, SamplingParams
 from mmvl.engine.cpu_decode import kernels
+from mmvl.host_memory import peak_bytes
 from mmvl.model import ImageBatch
 from mmvl.processor import Processor
-from mmvl.resident import peak_bytes
 from mmvl.vlm import MMVL_TINY
 
 LOADS = (Load((64,), 64), Load((64,) * 8, 64))

@@ -5,12 +5,12 @@ machine has other things to do, and torch does not say beforehand what a step wi
 """
 
 import contextlib
-import os
 from dataclasses import dataclass
 
 import torch
 
 from mmvl.engine.sampler import sampling_bytes
+from mmvl.host_memory import ram_bytes
 from mmvl.kernels.experts_quantized import WORKSPACE
 from mmvl.model import TILES_AT_ONCE
 from mmvl.text_backbone.config import TextConfig
@@ -186,11 +186,9 @@ def _pages(tokens: int) -> int:
 
 
 def available_bytes() -> int:
-    """Host memory that can be had."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not every system tells
-        return 4 * GIB
+    """Host memory that can be had; 4 GiB where the system does not tell."""
+    _, available = ram_bytes() or (0, 4 * GIB)
+    return available
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from mmvl.config import VLConfig
-from mmvl.resident import peak_bytes
+from mmvl.host_memory import peak_bytes
 from mmvl.training.flops import StepFlops, peak_tflops
 from mmvl.training.ranks import Ranks
 from mmvl.training.recipe import TrainRecipe
