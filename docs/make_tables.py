@@ -85,24 +85,34 @@ def aims(results: list[dict], speed: dict | None) -> str:
     """Markdown: a row an aim, and beside it what came out. speed: what speed.json of the results holds."""
     lines = ["| what | aim | measured | 95% interval | questions | met |", "|---|---:|---:|---:|---:|---|"]
     for aim in AIMS:
-        found = [r for r in results if r["task"] == aim.task and r.get("data", {}).get("name", "") == aim.data]
-        scores = [score for r in found for score in r["scores"] if score["metric"] == aim.metric]
+        score = score_of(aim, results)
         goal = f"at least {percent(aim.least)}" if aim.most is None else f"at most {percent(aim.most)}"
-        if not scores:
+        if score is None:
             lines.append(f"| {aim.what} | {goal} | not measured | | | |")
             continue
-        [score] = scores
-        low, high = percent(score["low"]), percent(score["high"])
-        value, met = percent(score["value"]), _met(score["value"], aim.least, aim.most)
-        lines.append(f"| {aim.what} | {goal} | {value} | {low} to {high} | {score['n']:,} | {met} |")
+        value, low, high = (percent(score[key]) for key in ("value", "low", "high"))
+        said = _yes(met(score["value"], aim.least, aim.most))
+        lines.append(f"| {aim.what} | {goal} | {value} | {low} to {high} | {score['n']:,} | {said} |")
     for what, key, form, least, most in SPEED if speed else ():
         goal = f"at least {form.format(least)}" if most is None else f"at most {form.format(most)}"
-        lines.append(f"| {what} | {goal} | {form.format(speed[key])} | | | {_met(speed[key], least, most)} |")
+        lines.append(f"| {what} | {goal} | {form.format(speed[key])} | | | {_yes(met(speed[key], least, most))} |")
     return "\n".join(lines) + "\n"
 
 
-def _met(value: float, least: float | None, most: float | None) -> str:
-    return "yes" if (least is None or value >= least) and (most is None or value <= most) else "no"
+def score_of(aim: Aim, results: list[dict]) -> dict | None:
+    """The row that an aim is about, with its value as a share; None where it was not measured."""
+    found = [r for r in results if r["task"] == aim.task and r.get("data", {}).get("name", "") == aim.data]
+    scores = [score for r in found for score in r["scores"] if score["metric"] == aim.metric]
+    return scores[0] if scores else None
+
+
+def met(value: float, least: float | None, most: float | None) -> bool:
+    """Whether a value is within its bounds."""
+    return (least is None or value >= least) and (most is None or value <= most)
+
+
+def _yes(so: bool) -> str:
+    return "yes" if so else "no"
 
 
 def shrink(picture: Path, width: int = 1800, colours: int = 128) -> None:

@@ -15,6 +15,7 @@ from mmvl.evaluation.draw import draw_lines
 
 DOCS = Path(__file__).parent.parent / "docs"
 SCORE = {"low": 0.8, "high": 0.95, "n": 4}
+PARTS = ("aims", "missed", "failures", "stages")
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,23 @@ def test_every_aim_names_a_task(make_card):
     aims = sys.modules["make_tables"].AIMS
     assert {aim.task for aim in aims} <= set(TASKS)
     assert all((aim.least is None) != (aim.most is None) for aim in aims)
+
+
+def test_what_was_missed_by_how_much_and_why(make_card, monkeypatch):
+    values = {"relaxed accuracy": 0.58, "ANLS, field questions": 0.9}
+    scores = [{"metric": name, "value": value} | SCORE for name, value in values.items()]
+    results = [result(scores=scores), result(scores=scores, data={"name": "charts"})]
+    [line] = make_card.missed(results).splitlines()  # of pages, fields are enough; what was not measured was not missed
+    assert line.startswith("- **rendered charts, unseen styles**, 12.0 points short. A value that is not printed")
+    monkeypatch.setattr(make_card, "MISSED", {})
+    with pytest.raises(ValueError, match="does not say why the aim 'rendered charts, unseen styles' is missed"):
+        make_card.missed(results)
+
+
+def test_the_card_says_what_its_results_say(make_card):
+    results, page = make_card.find_results(), make_card.CARD.read_text(encoding="utf-8")
+    for name, text in (("missed", make_card.missed(results)), ("failures", make_card.failures(results))):
+        assert f"<!-- {name} -->\n{text}<!-- end of {name} -->" in page, f"run docs/make_card.py: {name} is old"
 
 
 def test_failures_are_wrong_answers_without_markup(make_card):
@@ -108,7 +126,7 @@ def test_a_picture_is_made_smaller(make_card, tmp_path):
 
 def test_parts_go_between_their_markers(make_card, tmp_path):
     card = tmp_path / "README.md"
-    card.write_text("".join(f"<!-- {n} -->\nold\n<!-- end of {n} -->\n" for n in ("aims", "failures", "stages")))
+    card.write_text("".join(f"<!-- {n} -->\nold\n<!-- end of {n} -->\n" for n in PARTS))
     (tmp_path / "results").mkdir()
     make_card.write(tmp_path / "results", None, card)
     assert "old" not in card.read_text() and "not measured" in card.read_text()

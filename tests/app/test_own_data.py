@@ -12,7 +12,8 @@ from mmvl.data.shards import read_shard
 
 REPOSITORY = Path(__file__).parents[2]
 [SECTION] = re.findall(r"## Your own pictures\n(.*?)\n## ", (REPOSITORY / "docs/training.md").read_text(), re.DOTALL)
-LINE, COMMANDS = (block.strip() for block in re.findall(r"```\n(.*?)```", SECTION, re.DOTALL))
+[LINE] = re.findall(r"```json\n(.*?)\n```", SECTION, re.DOTALL)
+[COMMANDS] = re.findall(r"(?<=\n\n)```\n(.*?)```", SECTION, re.DOTALL)
 
 
 @pytest.fixture
