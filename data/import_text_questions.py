@@ -105,7 +105,10 @@ def prose(rng: random.Random, phrases: Phrases, characters: int, number: int) ->
         attribute, _, of = fact.subject.partition(" of ")
         if of:
             other += [(attribute, thing(rng, phrases)), (rng.choice(sorted(ATTRIBUTES)), of)]
-    absent = [attribute_question(rng, attribute, of) for attribute, of in other if not _told(attribute, of, facts)]
+    # Who paid for the lamp may own it, and what they paid be its price: such things are not asked about in vain.
+    people = " ".join(fact.sentence for fact in facts if " of " not in fact.subject)
+    other = [(a, of) for a, of in other if of.split()[-1] not in people and not _told(a, of, facts)]
+    absent = [attribute_question(rng, attribute, of) for attribute, of in other]
     return Form(text, [pair for fact in facts for pair in fact.pairs], absent)
 
 

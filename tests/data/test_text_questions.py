@@ -92,6 +92,18 @@ def test_facts_of_a_text_cannot_be_taken_for_one_another(phrases):
     assert not importer._told("price", "lamp", [lamp]) and not importer._told("number", "tower", [lamp])
 
 
+def test_what_somebody_paid_for_is_not_asked_about_in_vain(phrases, monkeypatch):
+    """Of two things alone, so that the same one is often in a sentence about people and in a question."""
+    monkeypatch.setattr(text_facts, "THINGS", ["lamp", "tower"])
+    paid = 0
+    for seed in range(200):
+        form = prose(random.Random(seed), phrases, 400, 5)
+        for thing in re.findall(r"(?:paid \S+(?: \S+)? for|sold|The) the [\w ]*?(lamp|tower)", form.text):
+            paid += 1
+            assert not [question for question in form.absent if thing in question], form.text
+    assert paid > 20
+
+
 def test_forms_lists_and_tables(phrases):
     rng = random.Random(3)
     for _ in range(200):
