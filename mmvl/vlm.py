@@ -133,6 +133,7 @@ class VLM:
 
     Raises:
         FileNotFoundError, ValueError: the model, an image or a setting cannot be used; one line says why.
+        EngineBroken (of mmvl.engine): nothing more can be answered in this process.
     """
 
     def __init__(

@@ -57,7 +57,7 @@ class Service:
         # PDFs may take half a minute: pictures do not wait for them, nor texts for either.
         self._image_openers = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="mmvl-image")
         self._pdf_openers = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="mmvl-pdf")
-        self._preparing = 0
+        self._preparing, self._told_broken = 0, False
         self._answering: set[asyncio.Queue] = set()  # where the updates of the requests that run arrive
         # No token stands for more bytes than this: a text longer than that times the context cannot fit into it.
         self._longest_token = max(len(token) for token in vlm.processor.tokenizer.get_vocab())
@@ -262,8 +262,10 @@ class Service:
             return error
         if error is None:
             return ApiError(503, "The server ended this answer.", code="aborted", retry_after=5)
-        log.error("a request failed in the engine", exc_info=error)
+        if not isinstance(error, EngineBroken) or not self._told_broken:  # of many requests the log needs one
+            log.error("a request failed in the engine", exc_info=error)
         if isinstance(error, EngineBroken):
+            self._told_broken = True
             words = "The model cannot answer until the server is started anew."
             return ApiError(503, words, code="engine_broken", retry_after=5)
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

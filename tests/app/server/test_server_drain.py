@@ -111,7 +111,7 @@ def fault(monkeypatch):
     return error
 
 
-def test_a_broken_engine_is_told_by_its_health_and_to_everyone(serve, tiny_model_dir, fault, asked):
+def test_a_broken_engine_is_told_by_its_health_and_to_everyone(serve, tiny_model_dir, fault, asked, caplog):
     with serve(VLM(tiny_model_dir, device="cpu")) as server:
         assert server.http.get("/health").json() == {"status": "ok"}
         for _ in range(2):
@@ -120,6 +120,8 @@ def test_a_broken_engine_is_told_by_its_health_and_to_everyone(serve, tiny_model
             assert "illegal" not in answer.text, "of the error's own words nothing"
             health = server.http.get("/health")
             assert (health.status_code, health.json()) == (503, {"status": "broken"})
+    logged = [record for record in caplog.records if record.message == "a request failed in the engine"]
+    assert len(logged) == 1 and "illegal memory" in str(logged[0].exc_info[1])
 
 
 def test_a_server_whose_engine_broke_ends_with_1(run_cli, tiny_model_dir, fault, asked):
