@@ -31,7 +31,7 @@ QUESTIONS = (
 
 # Pictographs of Unicode; left out are letters, arrows, clocks, keycaps and skin tones, whose names say little.
 _RANGES = (
-    (0x2600, 0x27BF), (0x1F300, 0x1F3FA), (0x1F400, 0x1F4FF), (0x1F507, 0x1F54E), (0x1F567, 0x1F5FF),
+    (0x2600, 0x27BF), (0x1F300, 0x1F3FA), (0x1F400, 0x1F4FF), (0x1F507, 0x1F54E), (0x1F568, 0x1F5FF),
     (0x1F600, 0x1F64F), (0x1F680, 0x1F6FF), (0x1F900, 0x1F9FF), (0x1FA70, 0x1FAFF),
 )  # fmt: skip
 _DULL = ("SQUARED", "CIRCLED", "SIGN OF", "INPUT SYMBOL", "BLACK SQUARE", "DINGBAT", "FITZPATRICK", "ZODIAC", "ARROW")
@@ -48,7 +48,7 @@ def find_font(fonts: str | Path) -> str:
 def emoji_name(char: str) -> str:
     """Plain lower-case name: "grinning face", "red heart"."""
     name = unicodedata.name(char).lower()
-    for part in ("black ", "white ", "heavy ", " symbol", " with no good gesture"):
+    for part in ("black ", "white ", "heavy ", " symbol"):
         name = name.replace(part, "")
     return {"heart": "red heart"}.get(name, name).strip()
 

@@ -50,6 +50,7 @@ def turns(sample):
 def test_receipts(scans, tmp_path):
     made = samples(render_scans(tmp_path, 12, workers=1, receipts=scans, whole=1.0, unanswerable=1.0))
     assert {s.json["meta"]["id"] for s in made} == set(TRAIN)
+    assert {s.json["meta"]["shows"] for s in made} == {"receipt"}
     assert len({next(iter(s.members.values())) for s in made}) == 12, "each view is another"
     for sample in made:
         *asked, (question, text) = turns(sample)

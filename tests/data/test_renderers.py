@@ -12,7 +12,7 @@ from mmvl.data.corpus import Phrases
 from mmvl.data.documents import invent, questions
 from mmvl.data.parallel import write_shards
 from mmvl.data.render_documents import render_documents
-from mmvl.data.render_emoji import emoji_name, find_pictures, render_emoji
+from mmvl.data.render_emoji import _RANGES, emoji_name, find_pictures, render_emoji
 from mmvl.data.render_text_lines import make_text, render_text_lines
 from mmvl.data.shards import read_shard
 
@@ -40,6 +40,7 @@ def test_text_lines(tmp_path, fonts, corpus):
     for line in lines:
         [text] = answers(line)
         assert 1 <= len(text) <= 45 and text == " ".join(text.split()) and "unseen" not in text.lower()
+        assert line.json["meta"]["shows"] == "line"
         assert line.json["meta"]["font"] != "Lato Medium" and 12 <= line.json["meta"]["size"] <= 40
         image = picture(line)
         assert image.width <= 1000 and 8 <= image.height <= 250
@@ -115,6 +116,7 @@ def test_documents(tmp_path, fonts, corpus):
     documents = samples(render_documents(tmp_path, 40, 5, 1, fonts=fonts, corpus=corpus))
     assert {d.json["source"].split("/")[0] for d in documents} == {"documents"}
     assert len({d.json["source"] for d in documents}) >= 5
+    assert all(d.json["source"] == f"documents/{d.json['meta']['shows']}" for d in documents)
     for document in documents:
         turns = document.json["messages"]
         assert 2 <= len(answers(document)) <= 5 and all(answers(document))
@@ -158,7 +160,7 @@ def test_emoji(tmp_path):
     assert len({answers(e)[0] for e in emoji}) == 30
     for sample in emoji:
         assert sample.json["kind"] == "caption" and answers(sample)[0] == answers(sample)[0].lower()
-        assert sample.json["meta"]["emoji"].startswith("U+")
+        assert sample.json["meta"]["emoji"].startswith("U+") and sample.json["meta"]["shows"] == "emoji"
         assert 30 <= picture(sample).height <= 112 * 3 and len(set(picture(sample).getdata())) > 1
 
 
@@ -193,5 +195,8 @@ def test_emoji_in_drawing_styles_one_of_which_is_held_out(tmp_path):
 
 def test_emoji_names_and_a_missing_font(tmp_path):
     assert [emoji_name(c) for c in "\u2764\U0001f600\U0001f422"] == ["red heart", "grinning face", "turtle"]
+    assert emoji_name("\U0001f645") == "face with no good gesture"  # a person with crossed arms is not a face
+    clocks = range(0x1F550, 0x1F568)
+    assert not [code for first, last in _RANGES for code in clocks if first <= code <= last], "they are left out"
     with pytest.raises(FileNotFoundError, match="fonts-noto-color-emoji"):
         render_emoji(tmp_path, 1, fonts=tmp_path)
