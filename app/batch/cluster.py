@@ -25,6 +25,7 @@ from mmvl.app.batch.results import failure, row_of
 from mmvl.app.batch.run import to_ask
 from mmvl.app.batch.sources import Source
 from mmvl.app.batch.templates import Template
+from mmvl.app.batch.workers import end_if_broken
 from mmvl.app.errors import UsageError
 
 try:
@@ -162,7 +163,11 @@ class _Actor:
                 else:
                     yield item
 
-        self._answerer.answer(to_answer(), lambda item, result: answered.append((item, result)))
+        try:
+            self._answerer.answer(to_answer(), lambda item, result: answered.append((item, result)))
+        except Exception as error:
+            end_if_broken(error)  # Ray starts it anew, and gives it the batch once more
+            raise
         who = ray.get_runtime_context().get_actor_id()
         return _table([(item, told if item is None else told | {"actor": who}) for item, told in answered])
 

@@ -153,12 +153,17 @@ def _work(connection: Connection, open: Open) -> None:
         while True:
             answerer.answer(iter(items.get, None), lambda item, result: connection.send((_RESULT, item.id, result)))
     except Exception as error:
-        from mmvl.engine.broken import EngineBroken  # it brings torch; who could raise it has imported it
-
-        if isinstance(error, EngineBroken):
-            print(f"mmvl: {error}", file=sys.stderr, flush=True)
-            os._exit(1)
+        end_if_broken(error)
         connection.send((_FAILED, _portable(error)))
+
+
+def end_if_broken(error: Exception) -> None:
+    """End this process, which somebody starts anew, if nothing more can be answered in it."""
+    from mmvl.engine.broken import EngineBroken  # it brings torch; who could raise it has imported it
+
+    if isinstance(error, EngineBroken):
+        print(f"mmvl: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def _receive(connection: Connection, items: queue.SimpleQueue) -> None:

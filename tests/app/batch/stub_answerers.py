@@ -26,6 +26,7 @@ class Stub:
         Path(self.folder, f"opened-{self.number}-{os.getpid()}").touch()
         return self
 
+    open = __call__  # as `Answering` is opened
     capacity = 10
 
     def answer(self, items, keep) -> None:

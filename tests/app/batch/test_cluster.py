@@ -1,9 +1,18 @@
-"""`--engine ray`: a job over two local actors equals a job without Ray."""
+"""`--engine ray`: a job over two local actors equals a job without Ray; one whose engine broke is started anew."""
 
+import importlib
 import re
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from mmvl.app.batch.journal import Journal
+from mmvl.app.batch.settings import Settings
+from mmvl.app.batch.sinks import open_sink
+from mmvl.app.batch.sources import open_source
+from mmvl.app.batch.templates import Template
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'mmvl[cluster]'")
 
@@ -23,3 +32,18 @@ def test_two_workers_equal_one_process(run_cli, batch, picture_folder, tiny_mode
     one, two = batch.rows(tmp_path / "one.jsonl"), batch.rows(tmp_path / "two.jsonl")
     assert one.pop("damaged.png").keys() == two.pop("damaged.png").keys()
     assert one == two and len(one) == 94
+
+
+def test_an_actor_whose_engine_is_broken_is_started_anew(tmp_path, monkeypatch):
+    from mmvl.app.batch.cluster import joined, run_on_ray
+
+    here = str(Path(__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", here)  # of the actor
+    monkeypatch.syspath_prepend(here)
+    broken_once = importlib.import_module("stub_answerers").Stub(1, str(tmp_path), "broken once")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"id": "{n}", "image": "none.png"}}\n' for n in range(40)))
+    sink = open_sink(tmp_path / "answers.jsonl", "vqa", [rows], overwrite=False)
+    with joined(), closing(Journal(sink, Settings("vqa", "m", "w", "?", "", {}), "skip")) as journal:
+        tally = run_on_ray(open_source([rows], None), journal, Template("?"), broken_once, task="vqa", workers=1)
+    assert (tally.good, tally.failed) == (40, 0) and len([*tmp_path.glob("opened-*")]) == 2
