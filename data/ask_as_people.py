@@ -38,6 +38,7 @@ def ask_as_people(
         ask.compare(c)
         ask.first_and_last(c)
     ask.size()
+    ask.read()
     for _ in range(max(4, looks // 3)):
         ask.in_vain(other)
 

@@ -97,7 +97,9 @@ class Asked:
         self.cells = Counter(cell.lower() for row in self.rows for cell in row)
 
     def fact(self, answer: str, *questions: str) -> None:
-        """An answer to a question in one of several wordings."""
+        """An answer to a question in one of several wordings; none where the answer would be blank."""
+        if not answer.strip():
+            return
         if self.rng.random() < self.lower_case:
             questions = tuple(q.lower() for q in questions)
         self.page.facts.append((questions, answer))

@@ -25,6 +25,7 @@ def render_tables(
     shuffled: float = 0.0,
     people: float = 0.0,
     most_rows: int = 24,
+    cut: float = 0.5,
     most_columns: int = 6,
     max_side: int = 800,
     wear: float = 0.4,
@@ -35,9 +36,10 @@ def render_tables(
     "development" of `splits` where pages are held out, otherwise of "train"; mixed: share of these that is mixed of
     their columns (`tables.mix_table`); shuffled: share of the others whose cells change places within their columns
     (`tables.shuffle_columns`). people: share of the conversations that ask in people's words (`ask_as_people`). A table
-    of more than most_rows rows gives a part of them and no questions by people, like a shuffled one. Mixed and invented
-    ones have at most most_columns columns and 12 rows. max_side: as for `render_receipts`. wear: share of the tables
-    that are worn, and how much. Other settings: see `Pages`.
+    of more than most_rows rows gives a part of them and no questions by people, like a shuffled one; cut: share of the
+    tables that are to have 8 or 5 rows at most. Mixed and invented ones have at most most_columns columns and 12 rows.
+    max_side: as for `render_receipts`. wear: share of the tables that are worn, and how much. Other settings: see
+    `Pages`.
     """
     if most_rows < 2:
         raise ValueError(f"tables: most_rows is {most_rows}; it is at least 2")
@@ -57,7 +59,8 @@ def render_tables(
             table = rng.choice(known)
             if shuffled and rng.random() < shuffled:
                 table = shuffle_columns(table, rng)
-            table, _ = part_of(table, rng, rng.choice((most_rows, most_rows, 8, 5)))
+            rows = rng.choice((8, 5)) if rng.random() < cut else most_rows
+            table, _ = part_of(table, rng, min(rows, most_rows))
         else:
             table = invent_table(rng, phrases, few_rows, most_columns)
         return draw_table(rng, table, layouts, faces, max_side)

@@ -95,6 +95,14 @@ def test_a_table_of_one_row_one_column_or_empty_cells_is_asked_about_too():
             assert all(answer.strip() for _, answer in page.facts)
 
 
+def test_the_whole_table_can_be_asked_for():
+    page = Page.blank(8, 8, "table", "")
+    ask_as_people(page, TABLE, random.Random(0), OTHER)
+    ways, text = page.whole
+    assert "Read the whole table." in ways
+    assert text.splitlines() == [" | ".join(row) for row in [TABLE.header, *TABLE.rows]]
+
+
 def test_shuffled_columns_keep_their_cells_and_lose_peoples_questions():
     moved = 0
     for seed in range(20):

@@ -65,7 +65,7 @@ def real(tmp_path_factory):
     path = tmp_path_factory.mktemp("tables") / "tables.jsonl.gz"
     with gzip.open(path, "wt") as file:
         for n in range(40):
-            rows = [[f"Town {n}-{i}", str(1000 * n + 10 * i), "x" * (i % 3 + 1)] for i in range(1, 6)]
+            rows = [[f"Town {n}-{i}", str(1000 * n + 10 * i), "x" * (i % 3 + 1)] for i in range(1, 10)]
             qa = [{"question": f"which town of {n} is last?", "answers": [rows[-1][0]]}]
             file.write(json.dumps({"id": f"t{n}", "header": ["Town", "People", "Mark"], "rows": rows, "qa": qa}) + "\n")
     return path
@@ -281,6 +281,17 @@ def test_tables_are_printed_as_they_say(faces, phrases):
                 assert row[[h.lower() for h in table.header].index(look[2].lower())] == answer
     table, whole = part_of(RealTable("t", ["A"], [["é – \u2603"], ["b"]], [("q", ["b"])]), random.Random(0), 1)
     assert not whole and not table.qa and len(table.rows) == 1
+
+
+def test_tables_are_cut_to_few_rows_as_often_as_is_asked_for(fonts, corpus, real, tmp_path):
+    def rows(**settings) -> list[int]:
+        common = {"workers": 1, "fonts": fonts, "corpus": corpus, "tables": str(real), "real": 1.0, "people": 1.0}
+        drawn = samples(RENDERERS["tables"].run(tmp_path / str(settings), 8, 7, whole=1.0, **common, **settings))
+        return [len(exchange(sample)[-1][1].splitlines()) - 1 for sample in drawn]
+
+    assert set(rows(cut=0.0)) == {9}
+    assert set(rows(cut=1.0)) == {5, 8}
+    assert set(rows(cut=1.0, most_rows=4)) == {4}
 
 
 def test_wear_keeps_mode_and_leaves_ink(faces, phrases):

@@ -31,9 +31,10 @@ asked=(--set whole=0.3 --set unanswerable=0.12 --set views=3 --set fewest_questi
 real=(${TABLES:+--set tables="$TABLES" --set mixed=0.6})
 render tables tables 50000 33 "${asked[@]}" "${real[@]}" --set most_questions=20
 # People's questions on real tables, and questions like theirs where the cells have changed places, so that none is known
-# by heart.
+# by heart. Most are whole, and of the size that they have on a page: larger than what a model sees without scaling.
 [ -z "$TABLES" ] || render tables real-tables 60000 44 --set views=3 --set unanswerable=0.08 --set tables="$TABLES" \
-  --set real=1 --set shuffled=0.5 --set people=0.85 --set fewest_questions=8 --set most_questions=20
+  --set real=1 --set shuffled=0.5 --set people=0.85 --set cut=0.15 --set max_side=1100 --set whole=0.3 \
+  --set fewest_questions=8 --set most_questions=20
 render charts charts 80000 35 "${asked[@]}" ${TABLES:+--set tables="$TABLES"} --set printed_values=0.5 --set matplotlib=0.15 \
   --set most_questions=18
 render receipts receipts 50000 31 "${asked[@]}" --set most_questions=12
