@@ -87,6 +87,14 @@ def test_shipped_recipes_load(path):
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_shares_are_shares(path):
+    """Weights that are written as parts of one add up to one, so that what stands there is what is drawn."""
+    recipe = load_recipe(path)
+    weights = [source.weight for source in (recipe.sources if path.stem == "tokenizer" else recipe.data.sources)]
+    assert max(weights) >= 1 or sum(weights) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_every_key_of_a_shipped_recipe_has_a_comment(path):
     """A section (a key alone on its line) is explained by its keys."""
     for number, line in enumerate(path.read_text().splitlines(), 1):
