@@ -8,7 +8,7 @@ from mmvl.data.splits import in_split
 from mmvl.data.vqa_v2 import read_vqa
 from mmvl.evaluation import metrics
 from mmvl.evaluation.answers import vqa_accuracy
-from mmvl.evaluation.task import ALWAYS, Example, Score, Task, commonest, groups
+from mmvl.evaluation.task import Example, Score, Task, always_commonest, groups
 from mmvl.vlm import user_turn
 
 
@@ -45,7 +45,7 @@ TASKS = (
         name="vqa-v2",
         description="questions about photographs (VQA v2), VQA accuracy over ten people's answers",
         load=_load, score=_score, max_tokens=16, right=_right, blind=True, needs_data=True,
-        rivals=lambda examples, data: {ALWAYS: [commonest(e.reference for e in examples)] * len(examples)},
+        always=always_commonest,
         data="v2_OpenEnded_mscoco_val2014_questions.json, its annotations and val2014/ beside it, or their folder",
         notes="Always the commonest is of these references, for want of others.",
     ),

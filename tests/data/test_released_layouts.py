@@ -158,6 +158,7 @@ def test_vqa_v2(tmp_path, questions, annotations, pictures):
         examples = task.load(path, "all")
         scores = {s.metric: s.interval.value for s in task.score(examples, ["Down.", "one"])}
         assert scores == pytest.approx({"VQA accuracy": 0.95, "VQA accuracy, number": 0.9, "VQA accuracy, other": 1.0})
+        assert task.always(examples) == examples[0].reference  # by the references: so without the set at hand too
     shards = import_vqa(tmp_path / "out", workers=1, file=file)
     [sample] = read_shard(shards[0])
     assert sorted(answers(shards)[0]) == ["1", "down"] and sample.json["kind"] == "conversation"
