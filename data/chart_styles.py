@@ -22,7 +22,11 @@ COLOURS = {
 
 @dataclass(frozen=True)
 class Style:
-    """How a chart looks. palette: names of COLOURS; bands: stripes behind categories; box: a frame around the plot."""
+    """How a chart looks. palette: names of COLOURS; bands: stripes behind categories; box: a frame around the plot.
+
+    title, labels, bold, framed: shares of the charts with a title, with values at their marks, of these in bold, and of
+    those that stand among buttons and credits (`chart_frame`).
+    """
 
     palette: tuple[str, ...]
     paper: tuple[int, int, int] = (255, 255, 255)
@@ -35,13 +39,21 @@ class Style:
     legend: str = "bottom"
     title: float = 0.6
     labels: float = 0.5
+    bold: float = 0.0
+    framed: float = 0.0
     separator: str = ","
     serif: bool = False
 
 
 STYLES = {
     "statistics": Style(
-        ("blue", "navy", "grey", "red", "green", "yellow"), bands=True, title=0.08, labels=0.85, separator=" "
+        ("blue", "navy", "grey", "red", "green", "yellow"),
+        bands=True,
+        title=0.08,
+        labels=0.85,
+        bold=0.7,
+        framed=0.6,
+        separator=" ",
     ),
     "plain": Style(
         ("blue", "orange", "green", "red", "purple", "brown"), grid=None, box=True, ticks=True, legend="inside"

@@ -132,15 +132,16 @@ _ANSWERS = (
 
 
 def invent_chart(rng: random.Random, phrases: Phrases) -> Chart:
-    """A chart of any kind, 2 to 16 categories, 1 to 5 series."""
+    """A chart of any kind, 2 to 21 categories, 1 to 5 series."""
     kind = rng.choice(KINDS)
     label, unit, about, low, high = rng.choice(_TOPICS)
     many = kind in ("grouped", "stacked", "stacked-horizontal", "lines")
     time = kind in ("line", "lines") or (kind != "pie" and rng.random() < 0.4)
     if time:
         if rng.random() < 0.8:
-            first, step = rng.randint(1975, 2019), rng.choice((1, 1, 1, 1, 2, 5))
-            number = rng.randint(3, 7 if many and kind != "lines" else 14)
+            step = rng.choice((1, 1, 1, 1, 2, 5))
+            number = rng.randint(3, 7 if many and kind != "lines" else rng.choice((14, 14, 21)))
+            first = rng.randint(1975, max(1980, 2030 - step * number))
             suffix = rng.choice(("", "", "", "*"))
             categories = [str(first + step * i) for i in range(number)]
             categories[-1] += suffix

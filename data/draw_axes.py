@@ -27,8 +27,8 @@ def show(value: float, decimals: int, separator: str, unit: str) -> str:
     return text + unit
 
 
-def draw_axes(page: Page, rng, chart: Chart, rgb, font, small, style: Style, box, little: bool) -> None:
-    """Bars and lines: ticks, grid, category names, bars or lines, printed values."""
+def draw_axes(page: Page, rng, chart: Chart, rgb, font, small, mark, style: Style, box, little: bool) -> None:
+    """Bars and lines: ticks, grid, category names, bars or lines, and in the font `mark` the printed values."""
     top, bottom, left, right = box
     size = font.size
     draw, ink = page.draw, style.ink
@@ -67,7 +67,7 @@ def draw_axes(page: Page, rng, chart: Chart, rgb, font, small, style: Style, box
         left += min(max(length(font, c) for c in chart.categories), aside) + size * 0.8
         bottom -= 0 if hide_axis else size * 1.6
         bottom -= size * 1.6 if label_shown else 0
-        right -= max(length(small, text) for text in values) if little and chart.shown else size * 3
+        right -= max(length(mark, text) for text in values) if little and chart.shown else size * 3
     else:
         left += (0 if hide_axis else max(length(font, n) for n in names) + size * 0.5) + (
             size * 1.6 if label_shown else 0
@@ -134,14 +134,14 @@ def draw_axes(page: Page, rng, chart: Chart, rgb, font, small, style: Style, box
             for j, line in enumerate(lines):
                 page.print(middle, bottom + size * (1.2 + 1.15 * j), line, small, "m", ink)
     if chart.kind in ("line", "lines"):
-        _lines(page, rng, chart, rgb, small, style, left, slot, bottom, place, little)
+        _lines(page, rng, chart, rgb, mark, style, left, slot, bottom, place, little)
         return
     gap = rng.uniform(0.15, 0.25 if little else 0.5)
     parts = 1 if stacked else len(chart.series)
     thick = slot * (1 - gap) / parts
     if little and stacked and chart.shown:  # in all parts or in none
         extents = (abs(place(v) - place(0)) for column in columns for v in column)
-        wide = [length(small, text) for text in values]
+        wide = [length(mark, text) for text in values]
         chart.shown = all(
             extent > (w if across else size) and (across or w <= thick) for extent, w in zip(extents, wide, strict=True)
         )
@@ -163,25 +163,25 @@ def draw_axes(page: Page, rng, chart: Chart, rgb, font, small, style: Style, box
                 continue
             text = show(value, chart.decimals, style.separator, chart.unit)
             if stacked:
-                inside = (q - p) > (length(small, text) if across else size)
-                if not inside or (not across and length(small, text) > thick):
+                inside = (q - p) > (length(mark, text) if across else size)
+                if not inside or (not across and length(mark, text) > thick):
                     chart.shown = False
                     continue
                 light = 255 if sum(rgb[j]) < 420 else 20
                 page.print(
-                    (rect[0] + rect[2]) / 2, (rect[1] + rect[3]) / 2 + size * 0.35, text, small, "m", (light,) * 3
+                    (rect[0] + rect[2]) / 2, (rect[1] + rect[3]) / 2 + size * 0.35, text, mark, "m", (light,) * 3
                 )
             elif across:
                 page.print(
                     place(value) + (4 if value >= 0 else -4),
                     a + thick / 2 + size * 0.35,
                     text,
-                    small,
+                    mark,
                     "l" if value >= 0 else "r",
                     ink,
                 )
             else:
-                page.print(a + thick / 2, place(value) + (-4 if value >= 0 else size), text, small, "m", ink)
+                page.print(a + thick / 2, place(value) + (-4 if value >= 0 else size), text, mark, "m", ink)
 
 
 def _lines(page: Page, rng, chart: Chart, rgb, font, style: Style, left, slot, bottom, place, little: bool) -> None:

@@ -8,6 +8,7 @@ import random
 
 from PIL import Image, ImageDraw
 
+from mmvl.data.chart_frame import draw_frame
 from mmvl.data.chart_styles import COLOURS, Style
 from mmvl.data.charts import COUNTRIES, Chart
 from mmvl.data.draw_axes import draw_axes, show
@@ -35,11 +36,16 @@ def draw_chart(
     width = rng.randint(int(max_side * (0.85 if little else 0.62)), max_side)
     height = round(width * (rng.uniform(0.65, 0.95) if little else rng.uniform(0.55, 0.85)))
     size = rng.randint(11, 13) if little else round(rng.randint(11, 16) * max(1, width / 640))
+    framed = not little and rng.random() < style.framed
+    if framed:  # small print on a large picture, most of it far from the chart's edges
+        size = max(10, round(rng.uniform(10.5, 13) * width / 800))
     face = faces.pick(rng, mono=0.02, fancy=0.03)
     font, small = face(size), face(max(10, size - rng.randint(0, 1)))
+    mark = face(small.size, rng.random() < style.bold)
     chart.shown = printed is not None and rng.random() < printed
     if little or chart.shown:
-        make_room(chart, small, width, height, little)
+        around = 4 * size if framed else 0
+        make_room(chart, mark, width - around, height - around, little)
     page = Page.blank(width, height, "chart", name, style.paper)
     page.read_rows = False
     page.row()
@@ -65,7 +71,9 @@ def draw_chart(
         chart.shown = rng.random() < style.labels and not (crowded and chart.kind in ("grouped", "lines", "bar"))
     if pie:
         chart.shown = True
-    top, bottom, left, right = size, height - size, size, width - size
+    top, bottom, left, right = box = size, height - size, size, width - size
+    if framed:
+        top, bottom, left, right = draw_frame(page, rng, face, size, style.ink, box)
     if rng.random() < style.title:
         chart.title = invent_title(rng, chart)
         title_font = face(round(size * (1.1 if little else rng.uniform(1.1, 1.5))), rng.random() < 0.7)
@@ -85,7 +93,7 @@ def draw_chart(
     if pie:
         _pie(page, rng, chart, rgb, font, style, (top, bottom, left, right), aside, little)
     else:
-        draw_axes(page, rng, chart, rgb, font, small, style, (top, bottom, left, right), little)
+        draw_axes(page, rng, chart, rgb, font, small, mark, style, (top, bottom, left, right), little)
     return page
 
 

@@ -39,8 +39,8 @@ def render_charts(
     times as long. max_side: as for `render_receipts`; of less than 480, charts are laid out for a small picture.
     wear: share of the charts that are worn, and how much. Other settings: see `Pages`.
     """
-    if not 2 <= most_categories <= 16:
-        raise ValueError(f"charts: most_categories is {most_categories}; it is 2 to 16")
+    if not 2 <= most_categories <= 24:
+        raise ValueError(f"charts: most_categories is {most_categories}; it is 2 to 24")
     if not 2 <= most_series <= 5:
         raise ValueError(f"charts: most_series is {most_series}; it is 2 to 5")
     if printed_values is not None and not 0 <= printed_values <= 1:

@@ -244,7 +244,7 @@ def test_small_charts_print_their_values(faces, phrases):
 @pytest.mark.parametrize(
     ("setting", "text"),
     [
-        ({"most_categories": 1}, "most_categories is 1; it is 2 to 16"),
+        ({"most_categories": 1}, "most_categories is 1; it is 2 to 24"),
         ({"most_series": 9}, "most_series is 9; it is 2 to 5"),
         ({"printed_values": 1.5}, "printed_values is 1.5; it is a share, 0 to 1, or null"),
         ({"matplotlib": 2}, "matplotlib is 2; it is a share, 0 to 1"),

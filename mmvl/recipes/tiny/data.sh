@@ -37,6 +37,10 @@ render tables tables 50000 33 "${asked[@]}" "${real[@]}" --set most_questions=20
   --set fewest_questions=8 --set most_questions=20
 render charts charts 80000 35 "${asked[@]}" ${TABLES:+--set tables="$TABLES"} --set printed_values=0.5 --set matplotlib=0.15 \
   --set most_questions=18
+# Pages of statistics: many bars in small print, the value at each, buttons and credits around them.
+render charts statistics 40000 47 --set views=3 --set whole=0.1 --set unanswerable=0.05 ${TABLES:+--set tables="$TABLES"} \
+  --set statistics=1 --set printed_values=0.85 --set max_side=840 --set most_categories=21 --set fewest_questions=8 \
+  --set most_questions=18
 render receipts receipts 50000 31 "${asked[@]}" --set most_questions=12
 render pages pages 40000 32 "${asked[@]}" --set most_questions=12
 # Small tables and cards teach in a few hundred tokens which cell and which label is meant.
