@@ -5,8 +5,8 @@ runs on the thread that makes it, and reads every weight once for a few tokens.
 What is computed is defined in lightning_decode.py, softmax_attention.py, rope.py, experts.py and norm.py; in fp32, but
 that weights may be whole numbers of 8 bits times a scale a row, which `pack` lays out for vector units.
 
-Importing this file compiles it: some seconds once for a processor, then Numba finds it in its cache on the disk, as long
-as this file is the same: so all that `step` calls stands here, for a change elsewhere would not be seen.
+Importing this file compiles it: some seconds once for a processor, then Numba finds it in its cache on the disk, as
+long as this file is the same: so all that `step` calls stands here, for a change elsewhere would not be seen.
 
 T tokens (of several sequences, one after the other), D model width, H query heads, G key/value heads, K head dim,
 C = H K, L = G K, X = 3 C, E experts, I expert width, M rows of the key pools, P pages, R half of the rotated dims;
