@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from mmvl.data.remote import checked_address
 
@@ -15,6 +15,15 @@ class Strict(BaseModel):
     """A part of a recipe: frozen, and refusing keys that it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _found(directory):
+    from mmvl.vlm import MMVL_TINY  # imports the engine
+
+    return MMVL_TINY if str(directory) == "mmvl-tiny" and not Path(directory).is_dir() else directory
+
+
+ModelDirectory = Annotated[Path, BeforeValidator(_found)]  # "mmvl-tiny" is the one that comes with mmvl
 
 
 class SourceSpec(Strict):
@@ -172,7 +181,7 @@ class TrainRecipe(Strict):
     name: str = Field(pattern=r"^[a-z0-9-]+$")
     out: Path
     model_config_file: Path | None = None
-    init_from: Path | None = None
+    init_from: ModelDirectory | None = None
     tokenizer: Path | None = None
     vision_from: Path | None = None
     rope_theta: float | None = Field(default=None, gt=0)

@@ -7,6 +7,7 @@ import yaml
 
 import mmvl
 from mmvl.training.recipe import ContrastiveRecipe, PreferenceRecipe, TokenizerRecipe, TrainRecipe, load_recipe
+from mmvl.vlm import MMVL_TINY
 
 RECIPES = Path(mmvl.__file__).parent / "recipes"
 SHIPPED = sorted(RECIPES.rglob("*.yaml"))
@@ -54,10 +55,17 @@ def test_full_and_tiny_recipes_have_the_same_keys_and_all_there_are(full, tiny):
     )
 
 
+def test_the_model_that_comes_with_mmvl_has_a_name_unless_a_directory_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(RECIPES / "tiny/own.yaml").init_from == MMVL_TINY
+    (tmp_path / "mmvl-tiny").mkdir()
+    assert load_recipe(RECIPES / "tiny/own.yaml").init_from == Path("mmvl-tiny")
+
+
 @pytest.mark.parametrize("directory", ["full", "tiny"])
 def test_each_stage_starts_from_what_another_leaves(directory):
     recipes = [load_recipe(path) for path in (RECIPES / directory).glob("*.yaml")]
-    models = {GROWN, "mmvl/models/mmvl-tiny", *(str(r.out / "model") for r in recipes if r.stage != "tokenizer")}
+    models = {GROWN, str(MMVL_TINY), *(str(r.out / "model") for r in recipes if r.stage != "tokenizer")}
     tokenizers = {str(r.out) for r in recipes if r.stage == "tokenizer"}
     for recipe in recipes:
         for key in ("init_from", "vision_from"):
