@@ -1,4 +1,4 @@
-"""Cut off the empty margins of a picture that is mostly margin: a till slip scanned on a sheet of A4, say.
+"""Cut off the empty margins of a picture that is a good part margin: a till slip scanned on a sheet of A4, say.
 
 Such a picture would be made smaller to fit a canvas, and the little that is on it with it. mmvl's own addition, off in
 the released models. What is given up: where on the sheet it stood.
@@ -12,6 +12,8 @@ from PIL import Image, ImageChops
 LONGEST = 1280  # pictures of twice this and more are looked at in half their size, of three times in a third, ...
 CELL = 8  # pixels; ink is counted in windows of two by two cells
 PADDING = 16  # pixels that stay around what is there
+KEPT = 0.75  # of a picture with more on it nothing is cut off
+RIM = 0.03  # of the width or height: what hangs on an edge of the picture and reaches no further in is the scanner's
 # What a window needs to be no dust: so many pixels that differ from the margin by so many grey levels in some colour.
 # A figure of 8-pixel print has some fifteen of the first kind; faint print has the second.
 INK = ((48, 9), (24, 20))
@@ -20,7 +22,8 @@ INK = ((48, 9), (24, 20))
 def content_box(image: Image.Image) -> tuple[int, int, int, int] | None:
     """(left, top, right, bottom) around all that stands on an RGB or grey picture; None if nothing does.
 
-    The margin's colour is the median of the outermost pixels. Specks of less ink than a single figure do not count.
+    The margin's colour is the median of the outermost pixels. Specks of less ink than a single figure do not count, nor
+    do shadows along the picture's own edges.
     """
     factor = max(1, max(image.size) // LONGEST)
     small = image.reduce(factor)
@@ -40,7 +43,12 @@ def content_box(image: Image.Image) -> tuple[int, int, int, int] | None:
         for y in range(2):
             for x in range(2):
                 something[rows + y, columns + x] |= ink[rows + y, columns + x] > 0
-    rows, columns = np.flatnonzero(something[1:-1].any(1)), np.flatnonzero(something[:, 1:-1].any(0))
+    something = something[1:-1, 1:-1]
+    for from_edge in (something, something[:, ::-1], something.T, something.T[:, ::-1]):
+        reach = min(max(1, int(RIM * from_edge.shape[1])), from_edge.shape[1] - 1)
+        hangs = np.logical_and.accumulate(from_edge[:, : reach + 1], axis=1)
+        from_edge[:, : reach + 1] &= ~(hangs & ~hangs[:, reach:])
+    rows, columns = np.flatnonzero(something.any(1)), np.flatnonzero(something.any(0))
     if not len(rows):
         return None
     edge = CELL * factor
@@ -50,8 +58,8 @@ def content_box(image: Image.Image) -> tuple[int, int, int, int] | None:
 
 
 def without_margins(image: Image.Image) -> Image.Image:
-    """The picture, or the part with something on it if that is less than half of it."""
+    """The picture, or the part with something on it if that is less than three quarters of it."""
     box = content_box(image)
-    if box is None or 2 * (box[2] - box[0]) * (box[3] - box[1]) >= image.width * image.height:
+    if box is None or (box[2] - box[0]) * (box[3] - box[1]) >= KEPT * image.width * image.height:
         return image
     return image.crop(box)

@@ -78,11 +78,26 @@ def test_nothing_on_it_or_no_room(size):
     assert content_box(image) is None and without_margins(image) is image
 
 
-def test_of_a_picture_that_is_half_full_nothing_is_cut():
-    image = sheet(slip=(60, 60, 840, 900))
+def test_of_a_picture_that_is_three_quarters_full_nothing_is_cut():
+    image = sheet(slip=(60, 60, 840, 1130))
     assert without_margins(image) is image
+    image = sheet(slip=(60, 60, 840, 900))
+    assert without_margins(image).size == (816, 864)
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (500, 700, 3), dtype=np.uint8))
     assert without_margins(photo) is photo
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_shadows_along_the_edges_are_the_scanners(times):
+    image = sheet()
+    draw = ImageDraw.Draw(image)
+    for box in ((0, 100, 12, 500), (888, 600, 899, 1279), (200, 0, 500, 9), (300, 1262, 500, 1279)):
+        draw.rectangle(box, fill=90)
+    shadowed = image.resize((900 * times, 1280 * times))
+    assert content_box(shadowed) == content_box(sheet().resize((900 * times, 1280 * times)))
+    draw.rectangle((0, 1000, 60, 1010), fill=90)  # reaches further in: a line that a border cuts, say
+    left, _, _, bottom = content_box(image)
+    assert left == 0 and bottom >= 1010
 
 
 def test_a_large_picture_is_looked_at_in_small():
