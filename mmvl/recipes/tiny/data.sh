@@ -68,7 +68,7 @@ fi
 shards import easy-vqa easy-vqa 32000 12 ${EASY_VQA_WHEEL:+--set wheel="$EASY_VQA_WHEEL"}
 [ -z "$STAMPS" ] || shards import stamps stamps 8000 13 --set packages="$STAMPS"
 [ -z "$CLIP_ART" ] || shards import clip-art clip-art 40000 45 --set packages="$CLIP_ART" --set split=train --set views=0.85
-shards render emoji emoji 320000 14 --set fonts="$FONTS" ${EMOJI:+--set pictures="$EMOJI"}
+shards render emoji emoji 640000 14 --set fonts="$FONTS" ${EMOJI:+--set pictures="$EMOJI"}
 shards import text text 0 11 --set corpus="$CORPUS"
 shards import text-questions text-questions 120000 46 --set corpus="$CORPUS" --set longest=9000
 while ((running)); do wait -n || failed=1; running=$((running - 1)); done

@@ -23,11 +23,12 @@ for stage in $STAGES; do
   case $stage in
     contrastive)  # names of things in any drawing style; the ViT alone
       mmvl train "$@" --set model_config_file="$recipes/grown.json" --set tokenizer="$last" --set vision_from="$last" \
-        --set optimizer.lr=1.0e-4 --set budget.pairs=1000000 --set budget.minutes="$(part 0.09)"
+        --set data.batch_pairs=1024 --set optimizer.lr=3.0e-4 --set budget.pairs=4000000 \
+        --set budget.minutes="$(part 0.1)"
       vision=$OUT/contrastive/model
       continue ;;
     alignment) set -- "$@" --set vision_from="$vision" --set budget.minutes="$(part 0.05)" --set optimizer.lr=6.0e-4 ;;
-    documents) set -- "$@" --set budget.minutes="$(part 0.80)" ;;
+    documents) set -- "$@" --set budget.minutes="$(part 0.79)" ;;
     instruction) set -- "$@" --set budget.minutes="$(part 0.06)" ;;
     *) set -- "$@" ;;
   esac
