@@ -6,11 +6,12 @@
 #   OUT      where the stages go; what is left is OUT/instruction/model
 #   DATA     where the shards are; the recipes name runs/data, which becomes a link to it
 #   STAGES   which of them, in this order
+#   SETTINGS further ones of documents, such as "profile_at_step=200 data.workers=8"
 # A model learns tables, and forgets some lines: `mmvl average MODEL OUT/instruction/model --shares 0.3,0.7 -o AVERAGE`
-# keeps most of both; then `mmvl quantize AVERAGE --kind int8 -o SHIPPED`.
+# keeps most of both; then `mmvl quantize AVERAGE -o SHIPPED --experts int8 --rest all`.
 set -euo pipefail
 : "${MODEL:=$(python3 -c 'from mmvl.vlm import MMVL_TINY; print(MMVL_TINY)')}" "${MINUTES:=15}" "${OUT:=runs/tiny}"
-: "${DATA:=runs/data}" "${STAGES:=contrastive alignment documents instruction}"
+: "${DATA:=runs/data}" "${STAGES:=contrastive alignment documents instruction}" "${SETTINGS=}"
 recipes=$(cd "$(dirname "$0")" && pwd)
 part() { python3 -c "print(round($MINUTES * $1, 2))"; }
 last=$OUT/begin
@@ -28,7 +29,9 @@ for stage in $STAGES; do
       vision=$OUT/contrastive/model
       continue ;;
     alignment) set -- "$@" --set vision_from="$vision" --set budget.minutes="$(part 0.05)" --set optimizer.lr=6.0e-4 ;;
-    documents) set -- "$@" --set budget.minutes="$(part 0.79)" ;;
+    documents)
+      set -- "$@" --set budget.minutes="$(part 0.79)"
+      for setting in $SETTINGS; do set -- "$@" --set "$setting"; done ;;
     instruction) set -- "$@" --set budget.minutes="$(part 0.06)" ;;
     *) set -- "$@" ;;
   esac
