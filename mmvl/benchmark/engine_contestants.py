@@ -260,12 +260,12 @@ class Transformers:
         self.model.generate(
             ids, attention_mask=mask, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False,
             eos_token_id=None, pad_token_id=0, stopping_criteria=[clock],
-            past_key_values=_cache_that_counts_keys(self.config.softmax_layers[0]),
+            past_key_values=_cache_that_counts_keys(self.config.softmax_layers),
         )  # fmt: skip
 
 
-def _cache_that_counts_keys(softmax_layer: int):
-    """transformers' cache, whose first layer is asked how many keys there are.
+def _cache_that_counts_keys(softmax_layers: Sequence[int]):
+    """transformers' cache, whose first layer is asked how many keys there are, if any layer has some.
 
     That is a lightning layer and has none: in transformers 5.17 to 5.23 the mask of a decode step is then of one key,
     so that filled up prompts get wrong answers on a CPU, and attention ends with a CUDA fault or an error on a GPU.
@@ -274,12 +274,12 @@ def _cache_that_counts_keys(softmax_layer: int):
 
     class Cache(MiniMaxCache):
         def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-            return super().get_mask_sizes(query_length, softmax_layer)
+            return super().get_mask_sizes(query_length, softmax_layers[0])
 
         def get_query_offset(self, layer_idx: int = 0) -> int:
-            return super().get_query_offset(softmax_layer)
+            return super().get_query_offset(softmax_layers[0])
 
-    return Cache()
+    return Cache() if softmax_layers else MiniMaxCache()
 
 
 def batches(prompts: Sequence[Sequence[int]], budget: int) -> list[list[Sequence[int]]]:

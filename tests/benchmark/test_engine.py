@@ -195,9 +195,10 @@ def test_a_peer_that_fails_computes_in_another_way(rows_of_a_child):
     assert [(row["way"], "failed" in row) for row in rows] == [("grouped_mm", False)] * 2
 
 
-def test_prompts_that_transformers_fills_up_are_answered_as_alone():
+@pytest.mark.parametrize("layers", [None, 2], ids=["softmax", "lightning-alone"])
+def test_prompts_that_transformers_fills_up_are_answered_as_alone(layers):
     """Else it would attend to what they are filled up with, or end where a GPU is asked to."""
-    peer = Transformers(model_of(None, "tiny", None, None), torch.device("cpu"), torch.float32)
+    peer = Transformers(model_of(None, "tiny", layers, None), torch.device("cpu"), torch.float32)
     for parameter in peer.model.parameters():  # its own are so small that nothing would depend on them
         parameter.data.normal_(0, 0.15, generator=torch.Generator().manual_seed(parameter.numel()))
     said = {}
