@@ -6,7 +6,7 @@ from pathlib import Path
 from mmvl.app.bench import Progress, check_folder
 from mmvl.benchmark.data import PEER, run
 from mmvl.processor import Processor
-from mmvl.vlm import MMVL_TINY
+from mmvl.shipped import MMVL_TINY
 
 
 def data(

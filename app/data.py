@@ -7,7 +7,7 @@ from mmvl import datasets
 from mmvl.app.safe_text import for_terminal
 from mmvl.processor import Processor
 from mmvl.samples import lines, sheet
-from mmvl.vlm import MMVL_TINY
+from mmvl.shipped import MMVL_TINY
 
 SHOWN = 10  # lines about what was skipped
 

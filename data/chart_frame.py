@@ -23,8 +23,8 @@ def draw_frame(page: Page, rng: random.Random, face: Type, size: int, ink, box: 
             break
         _button(page, rng, (right - edge, y, right, y + edge))
     font = face(size)
-    credits = _CREDITS if face.covers("\u00a9") else _CREDITS[2:]
-    credit = rng.choice(credits).format(name=rng.choice(_PUBLISHERS), year=rng.randint(2015, 2024))
+    ways = _CREDITS if face.covers("\u00a9") else _CREDITS[2:]
+    credit = rng.choice(ways).format(name=rng.choice(_PUBLISHERS), year=rng.randint(2015, 2024))
     more, source = rng.choice(_LINKS)
     page.row()
     page.print(right, bottom - 1.6 * size, credit, font, "r", ink)
@@ -40,5 +40,5 @@ def _button(page: Page, rng: random.Random, box: tuple[float, float, float, floa
     x0, y0, x1, y1 = box
     inner = (x0 + (x1 - x0) * 0.32, y0 + (y1 - y0) * 0.32, x0 + (x1 - x0) * 0.68, y0 + (y1 - y0) * 0.68)
     page.draw.rectangle(box, fill=_PALE, outline=_LINE)
-    sign = rng.choice((page.draw.ellipse, page.draw.rectangle, page.draw.ellipse))
+    sign = rng.choice((page.draw.ellipse, page.draw.rectangle))
     sign(inner, fill=(150, 160, 172))

@@ -33,8 +33,8 @@ MISSED = {
     "real charts": (
         "It reads a neighbour's bar, or estimates badly. Small charts with a value at every mark brought v4 alone "
         "from 30% to 41.5%; the average that is shipped forgets less of pages and lines, so {value} is left of that. "
-        "Real ones have small print, bold values at many bars, and buttons and credits around, which no drawn one had: "
-        "they are drawn now, as are charts by matplotlib, and not yet trained on."
+        "Real ones have smaller print than drawn ones had, bold values at many bars, and buttons and credits around: "
+        "such are drawn now, as are charts by matplotlib, and not yet trained on."
     ),
     "rendered charts, unseen styles": (
         "A value that is not printed has to be measured off the axis: of 29 such questions v4 alone missed 22, and "

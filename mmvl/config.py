@@ -17,8 +17,8 @@ class VLConfig:
 
     `image_grid_pinpoints` are the canvas sizes (width, height) in pixels that the tiler may choose from.
     `image_min_edge`, mmvl's own: an image whose shorter side has fewer pixels is enlarged to it before; 0, as in the
-    released models: none is. `image_trim_margins`, likewise: an image that would have to be made smaller and is mostly
-    empty margin is cut to what stands on it.
+    released models: none is. `image_trim_margins`, likewise: an image that would have to be made smaller and has a
+    quarter of empty margin is cut to what stands on it.
     `vision_feature_layer` is -1 (last layer) and the adapter's activation is GELU in every released model; anything
     else is refused when the file is read, because the forward pass would silently differ.
     """

@@ -28,8 +28,7 @@ from mmvl.engine.sampling_params import SamplingParams
 from mmvl.engine.settings import check_for_model
 from mmvl.media import iter_media
 from mmvl.processor import Processor, Prompt
-
-MMVL_TINY = Path(__file__).parent / "models" / "mmvl-tiny"
+from mmvl.shipped import MMVL_TINY
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ from mmvl.engine.ranks import spread
 from mmvl.engine.settings import check_for_model, check_settings
 from mmvl.host_memory import peak_bytes
 from mmvl.processor import Processor, Prompt
+from mmvl.shipped import MMVL_TINY
 from mmvl.text_backbone.config import TextConfig
 from mmvl.text_backbone.names import to_native
-from mmvl.vlm import MMVL_TINY
 
 _FIRST_ID = 16  # special tokens come before
 _HIT_CONTEXT, _HIT_STEPS = 128, 4  # tokens of each sequence before experts are counted, and steps over which

@@ -24,7 +24,7 @@ from mmvl.engine.cpu_decode import kernels
 from mmvl.host_memory import peak_bytes
 from mmvl.model import ImageBatch
 from mmvl.processor import Processor
-from mmvl.vlm import MMVL_TINY
+from mmvl.shipped import MMVL_TINY
 
 LOADS = (Load((64,), 64), Load((64,) * 8, 64))
 PAGE = (1240, 1754)  # pixels: A4 at 150 dpi

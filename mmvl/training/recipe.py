@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from mmvl.data.remote import checked_address
+from mmvl.shipped import MMVL_TINY
 
 
 class Strict(BaseModel):
@@ -18,8 +19,6 @@ class Strict(BaseModel):
 
 
 def _found(directory):
-    from mmvl.vlm import MMVL_TINY  # imports the engine
-
     return MMVL_TINY if str(directory) == "mmvl-tiny" and not Path(directory).is_dir() else directory
 
 

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 import mmvl
+from mmvl.shipped import MMVL_TINY
 from mmvl.training.recipe import ContrastiveRecipe, PreferenceRecipe, TokenizerRecipe, TrainRecipe, load_recipe
-from mmvl.vlm import MMVL_TINY
 
 RECIPES = Path(mmvl.__file__).parent / "recipes"
 SHIPPED = sorted(RECIPES.rglob("*.yaml"))

@@ -10,7 +10,7 @@
 # A model learns tables, and forgets some lines: `mmvl average MODEL OUT/instruction/model --shares 0.3,0.7 -o AVERAGE`
 # keeps most of both; then `mmvl quantize AVERAGE -o SHIPPED --experts int8 --rest all`.
 set -euo pipefail
-: "${MODEL:=$(python3 -c 'from mmvl.vlm import MMVL_TINY; print(MMVL_TINY)')}" "${MINUTES:=15}" "${OUT:=runs/tiny}"
+: "${MODEL:=$(python3 -c 'from mmvl.shipped import MMVL_TINY; print(MMVL_TINY)')}" "${MINUTES:=15}" "${OUT:=runs/tiny}"
 : "${DATA:=runs/data}" "${STAGES:=contrastive alignment documents instruction}" "${SETTINGS=}"
 recipes=$(cd "$(dirname "$0")" && pwd)
 part() { python3 -c "print(round($MINUTES * $1, 2))"; }
