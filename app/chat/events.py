@@ -60,7 +60,8 @@ class Events:
             export = button.click(partial(self.export, kind), session, parts.download, **private)
             export.success(None, js="() => document.querySelector('#download').click()", **private)
         parts.box.change(None, parts.box, js="(box) => window.mmvlFiles?.(box)", **private)
-        picking = {"concurrency_limit": None, "trigger_mode": "always_last"} | private
+        # "always_last" would send what the event before the last one said (Gradio 6.31).
+        picking = {"concurrency_limit": None, "trigger_mode": "multiple"} | private
         parts.picker.select(self.pick, session, parts.picker, **picking)
         parts.picker.input(self.choose, session, parts.picker, **picking)
         parts.camera.input(self.snap, [parts.camera, parts.box], [parts.camera, parts.box], **private)
@@ -206,18 +207,24 @@ class Events:
 
     async def pick(self, session: Session, event: gr.EventData) -> AsyncIterator[str | dict]:
         """Other files lie in the box."""
+        if not session.follows("files", event._data):
+            return
         paths = [path for path in event._data.get("files") or [] if isinstance(path, str)]
         paths = [path for path in paths if self.attachments.is_here(path)]
         if opening := [Path(path).name for path in paths if path not in session.pdfs]:
             yield self.view.picker(session, opening)
-        session.pdfs = await asyncio.to_thread(open_pdfs, self.attachments, paths, session.pdfs)
+        pdfs = await asyncio.to_thread(open_pdfs, self.attachments, paths, session.pdfs)
+        if not session.follows("files", event._data):
+            return
+        session.pdfs = pdfs
         yield self.view.picker(session)
         yield gr.skip()  # Gradio sends the last update once more, when others may have followed
 
     async def choose(self, session: Session, event: gr.EventData) -> str:
         """Other pages of a PDF are wanted."""
-        pdf = session.pdfs.get(str(event._data.get("path")))
-        if pdf is not None:
+        path = str(event._data.get("path"))
+        pdf = session.pdfs.get(path)
+        if pdf is not None and session.follows(path, event._data):
             try:
                 pages = chosen_pages(str(event._data.get("pages")), pdf.count)
                 if len(pages) > self.attachments.limits.pdf_pages:

@@ -46,7 +46,8 @@ def mount_page(app: FastAPI) -> gr.Blocks:
         server_port=settings.port,
         app_kwargs=app_kwargs(),
         theme=layout.THEME,
-        head=f"<style>{layout.asset('style.css')}</style>",  # as `css`, only below the sidebars' parent
+        # As `css`, styles would only hold below the sidebars' parent; as `js`, the stream's script would come too late.
+        head=f"<style>{layout.asset('style.css')}</style><script>({layout.asset('stream.js')})()</script>",
         js=layout.asset("page.js"),
         max_file_size=f"{settings.max_body_mb}mb",
         footer_links=[],

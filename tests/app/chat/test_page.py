@@ -9,6 +9,7 @@ import pytest
 from gradio_client import Client, handle_file
 
 from mmvl.app.chat.events import sampling_of
+from mmvl.app.chat.session import Session
 from mmvl.app.examples import load_examples
 from mmvl.engine.sampling_params import SamplingParams
 
@@ -28,6 +29,15 @@ def refused(url: str, **headers) -> int:
     with pytest.raises(urllib.error.HTTPError) as error:
         get(url, **headers)
     return error.value.code
+
+
+def test_of_two_choices_the_later_holds_whichever_comes_first():
+    session = Session()
+    assert session.follows("files", {"order": 2}) and session.follows("a.pdf", {"order": 1})
+    assert not session.follows("files", {"order": 1})
+    assert session.follows("files", {"order": 2}), "the same one again"
+    assert session.follows("files", {"order": 3})
+    assert not session.follows("files", {"order": "hostile"}) and not session.follows("files", {})
 
 
 def test_one_server_has_page_and_api(url):
