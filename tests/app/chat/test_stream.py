@@ -1,4 +1,4 @@
-"""What was asked for is answered, at whatever moment: `stream.js` in a real browser, where the system has a Chromium."""
+"""What is asked for is answered, at whatever moment: `stream.js` in a real browser, where the system has a Chromium."""
 
 import pytest
 
@@ -27,7 +27,8 @@ LATE_ENDS = """
                 to.enqueue(value.slice(end));
             },
         });
-        return new Response(body.pipeThrough(new TextEncoderStream()), { status: reply.status, headers: reply.headers });
+        const { status, headers } = reply;
+        return new Response(body.pipeThrough(new TextEncoderStream()), { status, headers });
     };
 """
 
