@@ -89,6 +89,14 @@ class StoredTensors:
     def __getitem__(self, name: str) -> FlatTensor:
         return self._tensors[name]
 
+    def plain(self, name: str) -> Tensor:
+        """The whole of a tensor; dequantised to fp32 if it is in int8 or fp8 beside its scale."""
+        tensor = self[name][:].view(self[name].dims)
+        if name + SCALE not in self._tensors:
+            return tensor
+        scale = self[name + SCALE][:].view(self[name + SCALE].dims)
+        return dequantize_weight(tensor[None], scale[None], tensor.shape[1], _KIND_OF[tensor.dtype])[0]
+
 
 class WeightFiles(StoredTensors):
     """The same, but under the released names of a model of `config`, whatever dialect the files are in.

@@ -19,6 +19,7 @@ from mmvl.training.recipe import TrainRecipe
 from mmvl.vision import names as vision_names
 from mmvl.vision.config import VisionConfig
 from mmvl.weight_files import StoredTensors
+from mmvl.weight_names import SCALE
 
 VISION = "vision_tower."
 
@@ -150,13 +151,14 @@ def load_vision(model: VLModel, directory: Path) -> None:
 def vision_state(directory: Path, config: VisionConfig) -> dict[str, Tensor]:
     """The state dict (fp32) for a `VisionTower` of `config` from a directory with released vision tensors.
 
-    Position embeddings of another tile size are resampled (bicubic, antialiased, as timm does it).
+    Quantised matrices become what they stand for. Position embeddings of another tile size are resampled (bicubic,
+    antialiased, as timm does it).
 
     Raises:
         FileNotFoundError, ValueError
     """
     with StoredTensors(directory) as stored:
-        released = {n: stored[n][:].view(stored[n].dims) for n in stored if n.startswith(VISION)}
+        released = {n: stored.plain(n) for n in stored if n.startswith(VISION) and not n.endswith(SCALE)}
     state = {n.removeprefix(VISION): t.float() for n, t in vision_names.from_released(released).items()}
     wanted = {
         n.removeprefix(VISION): tuple(t.shape)

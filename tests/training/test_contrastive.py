@@ -9,8 +9,9 @@ import torch
 import yaml
 from rich.console import Console
 
-from mmvl.checkpoint import load_model, read_tensors
+from mmvl.checkpoint import load_config, load_model, read_tensors
 from mmvl.data.shards import ShardWriter
+from mmvl.shipped import MMVL_TINY
 from mmvl.training.build import build_model, vision_state
 from mmvl.training.contrastive import ContrastiveStage
 from mmvl.training.contrastive_plan import plan_lines
@@ -20,6 +21,7 @@ from mmvl.training.recipe import load_recipe
 from mmvl.training.replay import replay
 from mmvl.training.report import read_metrics
 from mmvl.training.train import train
+from mmvl.weight_files import WeightFiles
 from tests.processes import run_ranks
 
 
@@ -144,6 +146,17 @@ def test_a_tower_for_larger_pictures_is_resampled(contrastive_file, recipe_file,
     assert config["vision_config"]["image_size"] == 14
     with pytest.raises(ValueError, match="another than the model's"):
         vision_state(small / "model", type(model.config.vision)(hidden_size=64, num_attention_heads=4, image_size=28))
+
+
+def test_a_tower_is_taken_from_quantised_weights():
+    config = load_config(MMVL_TINY)
+    with WeightFiles(MMVL_TINY, config) as files:
+        name = "vision_tower.vision_model.encoder.layers.3.mlp.fc1.weight"
+        assert files.kind(name) == "int8"
+        matrix = files.plain(name)
+    state = vision_state(MMVL_TINY, config.vision)
+    assert torch.equal(state["vit.blocks.3.mlp.fc1.weight"], matrix)
+    assert not [name for name in state if name.endswith("_scale")]
 
 
 def test_the_plan_counts_on_the_meta_device(contrastive_file):

@@ -14,9 +14,7 @@ set -euo pipefail
 : "${DATA:=runs/data}" "${STAGES:=contrastive alignment documents instruction}" "${SETTINGS=}"
 recipes=$(cd "$(dirname "$0")" && pwd)
 part() { python3 -c "print(round($MINUTES * $1, 2))"; }
-last=$OUT/begin
-# Twice the same model is the model, in bf16.
-[ -d "$last" ] || mmvl average "$MODEL" "$MODEL" -o "$last"
+last=$MODEL
 if [ "$DATA" != runs/data ]; then mkdir -p runs && ln -sfn "$(cd "$DATA" && pwd)" runs/data; fi
 vision=null
 for stage in $STAGES; do
