@@ -2,6 +2,8 @@
 
 import asyncio
 import queue
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -205,6 +207,34 @@ def test_a_device_that_computes_nothing_more_breaks_the_engine(tiny_model_dir, m
             "(AcceleratorError: CUDA error: an illegal memory access was encountered)"
         )
     assert told.value.__cause__ is fault and not vlm.engine.has_work
+
+
+# What it writes is the end of it: a fault of the device ends the process's use of it.
+ASSERTS_ON_THE_DEVICE = """
+import sys, torch
+from mmvl import VLM
+from mmvl.engine.broken import EngineBroken
+vlm, turn = VLM(sys.argv[1], device="cuda"), [{"role": "user", "content": "hi"}]
+assert vlm.chat(turn, max_tokens=3, ignore_eos=True).completion_tokens == 3
+with vlm.stream(turn, max_tokens=200, ignore_eos=True) as stream:
+    next(stream)
+    torch.zeros(3, device="cuda")[torch.tensor([10], device="cuda")]
+    for ask in (lambda: list(stream), lambda: vlm.ask(None, "hi"), lambda: list(vlm.batch([turn] * 3))):
+        try:
+            ask()
+        except EngineBroken as broken:
+            print(broken)
+print("free", not vlm.engine.has_work)
+"""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, whose context it breaks")
+def test_an_assert_on_the_device_breaks_the_engine_and_ends_who_waits(tiny_model_dir):
+    command = [sys.executable, "-c", ASSERTS_ON_THE_DEVICE, str(tiny_model_dir)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    told = [line for line in ended.stdout.splitlines() if line.startswith("the engine is broken")]
+    assert len(told) == 3 and all("device-side assert" in line for line in told), ended.stdout + ended.stderr[-2000:]
+    assert ended.stdout.splitlines()[-1] == "free True"
 
 
 @pytest.mark.parametrize("when", ["while they run", "before they are asked"])
