@@ -17,7 +17,7 @@ import torch
 
 from mmvl.config import VLConfig
 from mmvl.model import VLModel
-from mmvl.training.build import extended, freeze, stage_config
+from mmvl.training.build import extended, freeze, read_model_config, stage_config
 from mmvl.training.engine import sums_in_fp32
 from mmvl.training.flops import StepFlops
 from mmvl.training.recipe import ContrastiveRecipe, PreferenceRecipe, TokenizerRecipe, TrainRecipe, load_recipe
@@ -164,7 +164,7 @@ def config_of(recipe: TrainRecipe, recipe_path: Path | None = None) -> VLConfig:
     """The config of the stage's model, also before the stage that it starts from has run.
 
     The recipes beside this one are then searched for the stage whose `out` holds `init_from`, and so on back to the one
-    that names a config file.
+    that names a config file. A model that `mmvl grow` will make at runs/grown/model has its config beside: grown.json.
 
     Raises:
         FileNotFoundError: neither the model nor such a recipe is there.
@@ -175,6 +175,8 @@ def config_of(recipe: TrainRecipe, recipe_path: Path | None = None) -> VLConfig:
         before = load_recipe(path)
         if isinstance(before, TrainRecipe) and recipe.init_from == before.out / "model" and before.out != recipe.out:
             return extended(config_of(before, path), recipe)
+    if recipe_path and (grown := recipe_path.parent / f"{recipe.init_from.parent.name}.json").is_file():
+        return extended(VLConfig.from_dict(read_model_config(grown)), recipe)
     raise FileNotFoundError(f"no model at {recipe.init_from}, and no recipe beside this one that makes it")
 
 

@@ -15,7 +15,7 @@ from mmvl.benchmark.training_step import Size, around, benchmark_recipe
 from mmvl.checkpoint import load_model, released_names
 from mmvl.text_backbone.config import TextConfig
 from mmvl.training.flops import StepFlops, adapter_flops, decoder_flops, head_flops, peak_tflops, vision_flops
-from mmvl.training.plan import GIB, RUNTIME, config_of, count_parameters, memory, plan
+from mmvl.training.plan import GIB, RUNTIME, config_of, count_parameters, describe, memory, plan
 from mmvl.training.recipe import load_recipe
 from tests.training.test_recipe import RECIPES
 
@@ -160,10 +160,17 @@ def test_the_command_prints_the_plan_and_makes_nothing(recipe_file, tmp_path):
 
 
 def test_the_plan_of_other_kinds_of_stages(recipe_file):
-    from mmvl.training.plan import describe
-
     assert "200,000 tokens" in describe(RECIPES / "full" / "tokenizer.yaml")[0]
     assert any("0.30B of them in the vision tower" in line for line in describe(RECIPES / "full" / "contrastive.yaml"))
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "tiny").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_tiny_stage_can_be_planned_before_any_has_run(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mmvl").symlink_to(RECIPES.parent)
+    lines = describe(path)
+    if path.stem in ("pages", "documents", "instruction"):
+        assert any(line.split()[:2] == ["parameters", "27.96M"] for line in lines), "the grown model's"
 
 
 def test_peaks_are_known_by_name():
